@@ -1,0 +1,103 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* `--help`, told from the very tables that parse. */
+#include "options.h"
+
+#include "terminal.h"
+
+#include <string.h>
+
+enum { HELP_COLUMN = 26 }; /* where the explanations start */
+
+static const struct {
+    int code;
+    const char *meaning;
+} exit_meanings[] = {
+    {0, "done"},
+    {1, "input or output failed"},
+    {2, "wrong usage"},
+    {3, "done in part: what was left out is named on stderr"},
+    {4, "corrupt, truncated or not this format; a checksum does not match"},
+    {5, "fidelity bound missed"},
+    {6, "unsupported format, version or dtype"},
+    {7, "no such file, task or checkpoint"},
+    {8, "the output exists already"},
+    {9, "not enough memory, or no such device"},
+    {10, "over a limit"},
+};
+
+static void print_heading(const char *text, FILE *out) {
+    fprintf(out, "\n%s%s%s\n", cli_style(out, CLI_BOLD), text, cli_style(out, CLI_PLAIN));
+}
+
+/* `help` in its column; lines after the first are indented there too. */
+static void print_help_text(const char *help, size_t used, FILE *out) {
+    if (used + 2 > HELP_COLUMN)
+        fprintf(out, "\n%*s", HELP_COLUMN, "");
+    else
+        fprintf(out, "%*s", (int)(HELP_COLUMN - used), "");
+    for (const char *c = help; *c; c++)
+        if (*c == '\n')
+            fprintf(out, "\n%*s", HELP_COLUMN, "");
+        else
+            fputc(*c, out);
+    fputc('\n', out);
+}
+
+static void print_option(const cli_option *option, FILE *out) {
+    char left[80];
+    char letter[8] = "    ";
+    if (option->letter)
+        snprintf(letter, sizeof letter, "-%c, ", option->letter);
+    int used = snprintf(left, sizeof left, "  %s--%s%s%s", letter, option->name, option->argument ? " " : "",
+                        option->argument ? option->argument : "");
+    fputs(left, out);
+    print_help_text(option->help, (size_t)used, out);
+}
+
+static void print_exits(const int *exits, FILE *out) {
+    print_heading("Exit codes", out);
+    for (; *exits >= 0; exits++)
+        for (size_t i = 0; i < sizeof exit_meanings / sizeof exit_meanings[0]; i++)
+            if (exit_meanings[i].code == *exits)
+                fprintf(out, "  %-6d%s\n", *exits, exit_meanings[i].meaning);
+    fprintf(out, "  128+N ended by signal N\n");
+}
+
+void cli_help_verb(const cli_verb *verb, FILE *out) {
+    fprintf(out, "Usage: icma %s [options] %s\n", verb->name, verb->operands);
+    if (verb->alias)
+        fprintf(out, "       icma %s [options] %s\n", verb->alias, verb->operands);
+    fprintf(out, "\n%s\n", verb->description);
+    for (const cli_option *row = verb->options; row->kind != CLI_END; row++)
+        if (row->kind == CLI_HEADING)
+            print_heading(row->name, out);
+        else
+            print_option(row, out);
+    print_heading("Examples", out);
+    for (const char *const *example = verb->examples; *example; example += 2)
+        fprintf(out, "  %s\n      %s\n", example[0], example[1]);
+    print_exits(verb->exits, out);
+}
+
+void cli_help_all(const cli_verb *const *verbs, FILE *out) {
+    fputs("Usage: icma VERB [options] ...\n\n"
+          "Packs many LoRA adapters into one archive with a trained conditional VAE, and\n"
+          "gets working adapters back.\n",
+          out);
+    print_heading("Verbs", out);
+    for (; *verbs; verbs++) {
+        char name[32];
+        snprintf(name, sizeof name, "%s%s%s", (*verbs)->name, (*verbs)->alias ? ", " : "",
+                 (*verbs)->alias ? (*verbs)->alias : "");
+        fprintf(out, "  %-14s%s\n", name, (*verbs)->summary);
+    }
+    print_heading("Options", out);
+    fputs("  -h, --help    show this help; icma VERB --help shows a verb's\n"
+          "  -V, --version print the version\n",
+          out);
+    print_heading("Examples", out);
+    fputs("  icma pack loras -o loras.icma\n"
+          "  icma list loras.icma\n"
+          "  icma unpack loras.icma --task cat -C out\n",
+          out);
+}

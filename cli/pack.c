@@ -1,0 +1,247 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* icma pack: options into icma_pack_options, and the order of things. */
+#include "pack.h"
+
+#include "device.h"
+#include "file.h"
+#include "memory.h"
+#include "message.h"
+#include "progress.h"
+#include "source.h"
+#include "verbs.h"
+
+#include <string.h>
+
+typedef struct pack_arguments {
+    cli_common common;
+    const char *output;
+    bool force, dry_run, scalar;
+    const char *tier, *generator, *preset, *max_error, *checkpoints, *keep, *device;
+    cli_whole components, epochs, seed, latent_dim, batch, threads;
+    cli_real explain, kld_weight, learning_rate;
+} pack_arguments;
+
+#define AT(field) offsetof(pack_arguments, field)
+
+static const cli_option pack_options[] = {
+    CLI_ROW_HEADING("Output"),
+    CLI_ROW(CLI_TEXT, 'o', "output", "B.icma", AT(output), "the archive to write"),
+    CLI_ROW_FLAG('f', "force", AT(force), "replace the output if it exists"),
+    CLI_ROW_FLAG('n', "dry-run", AT(dry_run), "show what was found; write nothing"),
+    CLI_ROW_HEADING("What to keep"),
+    CLI_ROW(CLI_TEXT, 0, "tier", "TIER", AT(tier),
+            "latent: each checkpoint's latent and small corrections (default)\n"
+            "generate: only each task's condition"),
+    CLI_ROW(CLI_TEXT, 0, "keep", "all|last", AT(keep),
+            "which checkpoints can be restored (default all)"),
+    CLI_ROW(CLI_TEXT, 0, "checkpoints", "all|last:N", AT(checkpoints),
+            "which checkpoints of each task to use at all (default all)"),
+    CLI_ROW_HEADING("Size against fidelity"),
+    CLI_ROW_RANGE(CLI_REAL, 0, "explain", "X", AT(explain), 0, 1,
+                  "share of the variance within tasks that the basis spans"),
+    CLI_ROW(CLI_TEXT, 0, "max-error", "dw=X", AT(max_error),
+            "mean relative error of dW that the basis is to reach"),
+    CLI_ROW_RANGE(CLI_WHOLE, 0, "components", "N", AT(components), 1, 4096,
+                  "basis rows a role, instead of the two above"),
+    CLI_ROW(CLI_TEXT, 0, "generator", "KIND", AT(generator), "auto or basis (default auto)"),
+    CLI_ROW_HEADING("Training"),
+    CLI_ROW(CLI_TEXT, 0, "preset", "NAME", AT(preset), "paper: the loss of the ICM-LoRA paper"),
+    CLI_ROW_RANGE(CLI_WHOLE, 0, "epochs", "N", AT(epochs), 1, 1e9, "passes over the checkpoints"),
+    CLI_ROW_RANGE(CLI_WHOLE, 0, "batch", "N", AT(batch), 1, 1e6, "checkpoints in a training step"),
+    CLI_ROW_RANGE(CLI_REAL, 0, "lr", "X", AT(learning_rate), 1e-12, 1e3, "learning rate"),
+    CLI_ROW_RANGE(CLI_WHOLE, 0, "latent-dim", "N", AT(latent_dim), 1, 1024, "latent dimensions"),
+    CLI_ROW_RANGE(CLI_REAL, 0, "kld-weight", "X", AT(kld_weight), 0, 1e9,
+                  "weight of the KL term (only with --preset paper)"),
+    CLI_ROW(CLI_WHOLE, 0, "seed", "N", AT(seed), "seed of every random choice (default 0)"),
+    CLI_ROW_HEADING("Machine"),
+    CLI_ROW(CLI_TEXT, 0, "device", "NAME", AT(device), "auto, cpu, cuda or cuda:N (default auto)"),
+    CLI_ROW_RANGE(CLI_WHOLE, 'T', "threads", "N", AT(threads), 1, 4096,
+                  "threads (default: as many as the machine has)"),
+    CLI_ROW_FLAG(0, "scalar", AT(scalar), "compute with the scalar reference: the same bits, slowly"),
+    CLI_ROW_HEADING("Talk"),
+    CLI_ROW_QUIET,
+    CLI_ROW_VERBOSE("with --dry-run: every checkpoint"),
+    CLI_ROW_JSON,
+    CLI_ROW_NO_PROGRESS,
+    CLI_ROW_NO_COLOR,
+    CLI_ROW_HELP,
+    CLI_ROW_END,
+};
+
+static icma_status usage(icma_error *error, const char *message) {
+    return icma_fail(error, ICMA_E_USAGE, NULL, "%s; see icma pack --help", message);
+}
+
+static icma_status read_tier(const char *tier, icma_pack_options *options, icma_error *error) {
+    options->tier = ICMA_TIER_LATENT;
+    if (!tier || strcmp(tier, "latent") == 0)
+        return ICMA_OK;
+    options->tier = ICMA_TIER_GENERATE;
+    if (strcmp(tier, "generate") == 0)
+        return ICMA_OK;
+    if (strcmp(tier, "bounded") == 0 || strcmp(tier, "lossless") == 0)
+        return icma_fail(error, ICMA_E_UNSUPPORTED, NULL,
+                         "--tier %s is not in this version; use --tier latent", tier);
+    return icma_fail(error, ICMA_E_USAGE, NULL, "--tier takes generate or latent, not \"%s\"", tier);
+}
+
+static icma_status read_generator(const char *generator, icma_error *error) {
+    static const char *const later[] = {"conv", "soup", "diffusion", "none"};
+    if (!generator || strcmp(generator, "auto") == 0 || strcmp(generator, "basis") == 0)
+        return ICMA_OK;
+    for (size_t i = 0; i < sizeof later / sizeof later[0]; i++)
+        if (strcmp(generator, later[i]) == 0)
+            return icma_fail(error, ICMA_E_UNSUPPORTED, NULL,
+                             "--generator %s is not in this version; use --generator basis", generator);
+    return icma_fail(error, ICMA_E_USAGE, NULL, "--generator takes auto or basis, not \"%s\"", generator);
+}
+
+static icma_status read_selection(const pack_arguments *a, icma_pack_options *options, icma_error *error) {
+    uint64_t last = 0;
+    if (a->keep && strcmp(a->keep, "all") != 0 && strcmp(a->keep, "last") != 0)
+        return icma_fail(error, ICMA_E_USAGE, NULL, "--keep takes all or last, not \"%s\"", a->keep);
+    options->keep_last_only = a->keep && strcmp(a->keep, "last") == 0;
+    if (!a->checkpoints || strcmp(a->checkpoints, "all") == 0)
+        return ICMA_OK;
+    if (strncmp(a->checkpoints, "last:", 5) != 0 || !cli_parse_whole(a->checkpoints + 5, &last) || last == 0 ||
+        last > SIZE_MAX)
+        return icma_fail(error, ICMA_E_USAGE, NULL, "--checkpoints takes all or last:N, not \"%s\"",
+                         a->checkpoints);
+    options->train_last = (size_t)last;
+    return ICMA_OK;
+}
+
+static icma_status read_target(const pack_arguments *a, icma_pack_options *options, icma_error *error) {
+    if (a->components.given && (a->explain.given || a->max_error))
+        return usage(error, "--components sets the basis outright; leave out --explain and --max-error");
+    if (a->components.given)
+        options->components = (size_t)a->components.value;
+    if (a->explain.given)
+        options->explain = a->explain.value;
+    if (!a->max_error)
+        return ICMA_OK;
+    const char *number = strncmp(a->max_error, "dw=", 3) == 0 ? a->max_error + 3 : a->max_error;
+    if (strncmp(number, "rel=", 4) == 0 || strncmp(number, "abs=", 4) == 0)
+        return icma_fail(error, ICMA_E_UNSUPPORTED, NULL,
+                         "--max-error %.3s is not in this version; use --max-error dw=X", number);
+    if (!cli_parse_real(number, &options->max_error) || options->max_error <= 0)
+        return icma_fail(error, ICMA_E_USAGE, NULL, "--max-error takes dw=X with X above 0, not \"%s\"",
+                         a->max_error);
+    return ICMA_OK;
+}
+
+static icma_status read_training(const pack_arguments *a, icma_pack_options *options, icma_error *error) {
+    if (a->preset) {
+        icma_status status = icma_pack_preset(a->preset, options, error);
+        if (status)
+            return status;
+    }
+    if (a->kld_weight.given && options->loss != ICMA_LOSS_PAPER)
+        return usage(error, "--kld-weight belongs to the paper's loss; add --preset paper");
+    if (a->kld_weight.given)
+        options->kld_weight = a->kld_weight.value;
+    if (a->learning_rate.given)
+        options->learning_rate = a->learning_rate.value;
+    if (a->epochs.given)
+        options->epochs = (size_t)a->epochs.value;
+    if (a->batch.given)
+        options->batch = (size_t)a->batch.value;
+    if (a->latent_dim.given)
+        options->latent_dim = (size_t)a->latent_dim.value;
+    if (a->seed.given)
+        options->seed = a->seed.value;
+    return ICMA_OK;
+}
+
+static icma_status read_options(const pack_arguments *a, icma_pack_options *options, icma_error *error) {
+    *options = icma_pack_defaults();
+    if (!a->output && !a->dry_run)
+        return usage(error, "no output was named; add -o B.icma");
+    if (a->output && !a->output[0])
+        return usage(error, "the output's name is empty; name a file with -o");
+    if (a->output && strcmp(a->output, "-") == 0)
+        return usage(error, "an archive cannot be written to a pipe; name a file with -o");
+    if (a->scalar && a->device)
+        return usage(error, "--scalar computes on the CPU; leave out --device");
+    icma_status status = read_training(a, options, error); /* the preset comes before what overrides it */
+    if (!status)
+        status = read_tier(a->tier, options, error);
+    if (!status)
+        status = read_generator(a->generator, error);
+    if (!status)
+        status = read_selection(a, options, error);
+    if (!status)
+        status = read_target(a, options, error);
+    options->threads = a->threads.given ? (int)a->threads.value : 0;
+    options->overwrite = a->force;
+    options->scalar = a->scalar;
+    options->progress = cli_progress_hooks();
+    return status;
+}
+
+/* An output that cannot be is told before minutes of work, not after. */
+static icma_status try_output(const char *path, bool overwrite, icma_error *error) {
+    icma_output *output;
+    icma_status status = icma_output_create(path, overwrite, &output, error);
+    if (status)
+        return status;
+    icma_output_abandon(output);
+    return ICMA_OK;
+}
+
+static icma_status pack_found(const pack_arguments *a, const icma_inputs *inputs,
+                              const icma_pack_options *options, icma_error *error) {
+    const struct icma_ops *ops;
+    icma_status status =
+        icma_device_open(a->scalar ? "reference" : a->device ? a->device : "auto", &ops, error);
+    if (status)
+        return status;
+    icma_pack_result result;
+    status = icma_pack(inputs, a->output, options, ops, &result, error);
+    cli_progress_clear();
+    if (status)
+        return status;
+    status = cli_pack_tell_result(a->output, &result, &a->common, error);
+    icma_pack_result_free(&result);
+    return status;
+}
+
+static icma_status run_pack(const void *arguments, const cli_list *operands, icma_error *error) {
+    const pack_arguments *a = arguments;
+    icma_pack_options options;
+    icma_inputs inputs = {0};
+    bool skipped = false;
+    icma_status status = read_options(a, &options, error);
+    if (!status && !a->dry_run)
+        status = try_output(a->output, a->force, error);
+    if (!status)
+        status = cli_inputs_find(operands, &inputs, &skipped, error);
+    if (!status && a->dry_run)
+        status = cli_pack_tell_found(&inputs, &a->common, error);
+    else if (!status)
+        status = pack_found(a, &inputs, &options, error);
+    icma_inputs_free(&inputs);
+    return status == ICMA_OK && skipped ? ICMA_E_PARTIAL : status;
+}
+
+const cli_verb cli_verb_pack = {
+    .name = "pack",
+    .operands = "DIR|FILE... -o B.icma",
+    .summary = "pack LoRA adapters into an archive",
+    .description = "Finds LoRA adapters, trains a conditional VAE on them, stores its generator with what each\n"
+                   "checkpoint needs, decodes everything again, checks it, and only then lets the archive\n"
+                   "appear. Takes PEFT folders, trees of <task>/checkpoint-N/, and safetensors files;\n"
+                   "<task>/task_vector.safetensors or .npy is the task's condition.",
+    .options = pack_options,
+    .examples = (const char *const[]){"icma pack loras -o loras.icma", "every adapter below loras/",
+                                      "icma pack loras --dry-run", "what would be packed",
+                                      "icma pack cat dog -o pets.icma --keep last",
+                                      "train on all checkpoints, keep each task's last",
+                                      "icma pack loras -o paper.icma --preset paper",
+                                      "with the loss of the paper, to compare", NULL},
+    .exits = (const int[]){0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, -1},
+    .least_operands = 1,
+    .most_operands = SIZE_MAX,
+    .arguments_size = sizeof(pack_arguments),
+    .run = run_pack,
+};

@@ -1,0 +1,72 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "report.h"
+
+static void tasks_to_json(const cli_report *r, cJSON *root) {
+    cJSON *list = cli_json_add_array(root, "tasks");
+    for (size_t i = 0; i < r->task_count; i++) {
+        const cli_report_task *task = &r->tasks[i];
+        cJSON *object = cli_json_add_object(list, NULL);
+        cli_json_text(object, "task", task->name);
+        cli_json_whole(object, "checkpoints", task->checkpoints);
+        cli_json_text(object, "tier", task->tiers.text);
+        cli_json_whole(object, "bytes", task->bytes);
+        cli_json_whole(object, "original_bytes", task->stored.file_bytes);
+        cli_json_dw_error(object, task->stored.dw_mean, task->stored.dw_max);
+        cli_json_real(object, "relative_error", task->stored.relative_error);
+    }
+}
+
+static void generator_to_json(const cli_report *r, cJSON *root) {
+    const cli_balance *b = &r->balance;
+    cJSON *object = cli_json_add_object(root, "generator");
+    cli_json_whole(object, "bytes", r->bytes.generator);
+    cli_json_whole(object, "shared_bytes", b->shared);
+    cli_json_real(object, "marginal_bytes", b->marginal);
+    cli_json_whole(object, "half_precision_bytes", b->half_size);
+    cli_json_real(object, "saved_bytes", (double)b->saved);
+    if (b->break_even)
+        cli_json_whole(object, "break_even", b->break_even);
+    else
+        cli_json_null(object, "break_even");
+}
+
+static void groups_to_json(const cli_report *r, cJSON *root) {
+    cJSON *list = cli_json_add_array(root, "groups");
+    for (size_t i = 0; i < r->group_count; i++) {
+        const icma_generator_info *g = &r->groups[i].generator;
+        cJSON *object = cli_json_add_object(list, NULL);
+        cli_json_text(object, "kind", g->kind);
+        cli_json_whole(object, "components", g->components_a + g->components_b + g->components_other);
+        cli_json_whole(object, "latent_dim", g->latent_dim);
+        cli_json_whole(object, "tensors", g->tensors);
+        cli_json_whole(object, "tensors_verbatim", g->tensors_verbatim);
+        cli_json_copy(object, "record", r->groups[i].record);
+    }
+}
+
+icma_status cli_report_json(const cli_report *r, FILE *out, icma_error *error) {
+    cJSON *root = cli_json_object();
+    cli_json_text(root, "bundle", r->path);
+    cli_json_bytes(root, &r->bytes);
+    cJSON *originals = cli_json_add_object(root, "originals");
+    cli_json_whole(originals, "files", r->totals.checkpoints);
+    cli_json_whole(originals, "bytes", r->totals.file_bytes);
+    cli_json_whole(originals, "parameters", r->totals.parameters);
+    cli_json_real(root, "bits_per_parameter", 8 * (double)r->bytes.total / (double)r->totals.parameters);
+    cli_json_real(root, "ratio", (double)r->totals.file_bytes / (double)r->bytes.total);
+    if (r->measure && r->measure->zstd) {
+        cJSON *zstd = cli_json_add_object(root, "zstd19");
+        cli_json_whole(zstd, "raw", r->measure->original_bytes);
+        cli_json_whole(zstd, "size", r->measure->zstd_bytes);
+    } else {
+        cli_json_null(root, "zstd19");
+    }
+    generator_to_json(r, root);
+    groups_to_json(r, root);
+    tasks_to_json(r, root);
+    if (r->measure)
+        cli_measure_to_json(r->measure, root);
+    else
+        cli_json_null(root, "against");
+    return cli_json_print(root, out, error);
+}

@@ -1,0 +1,204 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "report.h"
+
+#include "memory.h"
+#include "sort.h"
+
+#include <inttypes.h>
+#include <math.h>
+#include <string.h>
+
+static void heading(const char *text, FILE *out) {
+    fprintf(out, "\n%s%s%s\n", cli_style(out, CLI_BOLD), text, cli_style(out, CLI_PLAIN));
+}
+
+static void label(const char *text, FILE *out) {
+    fprintf(out, "%-12s", text);
+}
+
+static void print_sizes(const cli_report *r, FILE *out) {
+    const cli_totals *t = &r->totals;
+    label("adapters", out);
+    fprintf(out, "%s of %s task%s, %s parameters\n", cli_whole_text(t->checkpoints).text,
+            cli_whole_text(t->tasks).text, cli_plural(t->tasks), cli_many((double)t->parameters).text);
+    label("as files", out);
+    fprintf(out, "%s (%s bytes)\n", cli_size(t->file_bytes).text, cli_whole_text(t->file_bytes).text);
+    label("archive", out);
+    fprintf(out, "%s (%s bytes): %s of the files, %.1f to 1", cli_size(r->bytes.total).text,
+            cli_whole_text(r->bytes.total).text,
+            cli_percent((double)r->bytes.total, (double)t->file_bytes).text,
+            (double)t->file_bytes / (double)r->bytes.total);
+    if (t->parameters)
+        fprintf(out, ", %.3f bits a parameter", 8 * (double)r->bytes.total / (double)t->parameters);
+    fputc('\n', out);
+    if (!r->measure || !r->measure->zstd)
+        return;
+    label("zstd -19", out);
+    fprintf(out, "%s of the files, each by itself; the archive is %s of that\n",
+            cli_percent((double)r->measure->zstd_bytes, (double)r->measure->original_bytes).text,
+            cli_percent((double)r->bytes.total, (double)r->measure->zstd_bytes).text);
+}
+
+static void print_generator(const cli_report_group *group, size_t index, FILE *out) {
+    const icma_generator_info *g = &group->generator;
+    size_t components = g->components_a + g->components_b + g->components_other;
+    char name[32];
+    snprintf(name, sizeof name, "group %zu", index);
+    label(name, out);
+    if (!components) {
+        fprintf(out, "no generator; %zu tensors, all verbatim\n", g->tensors);
+        return;
+    }
+    fprintf(out, "%s: %zu components (%zu A, %zu B, %zu other), %zu latent dimension%s; %zu of %zu tensors verbatim\n",
+            g->kind, components, g->components_a, g->components_b, g->components_other, g->latent_dim,
+            cli_plural(g->latent_dim), g->tensors_verbatim, g->tensors);
+    double explained = cli_record_number(group->record, "within_task_explained");
+    double active = cli_record_number(group->record, "active_latents");
+    if (!isnan(active)) {
+        label("", out);
+        fprintf(out, "active latent dimensions: %.0f\n", active);
+    }
+    if (!isnan(explained)) {
+        label("", out);
+        fprintf(out, "variance within tasks explained, when packed: %.1f %%\n", 100 * explained);
+    }
+}
+
+static void print_balance(const cli_report *r, FILE *out) {
+    const cli_balance *b = &r->balance;
+    label("cost", out);
+    fprintf(out, "the generator takes %s, each adapter %s more\n", cli_size(r->bytes.generator).text,
+            cli_size((uint64_t)(b->marginal + 0.5)).text);
+    label("saving", out);
+    uint64_t size = (uint64_t)(b->saved < 0 ? -b->saved : b->saved);
+    fprintf(out, "%s %s than the same adapters cast to 16 bits (%s)\n", cli_size(size).text,
+            b->saved < 0 ? "more" : "less", cli_size(b->half_size).text);
+    label("break-even", out);
+    if (b->break_even)
+        fprintf(out, "from %s adapter%s on the archive is the smaller one\n",
+                cli_whole_text(b->break_even).text, cli_plural(b->break_even));
+    else
+        fputs("never: an adapter takes no less here than as 16-bit file\n", out);
+}
+
+static icma_status print_tasks(const cli_report *r, FILE *out, icma_error *error) {
+    cli_table table = cli_table_of((const char *[]){"task", ">checkpoints", ">steps", "tier", ">stored",
+                                                    ">dW error, mean", ">max", ">relative error", NULL});
+    for (size_t i = 0; i < r->task_count; i++) {
+        const cli_report_task *task = &r->tasks[i];
+        cli_table_cell(&table, "%s", task->name);
+        cli_table_cell(&table, "%zu", task->checkpoints);
+        cli_table_cell(&table, "%s", task->steps.text);
+        cli_table_cell(&table, "%s", task->tiers.text);
+        cli_table_cell(&table, "%s", cli_size(task->bytes).text);
+        cli_table_cell(&table, "%s", cli_deviation(task->stored.dw_mean).text);
+        cli_table_cell(&table, "%s", cli_deviation(task->stored.dw_max).text);
+        cli_table_cell(&table, "%s", cli_deviation(task->stored.relative_error).text);
+    }
+    return cli_table_print(&table, 0, out, error);
+}
+
+/* --- recorded tables ------------------------------------------------------------------------------------- */
+
+static int compare_recorded(const void *a, const void *b, const void *context) {
+    const cJSON *x = *(const cJSON *const *)a, *y = *(const cJSON *const *)b;
+    double error_x = cli_record_number(x, "relative_error"), error_y = cli_record_number(y, "relative_error");
+    (void)context;
+    if (error_x != error_y && !isnan(error_x) && !isnan(error_y))
+        return error_x > error_y ? -1 : 1;
+    if (isnan(error_x) != isnan(error_y))
+        return isnan(error_x) ? 1 : -1;
+    return (x > y) - (x < y);
+}
+
+static icma_status gather_recorded(const cli_report *r, const char *key, const cJSON ***rows, size_t *count,
+                                   icma_error *error) {
+    *count = 0;
+    *rows = NULL;
+    size_t room = 1;
+    for (size_t i = 0; i < r->group_count; i++)
+        room += (size_t)cJSON_GetArraySize(cli_record_list(r->groups[i].record, key));
+    *rows = icma_alloc_array(room, sizeof **rows);
+    if (!*rows)
+        return icma_fail(error, ICMA_E_MEMORY, NULL, "not enough memory for a table");
+    for (size_t i = 0; i < r->group_count; i++) {
+        const cJSON *list = cli_record_list(r->groups[i].record, key);
+        for (const cJSON *row = list ? list->child : NULL; row; row = row->next)
+            (*rows)[(*count)++] = row;
+    }
+    icma_sort(*rows, *count, sizeof **rows, compare_recorded, NULL);
+    return ICMA_OK;
+}
+
+static icma_status print_recorded(const cli_report *r, const char *key, const char *name, FILE *out,
+                                  icma_error *error) {
+    const cJSON **rows;
+    size_t count;
+    icma_status status = gather_recorded(r, key, &rows, &count, error);
+    if (status)
+        return status;
+    cli_table table =
+        cli_table_of((const char *[]){name, ">relative error", ">cosine", ">largest difference", NULL});
+    for (size_t i = 0; i < count && i < CLI_REPORT_WORST; i++) {
+        const char *text = cli_record_text(rows[i], name);
+        cli_table_cell(&table, "%s", text ? text : "?");
+        cli_table_cell(&table, "%s", cli_deviation(cli_record_number(rows[i], "relative_error")).text);
+        cli_table_cell(&table, "%s", cli_cosine(cli_record_number(rows[i], "cosine")).text);
+        cli_table_cell(&table, "%s", cli_deviation(cli_record_number(rows[i], "maximum")).text);
+    }
+    icma_free(rows);
+    if (count == 0)
+        fputs("nothing was recorded; add --against DIR to measure\n", out);
+    if (count > CLI_REPORT_WORST) {
+        status = cli_table_print(&table, 0, out, error);
+        fprintf(out, "... and %zu better ones\n", count - CLI_REPORT_WORST);
+        return status;
+    }
+    if (count == 0) {
+        cli_table_free(&table);
+        return ICMA_OK;
+    }
+    return cli_table_print(&table, 0, out, error);
+}
+
+/* --- the page -------------------------------------------------------------------------------------------- */
+
+static icma_status print_details(const cli_report *r, FILE *out, icma_error *error) {
+    icma_status status;
+    if (!r->measure) {
+        heading("Modules, worst first (dW over all adapters, as recorded when packing)", out);
+        status = print_recorded(r, "modules", "module", out, error);
+        if (status)
+            return status;
+        heading("Tensors, worst first (over all adapters, as recorded when packing)", out);
+        return print_recorded(r, "tensors", "name", out, error);
+    }
+    heading("Against the originals", out);
+    status = cli_measure_print(r->measure, out, error);
+    if (status)
+        return status;
+    heading("Modules, worst first", out);
+    status = cli_measure_print_modules(r->measure, CLI_REPORT_WORST, out, error);
+    if (status)
+        return status;
+    heading("Tensors, worst first", out);
+    return cli_measure_print_tensors(r->measure, CLI_REPORT_WORST, out, error);
+}
+
+icma_status cli_report_text(const cli_report *r, FILE *out, icma_error *error) {
+    fprintf(out, "%sFidelity report of ", cli_style(out, CLI_BOLD));
+    cli_print_safe(out, r->path);
+    fprintf(out, "%s\n\n", cli_style(out, CLI_PLAIN));
+    print_sizes(r, out);
+    fputc('\n', out);
+    icma_status status = cli_print_bytes(&r->bytes, out, error);
+    if (status)
+        return status;
+    heading("Generator", out);
+    for (size_t i = 0; i < r->group_count; i++)
+        print_generator(&r->groups[i], i, out);
+    print_balance(r, out);
+    heading("Tasks (errors as stored when packing)", out);
+    status = print_tasks(r, out, error);
+    return status ? status : print_details(r, out, error);
+}

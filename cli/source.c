@@ -1,0 +1,155 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "source.h"
+
+#include "bytes.h"
+#include "device.h"
+#include "memory.h"
+#include "message.h"
+#include "progress.h"
+#include "terminal.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <string.h>
+#include <sys/stat.h>
+
+enum { NAMES_TOLD = 4 };
+
+/* A bundle by its name: "x.icma", not hidden, a regular file. */
+static bool looks_like_bundle(const char *name) {
+    size_t length = strlen(name);
+    struct stat info;
+    return name[0] != '.' && length > 5 && strcmp(name + length - 5, ".icma") == 0 &&
+           stat(name, &info) == 0 && S_ISREG(info.st_mode);
+}
+
+/* The only bundle in the current folder, as an owned name; else ICMA_E_USAGE saying what there is. */
+static icma_status find_lone_bundle(char **path, icma_error *error) {
+    DIR *folder = opendir(".");
+    if (!folder)
+        return icma_fail(error, ICMA_E_IO, ".", "cannot look for a bundle here (%s); name one",
+                         strerror(errno));
+    icma_buffer names = {0};
+    size_t count = 0;
+    for (struct dirent *entry; (entry = readdir(folder));) {
+        if (!looks_like_bundle(entry->d_name))
+            continue;
+        if (++count == 1)
+            *path = icma_copy_string(entry->d_name);
+        if (count <= NAMES_TOLD)
+            cli_append(&names, count == 1 ? "%s" : ", %s", entry->d_name);
+    }
+    closedir(folder);
+    icma_status status = ICMA_OK;
+    if (count == 0)
+        status = icma_fail(error, ICMA_E_USAGE, NULL,
+                           "no bundle was named and there is no .icma file in the current folder; name one");
+    else if (count > 1)
+        status = icma_fail(error, ICMA_E_USAGE, NULL,
+                           "no bundle was named and the current folder has several (%.*s%s); name one",
+                           (int)names.size, (const char *)names.data, count > NAMES_TOLD ? ", ..." : "");
+    else if (!*path)
+        status = icma_fail(error, ICMA_E_MEMORY, NULL, "not enough memory for a name");
+    icma_buffer_free(&names);
+    return status;
+}
+
+icma_status cli_bundle_open(const cli_list *operands, const cli_decoding *decoding, icma_bundle **bundle,
+                            char **path, icma_error *error) {
+    const char *device = decoding->scalar ? "reference" : decoding->device ? decoding->device : "auto";
+    icma_limits limits = icma_limits_defaults();
+    const struct icma_ops *ops = NULL;
+    *bundle = NULL;
+    *path = NULL;
+    if (decoding->scalar && decoding->device)
+        return icma_fail(error, ICMA_E_USAGE, NULL, "--scalar computes on the CPU; leave out --device");
+    if (decoding->max_output.given)
+        limits.max_output = decoding->max_output.value;
+    if (decoding->max_work.given)
+        limits.max_work = decoding->max_work.value;
+    icma_status status;
+    if (operands->count > 0) {
+        *path = icma_copy_string(operands->items[0]);
+        status = *path ? ICMA_OK : icma_fail(error, ICMA_E_MEMORY, NULL, "not enough memory for a name");
+    } else {
+        status = find_lone_bundle(path, error);
+    }
+    if (!status)
+        status = icma_device_open(device, &ops, error);
+    if (!status)
+        status = icma_bundle_open(*path, ops, &limits, bundle, error);
+    if (status && status != ICMA_E_USAGE && status != ICMA_E_DEVICE && *path)
+        icma_error_set_file(error, *path);
+    if (status) {
+        icma_free(*path);
+        *path = NULL;
+    }
+    return status;
+}
+
+void cli_near_tasks(const icma_bundle *bundle, const char *name, char *text, size_t size) {
+    size_t count = icma_bundle_task_count(bundle), told = 0;
+    text[0] = '\0';
+    for (size_t i = 0; i < count && told < NAMES_TOLD; i++) {
+        const char *task = icma_bundle_task_name(bundle, i);
+        if (count > NAMES_TOLD && !cli_is_near(name, task) && !strstr(task, name) && !strstr(name, task))
+            continue;
+        size_t used = strlen(text);
+        snprintf(text + used, size - used, "%s%.60s", told++ ? ", " : "", task);
+    }
+}
+
+static icma_status unknown_task(const icma_bundle *bundle, const char *path, const char *name,
+                                icma_error *error) {
+    char near[320];
+    cli_near_tasks(bundle, name, near, sizeof near);
+    if (!near[0])
+        return icma_fail(error, ICMA_E_NOT_FOUND, path, "no task \"%s\"; `icma list` names all %zu", name,
+                         icma_bundle_task_count(bundle));
+    return icma_fail(error, ICMA_E_NOT_FOUND, path, "no task \"%s\"; %s %s", name,
+                     icma_bundle_task_count(bundle) > NAMES_TOLD ? "near ones:" : "there is", near);
+}
+
+/* Insertion keeps the order of the archive and drops repetitions. */
+static size_t insert_index(size_t *list, size_t count, size_t value) {
+    size_t at = count;
+    while (at > 0 && list[at - 1] > value)
+        at--;
+    if (at > 0 && list[at - 1] == value)
+        return count;
+    memmove(list + at + 1, list + at, (count - at) * sizeof *list);
+    list[at] = value;
+    return count + 1;
+}
+
+icma_status cli_choose_tasks(const icma_bundle *bundle, const char *path, const cli_list *names,
+                             size_t **tasks, size_t *count, icma_error *error) {
+    size_t all = icma_bundle_task_count(bundle);
+    *count = 0;
+    *tasks = icma_alloc_array((names->count ? names->count : all) + 1, sizeof **tasks);
+    if (!*tasks)
+        return icma_fail(error, ICMA_E_MEMORY, path, "not enough memory for the list of tasks");
+    for (size_t i = 0; !names->count && i < all; i++)
+        (*tasks)[(*count)++] = i;
+    for (size_t i = 0; i < names->count; i++) {
+        size_t found = icma_bundle_find_task(bundle, names->items[i]);
+        if (found == SIZE_MAX) {
+            icma_free(*tasks);
+            *tasks = NULL;
+            *count = 0;
+            return unknown_task(bundle, path, names->items[i], error);
+        }
+        *count = insert_index(*tasks, *count, found);
+    }
+    return ICMA_OK;
+}
+
+icma_status cli_inputs_find(const cli_list *paths, icma_inputs *inputs, bool *skipped, icma_error *error) {
+    *skipped = false;
+    icma_status status = icma_inputs_find(paths->items, paths->count, inputs, error);
+    for (size_t i = 0; i < inputs->skip_count; i++) {
+        cli_warning(inputs->skips[i].path, "skipped: %s", inputs->skips[i].reason);
+        *skipped = true;
+    }
+    return status;
+}

@@ -1,0 +1,43 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * What reading verbs start from: the bundle (named, or the only one here), the device and the limits.
+ */
+#ifndef CLI_SOURCE_H
+#define CLI_SOURCE_H
+
+#include "icma.h"
+#include "options.h"
+
+typedef struct cli_decoding {
+    const char *device; /* NULL: auto */
+    bool scalar;
+    cli_whole max_output, max_work;
+} cli_decoding;
+
+/* Rows for a verb that decodes; `member` is the cli_decoding in `type`. */
+#define CLI_ROWS_DECODING(type, member)                                                                      \
+    CLI_ROW(CLI_TEXT, 0, "device", "NAME", offsetof(type, member.device),                                    \
+            "auto, cpu, cuda or cuda:N (default auto)"),                                                     \
+        CLI_ROW_FLAG(0, "scalar", offsetof(type, member.scalar),                                             \
+                     "compute with the scalar reference: the same bits, slowly"),                            \
+        CLI_ROW(CLI_SIZE, 0, "max-output", "SIZE", offsetof(type, member.max_output),                        \
+                "refuse an adapter larger than this (default 64G)"),                                         \
+        CLI_ROW(CLI_WHOLE, 0, "max-work", "N", offsetof(type, member.max_work),                              \
+                "refuse an adapter that takes more than N multiply-adds\n(default 2^44)")
+
+/* Opens operands[0] or, without operands, the one .icma file in the current folder. *path is owned by the
+ * caller (icma_free). */
+icma_status cli_bundle_open(const cli_list *operands, const cli_decoding *decoding, icma_bundle **bundle,
+                            char **path, icma_error *error);
+
+/* "its name, or that of a near one" for messages: the tasks of `bundle` most like `name`, as "a", "a or b". */
+void cli_near_tasks(const icma_bundle *bundle, const char *name, char *text, size_t size);
+/* The tasks that were asked for, or all: indices in archive order, without repetition; owned by the caller. */
+icma_status cli_choose_tasks(const icma_bundle *bundle, const char *path, const cli_list *names,
+                             size_t **tasks, size_t *count, icma_error *error);
+
+/* Finds adapters below `paths`; what was not taken is named in warnings, and *skipped says whether there was
+ * any. */
+icma_status cli_inputs_find(const cli_list *paths, icma_inputs *inputs, bool *skipped, icma_error *error);
+
+#endif

@@ -1,0 +1,53 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * What the codec knows about LoRA adapters: which tensors are factors of which pair, and the pair's scale.
+ *
+ * A pair is dW = scale * B A with A of shape (r, in...) and B of shape (out, r, ...); trailing dimensions of
+ * convolutions are folded into the second one. The naming styles of PEFT (lora_A.weight,
+ * lora_A.<adapter>.weight, lora_embedding_A), kohya (lora_down.weight, lora_up.weight) and diffusers
+ * (lora.down.weight, x_lora.down.weight, lora_linear_layer.down.weight) are recognised. Factors are F32, F16
+ * or BF16 and not empty. A kohya pair with a lora_mid between its factors is no B A, so not a pair.
+ */
+#ifndef ICMA_ADAPTER_H
+#define ICMA_ADAPTER_H
+
+#include "safetensors.h"
+
+typedef enum icma_role {
+    ICMA_ROLE_A,     /* first factor: down-projection */
+    ICMA_ROLE_B,     /* second factor: up-projection */
+    ICMA_ROLE_OTHER, /* anything else */
+    ICMA_ROLE_COUNT
+} icma_role;
+
+/* "A", "B", "other". */
+const char *icma_role_name(icma_role role);
+
+typedef struct icma_pair {
+    size_t a, b;                  /* indices of the two tensors */
+    uint64_t rank, rows, columns; /* B is rows x rank, A is rank x columns */
+    char *module; /* the name without the factor's suffix: "base_model.model.layers.0.q_proj"; owned */
+} icma_pair;
+
+typedef struct icma_pairs {
+    icma_role *roles; /* one a tensor; ICMA_ROLE_A and _B only for tensors that form a pair; owned */
+    icma_pair *list;  /* in order of the A tensors; owned */
+    size_t count;
+} icma_pairs;
+
+/* Finds the pairs of one file in O(n log n). A name that looks like a factor but has no partner, or whose
+ * shapes do not fit, is "other". */
+icma_status icma_pairs_find(const icma_safetensors *tensors, icma_pairs *out, icma_error *error);
+void icma_pairs_free(icma_pairs *pairs); /* leaves it zeroed */
+
+/* lora_alpha / r of an adapter_config.json text (lora_alpha / sqrt(r) with use_rslora), for `module`. r is
+ * the entry of rank_pattern, else the pair's own `rank`, else (rank 0) the text's "r"; rank_pattern and
+ * alpha_pattern entries match a module that equals them or ends in "." + them, the first one counts (PEFT
+ * reads them as regular expressions; here they are plain names). Returns 1 when `config` is NULL, or not to
+ * be understood: relative errors do not depend on it, only absolute ones do. */
+double icma_pair_scale(const char *config, size_t config_size, const char *module, uint64_t rank);
+/* The same for all pairs at once, reading the text once: scales[i] for pairs->list[i]. ICMA_E_MEMORY only. */
+icma_status icma_pairs_scales(const char *config, size_t config_size, const icma_pairs *pairs, double *scales,
+                              icma_error *error);
+
+#endif

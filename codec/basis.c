@@ -1,0 +1,375 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "basis.h"
+
+#include "head.h"
+#include "memory.h"
+
+#include <math.h>
+#include <string.h>
+
+/* --- choosing K -------------------------------------------------------------------------------------------------- */
+
+typedef struct chooser {
+    const icma_gram *gram;
+    const uint32_t *task;     /* of each sampled source */
+    icma_eigen eigen[ICMA_ROLE_COUNT];
+    double within[ICMA_ROLE_COUNT];  /* within-task variance of the role */
+    double spanned[ICMA_ROLE_COUNT]; /* of which in the rows taken */
+    size_t taken[ICMA_ROLE_COUNT];
+    double *leftover[ICMA_ROLE_COUNT]; /* of each sampled source */
+} chooser;
+
+static void chooser_free(chooser *c) {
+    for (int role = 0; role < ICMA_ROLE_COUNT; role++) {
+        icma_eigen_free(&c->eigen[role]);
+        icma_free(c->leftover[role]);
+    }
+}
+
+/* Within-task variance of one coordinate. */
+static double column_within(const chooser *c, const double *p, size_t stride) {
+    double within = 0;
+    size_t n = c->gram->count;
+    for (size_t first = 0, next; first < n; first = next) {
+        double sum = 0;
+        for (next = first; next < n && c->task[next] == c->task[first]; next++)
+            sum += p[next * stride];
+        double mean = sum / (double)(next - first);
+        for (size_t i = first; i < next; i++)
+            within += (p[i * stride] - mean) * (p[i * stride] - mean);
+    }
+    return within;
+}
+
+static void take_row(chooser *c, int role) {
+    const icma_eigen *e = &c->eigen[role];
+    const double *column = e->coordinates + c->taken[role];
+    c->spanned[role] += column_within(c, column, e->rank);
+    for (size_t i = 0; i < e->count; i++)
+        c->leftover[role][i] = fmax(0, c->leftover[role][i] - column[i * e->rank] * column[i * e->rank]);
+    c->taken[role]++;
+}
+
+static double predicted_error(const chooser *c) {
+    size_t n = c->gram->count;
+    double mean = 0;
+    for (size_t i = 0; i < n; i++) {
+        double square = 0;
+        for (int role = 0; role < ICMA_ROLE_COUNT; role++)
+            if (c->gram->matrix[role] && c->gram->matrix[role][i * n + i] > 0)
+                square += c->leftover[role][i] / c->gram->matrix[role][i * n + i];
+        mean += sqrt(square) / (double)n;
+    }
+    return mean;
+}
+
+static double explained(const chooser *c) {
+    double within = 0, spanned = 0, energy = 0;
+    size_t n = c->gram->count;
+    for (int role = 0; role < ICMA_ROLE_COUNT; role++) {
+        within += c->within[role];
+        spanned += c->spanned[role];
+        for (size_t i = 0; c->gram->matrix[role] && i < n; i++)
+            energy += c->gram->matrix[role][i * n + i];
+    }
+    /* Below the rounding of single-precision sums there is no variance to explain. */
+    return within > 1e-7 * energy ? spanned / within : NAN;
+}
+
+/* The role whose next eigenvalue is largest per weight of a row, or -1 when none has another. */
+static int best_role(const chooser *c) {
+    int best = -1;
+    double most = 0;
+    for (int role = 0; role < ICMA_ROLE_COUNT; role++) {
+        const icma_eigen *e = &c->eigen[role];
+        if (c->taken[role] >= e->rank || c->taken[role] >= ICMA_MAX_COMPONENTS)
+            continue;
+        double gain = e->values[c->taken[role]] / (double)c->gram->weights[role];
+        if (gain > most) {
+            most = gain;
+            best = role;
+        }
+    }
+    return best;
+}
+
+static void take_rows(chooser *c, size_t components, double explain, double max_error) {
+    for (int role = 0; role < ICMA_ROLE_COUNT && components; role++)
+        while (c->taken[role] < components && c->taken[role] < c->eigen[role].rank && c->taken[role] < ICMA_MAX_COMPONENTS)
+            take_row(c, role);
+    if (components)
+        return;
+    /* Every role that is modelled has a row, so that no tensor is modelled by nothing. */
+    for (int role = 0; role < ICMA_ROLE_COUNT; role++)
+        if (c->eigen[role].rank)
+            take_row(c, role);
+    for (int role = best_role(c); role >= 0; role = best_role(c)) {
+        if (!(explained(c) < explain) && predicted_error(c) <= max_error)
+            break;
+        take_row(c, role);
+    }
+}
+
+static icma_status solve_role(chooser *c, int role, icma_error *error) {
+    size_t n = c->gram->count;
+    const double *gram = c->gram->matrix[role];
+    if (!gram)
+        return ICMA_OK;
+    double *weight = icma_alloc_array(n, sizeof *weight);
+    c->leftover[role] = icma_alloc_array(n, sizeof(double));
+    if (!weight || !c->leftover[role]) {
+        icma_free(weight);
+        return icma_fail(error, ICMA_E_MEMORY, NULL, "no memory for the basis");
+    }
+    for (size_t first = 0, next; first < n; first = next) {
+        for (next = first; next < n && c->task[next] == c->task[first]; next++)
+            c->leftover[role][next] = gram[next * n + next];
+        for (size_t i = first; i < next; i++)
+            weight[i] = 1 / sqrt((double)(next - first));
+    }
+    c->within[role] = icma_within_task(gram, c->task, n);
+    icma_status status = icma_eigen_solve(gram, weight, n, &c->eigen[role], error);
+    icma_free(weight);
+    return status;
+}
+
+/* Copies what was chosen: mixing rows a role, and coordinates of the sampled sources among all. */
+static icma_status keep(const icma_group *group, const chooser *c, icma_basis *out, icma_error *error) {
+    size_t n = c->gram->count;
+    for (int role = 0; role < ICMA_ROLE_COUNT; role++)
+        out->total += out->components[role] = c->taken[role];
+    out->coordinates = icma_alloc_zeroed(group->count, (out->total ? out->total : 1) * sizeof(double));
+    if (!out->coordinates)
+        return icma_fail(error, ICMA_E_MEMORY, NULL, "no memory for the coordinates");
+    for (size_t role = 0, first = 0; role < ICMA_ROLE_COUNT; first += c->taken[role], role++) {
+        const icma_eigen *e = &c->eigen[role];
+        size_t k = c->taken[role];
+        if (k == 0)
+            continue;
+        out->mixing[role] = icma_alloc_array(k * n, sizeof(double));
+        if (!out->mixing[role])
+            return icma_fail(error, ICMA_E_MEMORY, NULL, "no memory for the basis");
+        memcpy(out->mixing[role], e->mixing, k * n * sizeof(double));
+        for (size_t i = 0; i < n; i++)
+            memcpy(out->coordinates + c->gram->rows[i] * out->total + first, e->coordinates + i * e->rank, k * sizeof(double));
+        for (size_t i = 0; i < n; i++) {
+            out->leftover += c->leftover[role][i] / (double)n;
+            out->energy += c->gram->matrix[role][i * n + i] / (double)n;
+        }
+    }
+    out->explained = explained(c);
+    out->predicted_error = predicted_error(c);
+    return ICMA_OK;
+}
+
+icma_status icma_basis_choose(const icma_group *group, const icma_gram *gram, size_t components, double explain, double max_error,
+                              icma_basis *out, icma_error *error) {
+    memset(out, 0, sizeof *out);
+    chooser c = {.gram = gram};
+    uint32_t *task = icma_alloc_array(gram->count, sizeof *task);
+    icma_status status = task ? ICMA_OK : icma_fail(error, ICMA_E_MEMORY, NULL, "no memory for the basis");
+    for (size_t i = 0; !status && i < gram->count; i++)
+        task[i] = group->sources[gram->rows[i]].task;
+    c.task = task;
+    for (int role = 0; !status && role < ICMA_ROLE_COUNT; role++)
+        status = solve_role(&c, role, error);
+    if (!status) {
+        take_rows(&c, components, explain, max_error);
+        status = keep(group, &c, out, error);
+    }
+    chooser_free(&c);
+    icma_free(task);
+    if (status)
+        icma_basis_free(out);
+    return status;
+}
+
+void icma_basis_free(icma_basis *basis) {
+    for (int role = 0; role < ICMA_ROLE_COUNT; role++)
+        icma_free(basis->mixing[role]);
+    icma_free(basis->coordinates);
+    memset(basis, 0, sizeof *basis);
+}
+
+/* --- the head ---------------------------------------------------------------------------------------------------- */
+
+enum { HEAD_TILE = 8192, HEAD_CELLS = 1 << 24, HEAD_CHUNK = 1 << 20, HEAD_ZSTD_LEVEL = 3 };
+
+typedef struct head_writer {
+    icma_group *group;
+    const icma_gram *gram;
+    const icma_generator *generator;
+    const icma_ops *ops;
+    icma_basis *basis;
+    uint32_t *others;     /* sources outside the sample */
+    size_t other_count;
+    size_t columns;       /* of a tile */
+    float *tile;          /* max(n, others) x columns */
+    float *projection;    /* others x K of a role */
+    icma_tensor *x, *mix[ICMA_ROLE_COUNT], *rows, *p;
+    icma_buffer payload;
+    icma_section *chunks; /* handed to the caller */
+    size_t chunk_count;
+} head_writer;
+
+static void head_free(head_writer *h) {
+    icma_free(h->others);
+    icma_free(h->tile);
+    icma_free(h->projection);
+    icma_buffer_free(&h->payload);
+    h->ops->release(h->ops->device, h->x);
+    h->ops->release(h->ops->device, h->rows);
+    h->ops->release(h->ops->device, h->p);
+    for (int role = 0; role < ICMA_ROLE_COUNT; role++)
+        h->ops->release(h->ops->device, h->mix[role]);
+}
+
+static icma_status upload_mixing(head_writer *h, int role, icma_error *error) {
+    size_t cells = h->basis->components[role] * h->gram->count;
+    if (cells == 0)
+        return ICMA_OK;
+    float *mix = icma_alloc_array(cells, sizeof *mix);
+    if (!mix)
+        return icma_fail(error, ICMA_E_MEMORY, NULL, "no memory for the basis");
+    for (size_t i = 0; i < cells; i++)
+        mix[i] = (float)h->basis->mixing[role][i];
+    icma_status status = h->ops->alloc(h->ops->device, ICMA_ELEMENT_F32, cells, &h->mix[role], error);
+    if (!status)
+        status = h->ops->upload(h->ops->device, h->mix[role], 0, mix, cells, error);
+    icma_free(mix);
+    return status;
+}
+
+static icma_status head_allocate(head_writer *h, icma_error *error) {
+    size_t n = h->gram->count, total = h->basis->total, widest = 0;
+    h->other_count = h->group->count - n;
+    h->others = h->other_count ? icma_alloc_array(h->other_count, sizeof *h->others) : NULL;
+    for (size_t i = 0, next = 0, o = 0; h->others && i < h->group->count; i++)
+        if (next < n && h->gram->rows[next] == i)
+            next++;
+        else
+            h->others[o++] = (uint32_t)i;
+    widest = n > h->other_count ? n : h->other_count;
+    h->columns = HEAD_CELLS / widest < HEAD_TILE ? HEAD_CELLS / widest : HEAD_TILE;
+    h->tile = icma_alloc_array(widest * h->columns, sizeof *h->tile);
+    h->projection = h->other_count ? icma_alloc_array(h->other_count * total, sizeof *h->projection) : NULL;
+    if (!h->tile || (h->other_count && (!h->others || !h->projection)))
+        return icma_fail(error, ICMA_E_MEMORY, NULL, "no memory for the basis");
+    const icma_ops *ops = h->ops;
+    icma_status status = ops->alloc(ops->device, ICMA_ELEMENT_F32, widest * h->columns, &h->x, error);
+    if (!status)
+        status = ops->alloc(ops->device, ICMA_ELEMENT_F32, total * h->columns, &h->rows, error);
+    if (!status && h->other_count)
+        status = ops->alloc(ops->device, ICMA_ELEMENT_F32, h->other_count * total, &h->p, error);
+    for (int role = 0; !status && role < ICMA_ROLE_COUNT; role++)
+        status = upload_mixing(h, role, error);
+    return status;
+}
+
+/* Loads a tile, standardises it, zeroes exceptions and puts it on the device. Sources outside the sample are looked at here for the first time: a
+ * row that is not finite becomes an exception. */
+static icma_status load_tile(head_writer *h, const uint32_t *rows, size_t count, size_t tensor, uint64_t first, size_t columns,
+                             icma_error *error) {
+    float scale = h->generator->scale[tensor];
+    icma_status status = icma_group_load(h->group, rows, count, tensor, first, columns, h->tile, error);
+    for (size_t i = 0; !status && i < count; i++) {
+        float *row = h->tile + i * columns;
+        bool finite = !icma_group_is_exception(h->group, rows[i], tensor);
+        for (size_t j = 0; j < columns; j++)
+            finite = finite && isfinite(row[j]);
+        if (!finite)
+            icma_group_set_exception(h->group, rows[i], tensor);
+        for (size_t j = 0; j < columns; j++)
+            row[j] = finite ? row[j] / scale : 0;
+    }
+    return status ? status : h->ops->upload(h->ops->device, h->x, 0, h->tile, count * columns, error);
+}
+
+/* values (K x count of the tensor) gets the columns of one tile; the sources outside the sample are projected on them. */
+static icma_status make_tile(head_writer *h, size_t tensor, uint64_t first, size_t columns, float *values, icma_error *error) {
+    const icma_ops *ops = h->ops;
+    int role = h->generator->treatment[tensor];
+    size_t k = h->basis->components[role], n = h->gram->count, count = (size_t)h->group->signature.tensors[tensor].count;
+    icma_status status = load_tile(h, h->gram->rows, n, tensor, first, columns, error);
+    if (status)
+        return status;
+    icma_matrix rows = icma_matrix_of(h->rows, k, columns);
+    ops->gemm(ops->device, 1, icma_matrix_of(h->mix[role], k, n), false, icma_matrix_of(h->x, n, columns), false, 0, rows);
+    for (size_t i = 0; !status && i < k; i++)
+        status = ops->download(ops->device, h->rows, i * columns, values + i * count + first, columns, error);
+    if (status || h->other_count == 0)
+        return status;
+    status = load_tile(h, h->others, h->other_count, tensor, first, columns, error);
+    if (status)
+        return status;
+    ops->gemm(ops->device, 1, icma_matrix_of(h->x, h->other_count, columns), false, rows, true, 0, icma_matrix_of(h->p, h->other_count, k));
+    status = ops->download(ops->device, h->p, 0, h->projection, h->other_count * k, error);
+    size_t at = icma_generator_first(h->generator, (size_t)role);
+    for (size_t i = 0; !status && i < h->other_count; i++)
+        for (size_t j = 0; j < k; j++)
+            h->basis->coordinates[h->others[i] * h->basis->total + at + j] += h->projection[i * k + j];
+    return status;
+}
+
+static icma_status make_tensor(head_writer *h, size_t tensor, icma_error *error) {
+    size_t k = h->basis->components[h->generator->treatment[tensor]];
+    size_t count = (size_t)h->group->signature.tensors[tensor].count;
+    float *values = icma_alloc_array(k * count, sizeof *values), *steps = icma_alloc_array(k, sizeof *steps);
+    int16_t *integers = icma_alloc_array(k * count, sizeof *integers);
+    icma_status status = ICMA_OK;
+    if (!values || !steps || !integers)
+        status = icma_fail(error, ICMA_E_MEMORY, NULL, "no memory for the basis of a tensor of %zu weights", count);
+    for (size_t first = 0; !status && first < count; first += h->columns)
+        status = make_tile(h, tensor, first, count - first < h->columns ? count - first : h->columns, values, error);
+    if (!status)
+        status = icma_head_write_tensor(values, k, count, steps, integers, &h->payload, error);
+    icma_free(values);
+    icma_free(steps);
+    icma_free(integers);
+    return status;
+}
+
+static icma_status flush_chunk(head_writer *h, uint32_t index, size_t first, size_t next, icma_container_writer *writer, icma_error *error) {
+    if (h->payload.size == 0)
+        return ICMA_OK;
+    icma_section *more = icma_resize_array(h->chunks, h->chunk_count + 1, sizeof *more);
+    if (!more)
+        return icma_fail(error, ICMA_E_MEMORY, NULL, "no memory for the basis");
+    h->chunks = more;
+    h->chunks[h->chunk_count] = (icma_section){.kind = ICMA_SECTION_HEAD, .group = index, .task = ICMA_NO_OWNER, .first = (uint32_t)first,
+                                               .count = (uint32_t)(next - first)};
+    icma_status status = icma_container_add(writer, &h->chunks[h->chunk_count++], h->payload.data, h->payload.size, HEAD_ZSTD_LEVEL, error);
+    h->payload.size = 0;
+    return status;
+}
+
+icma_status icma_basis_write_head(icma_group *group, uint32_t index, const icma_gram *gram, const icma_generator *generator, const icma_ops *ops,
+                                  const icma_progress *progress, icma_basis *basis, icma_container_writer *writer, icma_section **chunks,
+                                  size_t *chunk_count, icma_error *error) {
+    head_writer h = {.group = group, .gram = gram, .generator = generator, .ops = ops, .basis = basis};
+    size_t tensors = group->signature.tensor_count, first = 0;
+    icma_status status = head_allocate(&h, error);
+    for (size_t t = 0; !status && t < tensors; t++) {
+        if (progress->update)
+            progress->update(progress->context, "basis", (double)t, (double)tensors, NULL);
+        if (progress->cancelled && progress->cancelled(progress->context))
+            status = icma_fail(error, ICMA_E_CANCELLED, NULL, "cancelled");
+        if (!status && icma_generator_is_modelled(generator, t))
+            status = make_tensor(&h, t, error);
+        if (!status && h.payload.size >= HEAD_CHUNK) {
+            status = flush_chunk(&h, index, first, t + 1, writer, error);
+            first = t + 1;
+        }
+    }
+    if (!status)
+        status = flush_chunk(&h, index, first, tensors, writer, error);
+    if (status) {
+        icma_free(h.chunks);
+        h.chunks = NULL;
+        h.chunk_count = 0;
+    }
+    *chunks = h.chunks;
+    *chunk_count = h.chunk_count;
+    head_free(&h);
+    return status;
+}

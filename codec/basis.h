@@ -1,0 +1,37 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Choosing the basis: how many eigen-adapters of each role, and where every checkpoint lies in their coordinates.
+ */
+#ifndef ICMA_BASIS_H
+#define ICMA_BASIS_H
+
+#include "container.h"
+#include "gram.h"
+
+typedef struct icma_basis {
+    size_t components[ICMA_ROLE_COUNT];
+    size_t total;                      /* K */
+    double *mixing[ICMA_ROLE_COUNT];   /* components x gram.count: rows of the head from the sampled sources; owned */
+    double *coordinates;               /* sources x K: p of every source of the group; owned */
+    double leftover;                   /* mean over the sampled sources of |x~|^2 - |p|^2, all roles */
+    double energy;                     /* mean of |x~|^2 */
+    double explained;                  /* share of the within-task variance in the span; NAN without any */
+    double predicted_error;            /* mean over sources of the predicted relative error of dW */
+} icma_basis;
+
+/*
+ * Chooses rows greedily, always from the role whose next eigenvalue is largest per weight stored, until both targets hold: `explain` of the
+ * within-task variance in the span, and a mean predicted relative error of dW of `max_error`. The prediction for a source is sqrt(sum over roles of
+ * leftover / energy): dW = B A is linear in each factor, so to first order their relative errors add in squares. `components` > 0 takes that many rows of every role instead.
+ * Coordinates of sources outside the sample are zero until icma_basis_write_head has projected them.
+ */
+icma_status icma_basis_choose(const icma_group *group, const icma_gram *gram, size_t components, double explain, double max_error,
+                              icma_basis *out, icma_error *error);
+void icma_basis_free(icma_basis *basis); /* leaves it zeroed */
+
+/* The second pass over the data: makes the rows tensor by tensor, quantises them and appends them to the archive as HEAD sections of group `index`; projects the sources outside the
+ * sample (noting exceptions among them, as icma_gram_compute does). *chunks (owned by the caller, icma_free) lists the sections written. */
+icma_status icma_basis_write_head(icma_group *group, uint32_t index, const icma_gram *gram, const icma_generator *generator, const icma_ops *ops,
+                                  const icma_progress *progress, icma_basis *basis, icma_container_writer *writer, icma_section **chunks, size_t *chunk_count, icma_error *error);
+
+#endif

@@ -1,0 +1,247 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "decode.h"
+
+#include "head.h"
+#include "memory.h"
+
+#include <math.h>
+#include <string.h>
+
+static const uint64_t head_budget = UINT64_C(1) << 30;
+
+/* Rows of one tensor on the device; NULL while its chunk is not loaded. */
+typedef struct rows {
+    icma_tensor *steps, *integers;
+} rows;
+
+struct icma_decoder {
+    const icma_ops *ops;
+    const icma_safetensors *signature;
+    const icma_generator *generator;
+    const icma_section *chunks;
+    size_t chunk_count;
+    icma_section_loader loader;
+    rows *rows;       /* one a tensor */
+    uint64_t loaded;  /* bytes of rows on the device */
+    icma_trunk *trunk;
+    icma_tensor *q, *y; /* K; the widest modelled tensor */
+    float *values;      /* the widest modelled tensor */
+};
+
+static size_t rows_of(const icma_decoder *d, size_t tensor) {
+    return d->generator->components[d->generator->treatment[tensor]];
+}
+
+static size_t widest(const icma_decoder *d) {
+    size_t most = 1;
+    for (size_t t = 0; t < d->signature->tensor_count; t++)
+        if (icma_generator_is_modelled(d->generator, t) && d->signature->tensors[t].count > most)
+            most = (size_t)d->signature->tensors[t].count;
+    return most;
+}
+
+/* Raw size of a chunk by the generator; false on overflow. */
+static bool chunk_size(const icma_decoder *d, const icma_section *chunk, size_t *out) {
+    *out = 0;
+    for (size_t t = chunk->first; t < (size_t)chunk->first + chunk->count; t++) {
+        size_t size;
+        if (!icma_generator_is_modelled(d->generator, t))
+            continue;
+        if (!icma_head_tensor_size(rows_of(d, t), (size_t)d->signature->tensors[t].count, &size) || !icma_add_size(*out, size, out))
+            return false;
+    }
+    return true;
+}
+
+/* The chunks cover the tensors in order, and each is as long as its tensors need. Tensors between chunks must be verbatim ones. */
+static icma_status check_chunks(const icma_decoder *d, icma_error *error) {
+    size_t next = 0;
+    for (size_t c = 0; c < d->chunk_count; c++) {
+        const icma_section *chunk = &d->chunks[c];
+        size_t size;
+        if (chunk->first != next || chunk->count == 0 || chunk->count > d->signature->tensor_count - next || !chunk_size(d, chunk, &size) || size != chunk->raw_size)
+            return icma_fail(error, ICMA_E_CORRUPT, NULL, "head: section %zu does not fit the generator", c);
+        next += chunk->count;
+    }
+    for (; next < d->signature->tensor_count; next++)
+        if (icma_generator_is_modelled(d->generator, next))
+            return icma_fail(error, ICMA_E_CORRUPT, NULL, "head: no rows for a modelled tensor");
+    return ICMA_OK;
+}
+
+icma_status icma_decoder_create(const icma_ops *ops, const icma_safetensors *signature, const icma_generator *generator,
+                                const icma_section *chunks, size_t chunk_count, icma_section_loader loader, icma_decoder **out, icma_error *error) {
+    *out = NULL;
+    icma_decoder *d = icma_alloc_zeroed(1, sizeof *d);
+    if (!d)
+        return icma_fail(error, ICMA_E_MEMORY, NULL, "no memory for the decoder");
+    *d = (icma_decoder){.ops = ops, .signature = signature, .generator = generator, .chunks = chunks, .chunk_count = chunk_count, .loader = loader};
+    icma_status status = check_chunks(d, error);
+    d->rows = icma_alloc_zeroed(signature->tensor_count + 1, sizeof *d->rows);
+    d->values = icma_alloc_array(widest(d), sizeof *d->values);
+    if (!status && (!d->rows || !d->values))
+        status = icma_fail(error, ICMA_E_MEMORY, NULL, "no memory for the decoder");
+    if (!status && generator->kind == ICMA_GENERATOR_BASIS) {
+        status = icma_trunk_upload(generator, ops, &d->trunk, error);
+        if (!status)
+            status = ops->alloc(ops->device, ICMA_ELEMENT_F32, generator->total, &d->q, error);
+        if (!status)
+            status = ops->alloc(ops->device, ICMA_ELEMENT_F32, widest(d), &d->y, error);
+    }
+    if (status)
+        icma_decoder_free(d);
+    else
+        *out = d;
+    return status;
+}
+
+static void forget_chunk(icma_decoder *d, const icma_section *chunk) {
+    for (size_t t = chunk->first; t < (size_t)chunk->first + chunk->count; t++) {
+        d->ops->release(d->ops->device, d->rows[t].steps);
+        d->ops->release(d->ops->device, d->rows[t].integers);
+        d->rows[t] = (rows){0};
+    }
+}
+
+void icma_decoder_free(icma_decoder *d) {
+    if (!d)
+        return;
+    for (size_t c = 0; d->rows && c < d->chunk_count; c++)
+        if (d->chunks[c].first < d->signature->tensor_count && d->chunks[c].count <= d->signature->tensor_count - d->chunks[c].first)
+            forget_chunk(d, &d->chunks[c]);
+    icma_trunk_free(d->trunk);
+    d->ops->release(d->ops->device, d->q);
+    d->ops->release(d->ops->device, d->y);
+    icma_free(d->rows);
+    icma_free(d->values);
+    icma_free(d);
+}
+
+uint64_t icma_decode_work(const icma_safetensors *signature, const icma_generator *generator) {
+    uint64_t work = icma_generator_trunk_parameters(generator);
+    for (size_t t = 0; t < signature->tensor_count; t++) {
+        uint64_t count = signature->tensors[t].count;
+        uint64_t k = icma_generator_is_modelled(generator, t) ? generator->components[generator->treatment[t]] : 0;
+        if (k && count > (UINT64_MAX - work) / k)
+            return UINT64_MAX;
+        work += k * count;
+    }
+    return work;
+}
+
+static icma_status upload_rows(icma_decoder *d, size_t tensor, icma_cursor *from, icma_error *error) {
+    size_t k = rows_of(d, tensor), count = (size_t)d->signature->tensors[tensor].count;
+    float *steps = icma_alloc_array(k + 1, sizeof *steps);
+    int16_t *integers = icma_alloc_array(k * count + 1, sizeof *integers);
+    icma_status status = steps && integers ? icma_head_read_tensor(from, k, count, steps, integers, error)
+                                           : icma_fail(error, ICMA_E_MEMORY, NULL, "no memory for the basis");
+    const icma_ops *ops = d->ops;
+    if (!status && k) {
+        status = ops->alloc(ops->device, ICMA_ELEMENT_F32, k, &d->rows[tensor].steps, error);
+        if (!status)
+            status = ops->alloc(ops->device, ICMA_ELEMENT_I16, k * count, &d->rows[tensor].integers, error);
+        if (!status)
+            status = ops->upload(ops->device, d->rows[tensor].steps, 0, steps, k, error);
+        if (!status)
+            status = ops->upload(ops->device, d->rows[tensor].integers, 0, integers, k * count, error);
+    }
+    icma_free(steps);
+    icma_free(integers);
+    return status;
+}
+
+static icma_status load_chunk(icma_decoder *d, const icma_section *chunk, icma_error *error) {
+    uint8_t *raw;
+    if (d->loaded + chunk->raw_size > head_budget) {
+        for (size_t c = 0; c < d->chunk_count; c++)
+            forget_chunk(d, &d->chunks[c]);
+        d->loaded = 0;
+    }
+    icma_status status = d->loader.load(d->loader.context, chunk, (size_t)chunk->raw_size, &raw, error);
+    if (status)
+        return status;
+    icma_cursor from = icma_cursor_over(raw, (size_t)chunk->raw_size);
+    for (size_t t = chunk->first; !status && t < (size_t)chunk->first + chunk->count; t++)
+        if (icma_generator_is_modelled(d->generator, t))
+            status = upload_rows(d, t, &from, error);
+    icma_free(raw);
+    if (status)
+        forget_chunk(d, chunk);
+    else
+        d->loaded += chunk->raw_size;
+    return status;
+}
+
+/* --- coefficients ------------------------------------------------------------------------------------------------ */
+
+icma_status icma_decoder_trunk(icma_decoder *d, const float *z, const float *condition, bool learned, float *q, icma_error *error) {
+    float *a = icma_alloc_array(d->generator->coordinates + 1, sizeof *a);
+    if (!a)
+        return icma_fail(error, ICMA_E_MEMORY, NULL, "no memory for a condition");
+    icma_generator_coordinates(d->generator, condition, learned, a);
+    icma_status status = icma_trunk_evaluate(d->trunk, z, a, q, error);
+    icma_free(a);
+    return status;
+}
+
+icma_status icma_decoder_coefficients(icma_decoder *d, const icma_checkpoints *task, const icma_checkpoint *checkpoint, float *q, icma_error *error) {
+    const icma_generator *g = d->generator;
+    bool stored = checkpoint->tier == ICMA_TIER_LATENT;
+    float *z = icma_alloc_zeroed(g->latent + 1, sizeof *z);
+    if (!z)
+        return icma_fail(error, ICMA_E_MEMORY, NULL, "no memory for a latent");
+    for (size_t j = 0; stored && j < g->latent; j++)
+        z[j] = (float)checkpoint->latent[j] * g->latent_step[j];
+    icma_status status = icma_decoder_trunk(d, z, task->condition, task->origin == ICMA_CONDITION_LEARNED, q, error);
+    for (size_t k = 0; !status && stored && k < g->total; k++)
+        q[k] = fmaf((float)checkpoint->correction[k], g->correction_step[k], q[k]);
+    icma_free(z);
+    return status;
+}
+
+/* --- tensors ----------------------------------------------------------------------------------------------------- */
+
+static icma_status decode_tensor(icma_decoder *d, size_t t, uint8_t *data, icma_error *error) {
+    const icma_tensor_info *info = &d->signature->tensors[t];
+    const icma_ops *ops = d->ops;
+    size_t k = rows_of(d, t), count = (size_t)info->count, first = icma_generator_first(d->generator, d->generator->treatment[t]);
+    if (k == 0) {
+        memset(data + info->begin, 0, (size_t)info->size);
+        return ICMA_OK;
+    }
+    icma_matrix q = icma_matrix_block(icma_matrix_of(d->q, 1, d->generator->total), 0, first, 1, k);
+    ops->basis(ops->device, q, icma_matrix_of(d->rows[t].steps, 1, k), icma_matrix_of(d->rows[t].integers, k, count), d->generator->scale[t],
+               icma_matrix_of(d->y, 1, count));
+    icma_status status = ops->download(ops->device, d->y, 0, d->values, count, error);
+    if (status)
+        return status;
+    bool finite = true;
+    for (size_t i = 0; i < count; i++)
+        finite &= fabsf(d->values[i]) < INFINITY;
+    if (!finite)
+        return icma_fail(error, ICMA_E_CORRUPT, NULL, "a decoded weight of %s is not finite", info->name);
+    icma_store_floats(info->dtype, d->values, count, data + info->begin);
+    return ICMA_OK;
+}
+
+icma_status icma_decoder_tensors(icma_decoder *d, const float *q, const uint32_t *exceptions, size_t exception_count, uint8_t *data, icma_error *error) {
+    icma_status status = ICMA_OK;
+    size_t next = 0;
+    if (d->generator->kind != ICMA_GENERATOR_BASIS)
+        return ICMA_OK;
+    status = d->ops->upload(d->ops->device, d->q, 0, q, d->generator->total, error);
+    for (size_t c = 0; !status && c < d->chunk_count; c++) {
+        const icma_section *chunk = &d->chunks[c];
+        for (size_t t = chunk->first; !status && t < (size_t)chunk->first + chunk->count; t++) {
+            while (next < exception_count && exceptions[next] < t)
+                next++;
+            if (!icma_generator_is_modelled(d->generator, t) || (next < exception_count && exceptions[next] == t))
+                continue;
+            if (!d->rows[t].integers && rows_of(d, t))
+                status = load_chunk(d, chunk, error);
+            if (!status)
+                status = decode_tensor(d, t, data, error);
+        }
+    }
+    return status;
+}

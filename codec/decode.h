@@ -1,0 +1,37 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Decoding one checkpoint of a group, exactly (spec 4.5). Pack and unpack both come through here, so what pack checked is what
+ * unpack does.
+ */
+#ifndef ICMA_DECODE_H
+#define ICMA_DECODE_H
+
+#include "checkpoints.h"
+#include "container.h"
+
+/* Loads a section's raw bytes (owned by the caller, icma_free): from an archive, or from one that is still being written. */
+typedef struct icma_section_loader {
+    icma_status (*load)(void *context, const icma_section *section, size_t max_raw, uint8_t **out, icma_error *error);
+    void *context;
+} icma_section_loader;
+
+typedef struct icma_decoder icma_decoder;
+
+/* `signature`, `generator`, `chunks` (the group's HEAD sections, ascending) and `ops` must outlive the decoder. Head chunks are loaded when first
+ * needed and kept while they fit a budget of 1 GiB. ICMA_E_CORRUPT if the chunks do not cover the modelled tensors exactly. */
+icma_status icma_decoder_create(const icma_ops *ops, const icma_safetensors *signature, const icma_generator *generator,
+                                const icma_section *chunks, size_t chunk_count, icma_section_loader loader, icma_decoder **out, icma_error *error);
+void icma_decoder_free(icma_decoder *decoder); /* NULL is fine */
+
+/* Multiply-adds that decoding one checkpoint takes; saturates. */
+uint64_t icma_decode_work(const icma_safetensors *signature, const icma_generator *generator);
+
+/* q[K] from latents z and a condition (condition_size or coordinates numbers): the trunk alone. */
+icma_status icma_decoder_trunk(icma_decoder *decoder, const float *z, const float *condition, bool learned, float *q, icma_error *error);
+/* q[K] of a stored checkpoint: z from its integers (0 under tier generate), the trunk, the corrections. */
+icma_status icma_decoder_coefficients(icma_decoder *decoder, const icma_checkpoints *task, const icma_checkpoint *checkpoint, float *q, icma_error *error);
+/* Writes every modelled tensor into `data` (signature->data_size bytes), except those listed in exceptions. A value that is not finite before the
+ * cast is ICMA_E_CORRUPT. */
+icma_status icma_decoder_tensors(icma_decoder *decoder, const float *q, const uint32_t *exceptions, size_t exception_count, uint8_t *data, icma_error *error);
+
+#endif

@@ -1,0 +1,218 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * icma: LoRA adapters in, one archive out, adapters back. The public C API.
+ *
+ * Thread-safety: different bundles may be used from different threads; one bundle from one thread at a time.
+ * The library never prints, never exits and never changes signal handlers. Every function that can fail
+ * returns an icma_status and fills an icma_error (see status.h); outputs are zeroed first, so a failed call
+ * leaves nothing to free.
+ */
+#ifndef ICMA_H
+#define ICMA_H
+
+#include "inputs.h"
+#include "status.h"
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+struct icma_ops; /* a device: codec/ops.h for its implementers, gpu/device.h to open one */
+
+/* What was kept of a checkpoint (spec 4.1). */
+typedef enum icma_tier {
+    ICMA_TIER_GENERATE = 0, /* its task's condition only */
+    ICMA_TIER_LATENT = 1,   /* its latent and coefficient corrections */
+    ICMA_TIER_VERBATIM = 15 /* all of its tensors, bit for bit */
+} icma_tier;
+
+const char *icma_tier_name(icma_tier tier); /* "generate", ... */
+
+typedef struct icma_progress {
+    /* Told now and then, from the calling thread: phase "read", "train", ... and how much of how much is done
+     * in it, with a note such as the current loss (may be NULL). May be NULL. */
+    void (*update)(void *context, const char *phase, double done, double total, const char *note);
+    /* Asked often; true stops the work with ICMA_E_CANCELLED. May be NULL. */
+    bool (*cancelled)(void *context);
+    void *context;
+} icma_progress;
+
+/* --- packing
+ * --------------------------------------------------------------------------------------------------- */
+
+typedef enum icma_loss {
+    ICMA_LOSS_WATER_LEVEL, /* |p - q|^2 / (2 theta) + KL, theta the coder's water level */
+    ICMA_LOSS_PAPER,       /* mean over the L weights of squared errors + kld_weight * KL (ICM-LoRA) */
+} icma_loss;
+
+enum { ICMA_AUTO = 0 };
+
+typedef struct icma_pack_options {
+    icma_tier tier;      /* ICMA_TIER_GENERATE or ICMA_TIER_LATENT */
+    bool keep_last_only; /* store only each task's last checkpoint; training still uses all */
+    size_t train_last;   /* use only the last N checkpoints of each task; 0: all */
+    size_t components;   /* basis rows a role; ICMA_AUTO: from the eigenvalues and the two targets below */
+    double explain;      /* auto: share of the within-task variance that the basis must span, 0..1 */
+    double max_error;    /* auto: predicted mean relative error of dW that the basis must reach */
+    icma_loss loss;
+    double kld_weight; /* of ICMA_LOSS_PAPER; the water-level loss weighs KL with 1 */
+    size_t latent_dim;
+    size_t epochs;
+    size_t batch;
+    double learning_rate;
+    uint64_t seed;
+    int threads; /* 0: as many as the machine has */
+    bool overwrite;
+    bool scalar; /* decode with the scalar reference ops: the same bits, slowly */
+    icma_progress progress;
+} icma_pack_options;
+
+icma_pack_options icma_pack_defaults(void);
+/* Sets what `--preset NAME` sets ("paper"): ICMA_E_USAGE for an unknown name. */
+icma_status icma_pack_preset(const char *name, icma_pack_options *options, icma_error *error);
+
+/* Bytes of an archive by kind; they add up to total (spec 3.4). `index` is header, index, footer; padding
+ * counts with its section. */
+typedef struct icma_bytes {
+    uint64_t total, generator, conditions, latents, residuals, verbatim, index, metadata;
+} icma_bytes;
+
+typedef struct icma_pack_task {
+    char *name;
+    size_t checkpoints;
+    size_t latents_active; /* dimensions whose posterior mean varies between this task's checkpoints (variance
+                              over 0.01) */
+    bool condition_learned;
+    double dw_error_max, dw_error_mean; /* over modules and checkpoints, measured on the decoded files */
+    double relative_error;              /* |x - y| / |x| over all its checkpoints */
+    double cosine;
+} icma_pack_task;
+
+typedef struct icma_pack_result {
+    icma_bytes bytes;
+    uint64_t original_files, original_bytes, original_parameters;
+    uint64_t zstd_sample_raw,
+        zstd_sample_size; /* zstd -19 of each task's last file: raw bytes and compressed bytes */
+    icma_pack_task *tasks;
+    size_t task_count;
+    size_t groups;
+    bool has_generator;
+    size_t components;            /* rows over all roles and groups */
+    size_t active_latents;        /* over all groups */
+    double within_task_explained; /* share of the within-task variance that the decoded files explain; NAN
+                                     without any (one checkpoint a task) */
+    uint64_t
+        break_even; /* adapters from which the bundle is smaller than 16-bit casts of the files; 0: never */
+    struct {
+        double read, gram, train, encode, check, write;
+    } seconds;
+} icma_pack_result;
+
+/* Packs the inputs into a new archive at `path`. Nothing is left behind on failure. */
+icma_status icma_pack(const icma_inputs *inputs, const char *path, const icma_pack_options *options,
+                      const struct icma_ops *ops, icma_pack_result *result, icma_error *error);
+void icma_pack_result_free(icma_pack_result *result); /* leaves it zeroed */
+
+/* --- reading
+ * --------------------------------------------------------------------------------------------------- */
+
+typedef struct icma_limits {
+    uint64_t max_output; /* bytes that one decoded adapter may have */
+    uint64_t max_work;   /* multiply-adds that one decoded adapter may cost */
+} icma_limits;
+
+icma_limits icma_limits_defaults(void); /* 64 GiB, 2^44 */
+
+typedef struct icma_bundle icma_bundle;
+
+/* Opens an archive; reads header, index and footer only. `ops` must outlive the bundle. */
+icma_status icma_bundle_open(const char *path, const struct icma_ops *ops, const icma_limits *limits,
+                             icma_bundle **out, icma_error *error);
+void icma_bundle_close(icma_bundle *bundle); /* NULL is fine */
+
+typedef struct icma_checkpoint_info {
+    uint32_t group; /* signature group */
+    bool has_step;
+    uint64_t step;
+    icma_tier tier;
+    uint64_t file_size; /* of the decoded safetensors file */
+    uint64_t parameters;
+    float relative_error; /* measured at packing, rounded up to bfloat16 */
+    float dw_error_mean, dw_error_max;
+    uint64_t hash; /* XXH3-64 of the decoded file */
+} icma_checkpoint_info;
+
+typedef struct icma_task_info {
+    const char *name;
+    const char *condition_origin;            /* file name it came from, "learned", or "none" */
+    size_t condition_size;                   /* numbers in the stored condition vector */
+    const float *condition;                  /* NULL if none */
+    uint64_t bytes;                          /* stored bytes of sections that belong to this task alone */
+    const icma_checkpoint_info *checkpoints; /* by step; one without a step comes last */
+    size_t checkpoint_count;
+} icma_task_info;
+
+size_t icma_bundle_task_count(const icma_bundle *bundle);
+size_t icma_bundle_group_count(const icma_bundle *bundle);
+/* SIZE_MAX if there is none of that name. */
+size_t icma_bundle_find_task(const icma_bundle *bundle, const char *name);
+const char *icma_bundle_task_name(const icma_bundle *bundle, size_t task);
+/* Reads the task's sections on first use; *info stays valid until icma_bundle_close. */
+icma_status icma_bundle_task(icma_bundle *bundle, size_t task, icma_task_info *info, icma_error *error);
+/* Drops what icma_bundle_task and decode have cached of a task (for walking through very many). */
+void icma_bundle_forget_task(icma_bundle *bundle, size_t task);
+
+icma_bytes icma_bundle_bytes(const icma_bundle *bundle);
+
+typedef struct icma_section_info {
+    const char *kind; /* "signature", "generator", "head", "task", "texts", "verbatim", "record", "unknown" */
+    const char *coding; /* "raw", "zstd" */
+    uint64_t offset, stored_size, raw_size;
+    uint32_t group, task; /* UINT32_MAX: none */
+    uint32_t first, count;
+} icma_section_info;
+size_t icma_bundle_section_count(const icma_bundle *bundle);
+icma_section_info icma_bundle_section(const icma_bundle *bundle, size_t index);
+/* Compares one section's checksum and padding. */
+icma_status icma_bundle_check_section(icma_bundle *bundle, size_t index, icma_error *error);
+
+typedef struct icma_generator_info {
+    const char *kind; /* "basis" or "none" */
+    size_t components_a, components_b, components_other;
+    size_t latent_dim;    /* as stored: inactive dimensions are not */
+    size_t condition_dim; /* coordinates that the trunk sees */
+    size_t hidden, hidden_layers;
+    uint64_t head_bytes, trunk_parameters, modelled_parameters;
+    size_t tensors, tensors_verbatim;
+} icma_generator_info;
+icma_status icma_bundle_generator(icma_bundle *bundle, uint32_t group, icma_generator_info *info,
+                                  icma_error *error);
+/* The group's record (spec 4.8): options, seed, losses, errors by tensor and module, as JSON text. *text is
+ * owned by the caller (icma_free), NULL if the archive has none. */
+icma_status icma_bundle_record(icma_bundle *bundle, uint32_t group, char **text, icma_error *error);
+
+/* One adapter, decoded: the complete safetensors file and the side files that were packed with it. */
+typedef struct icma_decoded_file {
+    char *name;
+    uint8_t *data;
+    size_t size;
+} icma_decoded_file;
+typedef struct icma_decoded {
+    uint8_t *data; /* header and all: write it to a file as it is */
+    size_t size;
+    icma_decoded_file *files;
+    size_t file_count;
+} icma_decoded;
+void icma_decoded_free(icma_decoded *decoded); /* leaves it zeroed */
+
+/* Decodes one checkpoint (an index into icma_task_info.checkpoints) and compares the result's checksum with
+ * the stored one. */
+icma_status icma_bundle_decode(icma_bundle *bundle, size_t task, size_t checkpoint, icma_decoded *out,
+                               icma_error *error);
+/* Generates an adapter from the task's condition alone: z ~ N(0, I) from `seed` (paper eq. 9; spec 4.7), no
+ * latent, no corrections. Tensors that are not modelled come from the task's last checkpoint with the same
+ * signature. ICMA_E_UNSUPPORTED for a task whose group has no generator. */
+icma_status icma_bundle_sample(icma_bundle *bundle, size_t task, uint64_t seed, icma_decoded *out,
+                               icma_error *error);
+
+#endif

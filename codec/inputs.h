@@ -1,0 +1,74 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Finding adapters: which files under the given paths are checkpoints of which task.
+ *
+ * adapter_model.safetensors and pytorch_lora_weights.safetensors are the adapter of the folder that they lie
+ * in; its task is the nearest folder at or above it that is not `checkpoint-N`, and N its step. Any other
+ * safetensors file is a plain file: its task is its stem without `-000010` (six digits, kohya's epochs) or
+ * `-step10`, which is its step. `task_vector.safetensors`, else `task_vector.npy`, in a task's folder is its
+ * condition, never an adapter; among plain files it is taken where they are one task.
+ */
+#ifndef ICMA_INPUTS_H
+#define ICMA_INPUTS_H
+
+#include "status.h"
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+typedef struct icma_input_side_file {
+    char *name; /* in the checkpoint's folder: "adapter_config.json", "README.md" */
+    char *path;
+} icma_input_side_file;
+
+typedef struct icma_input_checkpoint {
+    char *path;    /* the safetensors file */
+    bool has_step; /* false: the adapter in the task's own folder, or a plain file without a number */
+    uint64_t step;
+    icma_input_side_file *side_files; /* sorted by name */
+    size_t side_file_count;
+} icma_input_checkpoint;
+
+typedef struct icma_input_task {
+    char *name;                         /* a safe path segment */
+    char *folder;                       /* where it was found, to name it in messages */
+    char *condition_path;               /* or NULL */
+    icma_input_checkpoint *checkpoints; /* by step, natural order; one without a step comes last */
+    size_t checkpoint_count;
+} icma_input_task;
+
+typedef struct icma_input_skip {
+    char *path;
+    char *reason; /* "a pickle, ...; convert it with ..." */
+} icma_input_skip;
+
+typedef struct icma_inputs {
+    icma_input_task *tasks; /* natural order of names */
+    size_t task_count;
+    icma_input_skip
+        *skips; /* named files that were not taken and are not known helpers: the caller tells, and exits 3 */
+    size_t skip_count;
+} icma_inputs;
+
+/* Searches folders (to a depth of 32; below: a skip) and takes files as they are, by content. Links are
+ * followed, those to folders last; a folder reached twice is searched once, so loops end. Hidden entries and
+ * helper files of trainers (optimizer.*, scheduler.*, rng_state*, trainer_state.json, training_args.bin,
+ * scaler.pt, tokenizer files ...) are passed over silently; other pickles (.bin .pt .pth .ckpt, by magic) are
+ * skips; so are safetensors files without any LoRA pair ("not a LoRA adapter"), pipes and devices, and
+ * folders that cannot be read. What would be a skip in a folder is ICMA_E_UNSUPPORTED (a pipe or device:
+ * ICMA_E_FORMAT, an unreadable folder: ICMA_E_IO) where the user named it; side files, conditions and helpers
+ * that are named are passed over (a shell's "task" slash star names them). Side files are the .json, .md and
+ * .txt beside a folder's adapter, but helpers; over 1 MiB they are a skip. ICMA_E_USAGE naming both: two
+ * folders that give the same task name, the same step of a task twice, task names that differ in ASCII case
+ * only. ICMA_E_USAGE also for a task name that is not a safe path segment. A path that is missing, or nothing
+ * found: ICMA_E_NOT_FOUND. A damaged safetensors file: its reader's status. */
+icma_status icma_inputs_find(const char *const *paths, size_t path_count, icma_inputs *out,
+                             icma_error *error);
+void icma_inputs_free(icma_inputs *inputs); /* leaves it zeroed */
+
+/* Natural order: runs of digits compare as numbers ("checkpoint-9" before "checkpoint-10"), ties by bytes.
+ * Like strcmp. */
+int icma_compare_natural(const char *a, const char *b);
+
+#endif

@@ -1,0 +1,104 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The op table: everything the codec asks of a device.
+ *
+ * Tensors are opaque, so no code outside a device ever holds a pointer into one. An icma_matrix is a row-major view of a tensor:
+ * element (i, j) is at offset + i * stride + j. Views of one call may not overlap unless the op says that it works in place.
+ *
+ * Two kinds of op. *Exact* ops define decoding bit for bit (spec 4.5): every table gives the same bits for them. *Training* ops are
+ * deterministic for one table, build and CPU type at any thread count, and agree between tables to rounding.
+ *
+ * Kernels never allocate and cannot fail for other reasons than the device; callers pass views that fit (checked by assert in the
+ * CPU tables). Statuses come back at the calls that can fail: alloc, upload, download and synchronise; a device keeps its first failure until then.
+ */
+#ifndef ICMA_OPS_H
+#define ICMA_OPS_H
+
+#include "status.h"
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+typedef struct icma_tensor icma_tensor;
+
+typedef enum icma_element { ICMA_ELEMENT_F32, ICMA_ELEMENT_I16, ICMA_ELEMENT_U32 } icma_element;
+
+typedef struct icma_matrix {
+    icma_tensor *tensor;
+    size_t offset; /* in elements */
+    size_t rows, columns;
+    size_t stride; /* elements from one row to the next, at least `columns` */
+} icma_matrix;
+
+typedef struct icma_adam {
+    float learning_rate, beta1, beta2, epsilon;
+    uint64_t step; /* from 1 */
+} icma_adam;
+
+typedef struct icma_ops {
+    const char *name; /* "reference", "cpu", "cuda:0" */
+    void *device;     /* first argument of every entry */
+
+    /* --- memory ------------------------------------------------------------------------------------------- */
+    icma_status (*alloc)(void *device, icma_element element, size_t count, icma_tensor **out, icma_error *error); /* zeroed; count > 0 */
+    void (*release)(void *device, icma_tensor *tensor);                                                         /* NULL is fine */
+    icma_status (*upload)(void *device, icma_tensor *to, size_t offset, const void *from, size_t count, icma_error *error);
+    icma_status (*download)(void *device, const icma_tensor *from, size_t offset, void *to, size_t count, icma_error *error);
+
+    /* --- training: products ------------------------------------------------------------------------------- */
+    /* c = alpha * op(a) op(b) + beta * c, op transposing where its flag is set; beta 0 does not read c. */
+    void (*gemm)(void *device, float alpha, icma_matrix a, bool transpose_a, icma_matrix b, bool transpose_b, float beta, icma_matrix c);
+    /* c = a a^T, both triangles. */
+    void (*syrk)(void *device, icma_matrix a, icma_matrix c);
+
+    /* --- training: rows and columns ----------------------------------------------------------------------- */
+    void (*add_row)(void *device, icma_matrix row, icma_matrix y);       /* y[i, :] += row[0, :] */
+    void (*sum_rows)(void *device, icma_matrix x, icma_matrix row);      /* row[0, :] = sum_i x[i, :], i ascending */
+    void (*gather_rows)(void *device, icma_matrix x, const icma_tensor *index, size_t first, icma_matrix y); /* y[i, :] = x[index[first + i], :] */
+    void (*scatter_rows)(void *device, icma_matrix y, const icma_tensor *index, size_t first, icma_matrix x); /* x[index[first + i], :] += y[i, :], i ascending */
+    void (*axpy)(void *device, float alpha, icma_matrix x, icma_matrix y); /* y += alpha x */
+    void (*multiply)(void *device, icma_matrix x, icma_matrix y);          /* y *= x, element by element; x may have one row for all of y's */
+    void (*fill)(void *device, float value, icma_matrix y);
+
+    /* --- training: the variational parts ------------------------------------------------------------------ */
+    /* z = mu + exp(logvar / 2) * noise (paper eq. 4) */
+    void (*reparameterise)(void *device, icma_matrix mu, icma_matrix logvar, icma_matrix noise, icma_matrix z);
+    /* dmu = dz + weight * mu;  dlogvar = dz * noise * exp(logvar / 2) / 2 + weight * (exp(logvar) - 1) / 2: through z and through
+     * weight * KL(N(mu, exp(logvar)) || N(0, 1)). */
+    void (*latent_backward)(void *device, icma_matrix mu, icma_matrix logvar, icma_matrix noise, icma_matrix dz, float weight, icma_matrix dmu, icma_matrix dlogvar);
+    /* out[i, j] = (exp(logvar) + mu^2 - 1 - logvar) / 2, in nats */
+    void (*kl)(void *device, icma_matrix mu, icma_matrix logvar, icma_matrix out);
+    /* out[i, 0] = sum_j weight[0, j] (q[i, j] - p[i, j])^2 */
+    void (*squared_error)(void *device, icma_matrix p, icma_matrix q, icma_matrix weight, icma_matrix out);
+    /* dq = 2 scale weight (q - p) */
+    void (*squared_error_backward)(void *device, icma_matrix p, icma_matrix q, icma_matrix weight, float scale, icma_matrix dq);
+    /* dx = dy / (1 + |x|)^2; in place (dx = dy) is fine */
+    void (*softsign_backward)(void *device, icma_matrix x, icma_matrix dy, icma_matrix dx);
+    /* Adam (Kingma and Ba 2015, algorithm 1, with bias correction) on one parameter with its two moments. */
+    void (*adam)(void *device, icma_adam options, icma_matrix gradient, icma_matrix moment1, icma_matrix moment2, icma_matrix parameter);
+
+    /* --- exact (spec 4.5): the same bits on every device --------------------------------------------------- */
+    /* y = x / (1 + |x|): one addition, one division; in place is fine. */
+    void (*softsign)(void *device, icma_matrix x, icma_matrix y);
+    /* y[i, o] = chain of fma(x[i, j], w[j, o], acc) over j ascending, from bias[0, o] (bias.tensor NULL: from y[i, o] as it is). */
+    void (*linear)(void *device, icma_matrix x, icma_matrix w, icma_matrix bias, icma_matrix y);
+    /* y[i, l] = scale * chain of fma(q[i, k] * step[0, k], (float)head[k, l], acc) over k ascending, from +0. head is I16. */
+    void (*basis)(void *device, icma_matrix q, icma_matrix step, icma_matrix head, float scale, icma_matrix y);
+} icma_ops;
+
+/* The whole of a fresh tensor as a matrix, or a block of rows x columns at (row, column) of a view. */
+icma_matrix icma_matrix_of(icma_tensor *tensor, size_t rows, size_t columns);
+icma_matrix icma_matrix_block(icma_matrix of, size_t row, size_t column, size_t rows, size_t columns);
+
+/* The two tables on the CPU. The reference is the plain oracle: one thread, fixed summation order, no intrinsics. */
+const icma_ops *icma_ops_reference(void);
+/* Threads over outputs, OpenBLAS where the order is free, AVX2 and AVX-512 kernels where the processor has them. */
+const icma_ops *icma_ops_cpu(void);
+
+/* How many threads the CPU table and the readers use from now on; 0: as many as there are processors. Process-wide; not to be called
+ * while work is going on. Results never depend on it. */
+void icma_set_threads(int threads);
+int icma_threads(void);
+
+#endif

@@ -1,0 +1,43 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What the tables on the CPU share: their tensors are plain memory. Private to ops_*.c. */
+#ifndef ICMA_OPS_HOST_H
+#define ICMA_OPS_HOST_H
+
+#include "ops.h"
+
+#include <assert.h>
+
+struct icma_tensor {
+    icma_element element;
+    size_t count;
+    void *data;
+};
+
+static inline float *icma_row(icma_matrix m, size_t i) {
+    assert(m.tensor->element == ICMA_ELEMENT_F32);
+    assert(m.rows == 0 || m.offset + (m.rows - 1) * m.stride + m.columns <= m.tensor->count);
+    return (float *)m.tensor->data + m.offset + i * m.stride;
+}
+
+static inline const int16_t *icma_row_i16(icma_matrix m, size_t i) {
+    assert(m.tensor->element == ICMA_ELEMENT_I16);
+    assert(m.rows == 0 || m.offset + (m.rows - 1) * m.stride + m.columns <= m.tensor->count);
+    return (const int16_t *)m.tensor->data + m.offset + i * m.stride;
+}
+
+/* Outputs first .. first + count - 1 of one row of a basis product (count is at most ICMA_BASIS_BLOCK): a[k] = q[k] * step[k] is given. */
+enum { ICMA_BASIS_BLOCK = 1024 };
+typedef void (*icma_basis_kernel)(const float *a, size_t rows, const int16_t *head, size_t stride, size_t count, float scale, float *y);
+/* y[o] = chain over j of fma(x[j], w[j * stride + o], y[o]), `count` outputs. */
+typedef void (*icma_linear_kernel)(const float *x, size_t inputs, const float *w, size_t stride, size_t count, float *y);
+
+typedef struct icma_kernels {
+    icma_basis_kernel basis;
+    icma_linear_kernel linear;
+} icma_kernels;
+/* The best that this processor runs, or scalar ones. */
+icma_kernels icma_kernels_best(void);
+void icma_basis_scalar(const float *a, size_t rows, const int16_t *head, size_t stride, size_t count, float scale, float *y);
+void icma_linear_scalar(const float *x, size_t inputs, const float *w, size_t stride, size_t count, float *y);
+
+#endif

@@ -1,0 +1,405 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Packing: the way of a tree of adapters into an archive, group by group. */
+#include "packer.h"
+
+#include "compress.h"
+#include "memory.h"
+#include "npy.h"
+
+#include <math.h>
+#include <string.h>
+#include <time.h>
+
+enum {
+    MOST_GRAM_SOURCES = 4096, /* in the eigenproblem; the rest is projected */
+    TEXT_LEVEL = 19,
+    ZSTD_SAMPLE = 8 << 20,    /* bytes of originals that zstd -19 is measured on */
+};
+
+icma_pack_options icma_pack_defaults(void) {
+    return (icma_pack_options){.tier = ICMA_TIER_LATENT, .explain = 0.85, .max_error = 0.05, .loss = ICMA_LOSS_WATER_LEVEL, .kld_weight = 0.005,
+                               .latent_dim = 16, .batch = 32, .learning_rate = 2e-3, .seed = 1};
+}
+
+icma_status icma_pack_preset(const char *name, icma_pack_options *options, icma_error *error) {
+    if (strcmp(name, "paper") != 0)
+        return icma_fail(error, ICMA_E_USAGE, NULL, "unknown preset \"%s\"; there is \"paper\"", name);
+    /* PAPER.md: loss, latent size, learning rate and batch of ICM-LoRA. Epochs stay ours: in coordinates the loss is flat long before 2,000. */
+    options->loss = ICMA_LOSS_PAPER;
+    options->kld_weight = 0.005;
+    options->latent_dim = 256;
+    options->learning_rate = 2e-4;
+    options->batch = 2;
+    return ICMA_OK;
+}
+
+void icma_pack_result_free(icma_pack_result *result) {
+    for (size_t t = 0; result->tasks && t < result->task_count; t++)
+        icma_free(result->tasks[t].name);
+    icma_free(result->tasks);
+    memset(result, 0, sizeof *result);
+}
+
+double icma_lap(double *now) {
+    struct timespec time;
+    clock_gettime(CLOCK_MONOTONIC, &time);
+    double then = *now;
+    *now = (double)time.tv_sec + 1e-9 * (double)time.tv_nsec;
+    return *now - then;
+}
+
+/* --- conditions -------------------------------------------------------------------------------------------------- */
+
+static icma_status condition_from_safetensors(const char *path, float **values, size_t *count, icma_error *error) {
+    icma_file *file;
+    icma_safetensors s = {0};
+    uint8_t *bytes = NULL;
+    icma_status status = icma_file_open(path, &file, error);
+    if (status)
+        return status;
+    status = icma_safetensors_read(file, &s, error);
+    const icma_tensor_info *t = s.tensors;
+    if (!status && (s.tensor_count != 1 || t->rank != 1 || !icma_dtype_is_modelled(t->dtype) || t->count == 0))
+        status = icma_fail(error, ICMA_E_UNSUPPORTED, path, "not a condition vector; one 1-D tensor of F32, F16 or BF16 is");
+    if (!status && t->count > ICMA_MAX_CONDITION)
+        status = icma_fail(error, ICMA_E_LIMIT, path, "a condition vector of more than %d numbers", ICMA_MAX_CONDITION);
+    if (!status) {
+        *count = (size_t)t->count;
+        bytes = icma_alloc((size_t)t->size);
+        *values = icma_alloc_array(*count, sizeof **values);
+        status = bytes && *values ? icma_file_read(file, icma_safetensors_data_offset(&s), bytes, (size_t)t->size, error)
+                                  : icma_fail(error, ICMA_E_MEMORY, path, "no memory for a condition vector");
+        if (!status)
+            icma_load_floats(t->dtype, bytes, *count, *values);
+    }
+    icma_free(bytes);
+    icma_safetensors_free(&s);
+    icma_file_close(file);
+    icma_error_set_file(error, path);
+    return status;
+}
+
+static icma_status load_condition(const char *path, icma_condition *out, icma_error *error) {
+    size_t length = strlen(path), count = 0;
+    float *values = NULL;
+    bool npy = length > 4 && strcmp(path + length - 4, ".npy") == 0;
+    icma_status status = npy ? icma_npy_read_vector(path, ICMA_MAX_CONDITION, &values, &count, error)
+                             : condition_from_safetensors(path, &values, &count, error);
+    for (size_t i = 0; !status && i < count; i++)
+        if (!isfinite(values[i]))
+            status = icma_fail(error, ICMA_E_UNSUPPORTED, path, "a condition vector that is not finite; remove it to have one learned");
+    if (status) {
+        icma_free(values);
+        return status;
+    }
+    *out = (icma_condition){values, count};
+    return ICMA_OK;
+}
+
+static icma_status load_conditions(icma_packer *p, icma_error *error) {
+    icma_status status = ICMA_OK;
+    p->conditions = icma_alloc_zeroed(p->inputs->task_count, sizeof *p->conditions);
+    if (!p->conditions)
+        return icma_fail(error, ICMA_E_MEMORY, NULL, "no memory for the conditions");
+    for (size_t t = 0; !status && t < p->inputs->task_count; t++)
+        if (p->inputs->tasks[t].condition_path)
+            status = load_condition(p->inputs->tasks[t].condition_path, &p->conditions[t], error);
+    return status;
+}
+
+/* --- a group ----------------------------------------------------------------------------------------------------- */
+
+static icma_status reread(void *context, const icma_section *section, size_t max_raw, uint8_t **out, icma_error *error) {
+    icma_container_writer *writer = context;
+    icma_file *file;
+    (void)max_raw; /* we wrote it */
+    *out = NULL;
+    icma_status status = icma_file_open(icma_container_temporary(writer), &file, error);
+    if (status)
+        return status;
+    uint8_t *stored = icma_alloc((size_t)section->stored_size), *raw = icma_alloc((size_t)section->raw_size);
+    status = stored && raw ? icma_file_read(file, section->offset, stored, (size_t)section->stored_size, error)
+                           : icma_fail(error, ICMA_E_MEMORY, NULL, "no memory for the basis");
+    if (!status && section->coding == ICMA_CODING_ZSTD)
+        status = icma_zstd_decompress(stored, (size_t)section->stored_size, raw, (size_t)section->raw_size, error);
+    else if (!status)
+        memcpy(raw, stored, (size_t)section->raw_size);
+    icma_free(stored);
+    icma_file_close(file);
+    if (status)
+        icma_free(raw);
+    else
+        *out = raw;
+    return status;
+}
+
+static icma_status add_section(icma_packer *p, uint32_t group, icma_section_kind kind, const void *data, size_t size, icma_error *error) {
+    icma_section section = {.kind = (uint16_t)kind, .group = group, .task = ICMA_NO_OWNER};
+    return icma_container_add(p->writer, &section, data, size, TEXT_LEVEL, error);
+}
+
+static bool has_modelled(const icma_pack_group *g) {
+    for (size_t t = 0; t < g->generator.tensor_count; t++)
+        if (icma_generator_is_modelled(&g->generator, t))
+            return true;
+    return false;
+}
+
+static void fill_within(icma_pack_group *g) {
+    size_t n = g->gram.count;
+    uint32_t *task = icma_alloc_array(n, sizeof *task);
+    for (size_t i = 0; task && i < n; i++)
+        task[i] = g->group->sources[g->gram.rows[i]].task;
+    for (int role = 0; task && role < ICMA_ROLE_COUNT; role++)
+        if (g->gram.matrix[role])
+            g->within += icma_within_task(g->gram.matrix[role], task, n) / (double)n;
+    icma_free(task);
+}
+
+/* Gram matrix, basis, head, CVAE: everything that is learned from a group. */
+static icma_status learn(icma_packer *p, icma_pack_group *g, icma_error *error) {
+    const icma_pack_options *o = p->options;
+    double now = 0;
+    icma_lap(&now);
+    icma_status status = icma_gram_compute(g->group, p->ops, MOST_GRAM_SOURCES, o->seed, &o->progress, &g->generator, &g->gram, error);
+    p->result->seconds.gram += icma_lap(&now);
+    if (status || !has_modelled(g))
+        return status;
+    status = icma_basis_choose(g->group, &g->gram, o->components, o->explain, o->max_error, &g->basis, error);
+    if (status)
+        return status;
+    fill_within(g);
+    memcpy(g->generator.components, g->basis.components, sizeof g->basis.components);
+    status = icma_basis_write_head(g->group, g->index, &g->gram, &g->generator, p->ops, &o->progress, &g->basis, p->writer, &g->chunks, &g->chunk_count,
+                                   error);
+    p->result->seconds.encode += icma_lap(&now);
+    uint64_t head_bytes = 0;
+    for (size_t c = 0; c < g->chunk_count; c++)
+        head_bytes += g->chunks[c].stored_size;
+    if (!status)
+        status = icma_train(g->group, &g->basis, p->conditions, o, head_bytes, p->ops, &g->generator, &g->training, error);
+    p->result->seconds.train += icma_lap(&now);
+    return status;
+}
+
+/* Writes the generator and goes on with what a reader will read, not with what was trained. */
+static icma_status settle_generator(icma_packer *p, icma_pack_group *g, icma_error *error) {
+    icma_buffer payload = {0};
+    icma_generator_write(&g->generator, &payload);
+    icma_status status = icma_buffer_status(&payload, error);
+    if (!status)
+        status = add_section(p, g->index, ICMA_SECTION_GENERATOR, payload.data, payload.size, error);
+    icma_generator_free(&g->generator);
+    if (!status)
+        status = icma_generator_read(payload.data, payload.size, &g->group->signature, &g->generator, error);
+    icma_buffer_free(&payload);
+    icma_section_loader loader = {reread, p->writer};
+    if (!status)
+        status = icma_decoder_create(p->decode_ops, &g->group->signature, &g->generator, g->chunks, g->chunk_count, loader, &g->decoder, error);
+    return status;
+}
+
+static void tell_group(icma_packer *p, const icma_pack_group *g) {
+    icma_pack_result *r = p->result;
+    r->has_generator |= g->generator.kind != ICMA_GENERATOR_NONE;
+    r->components += g->generator.total;
+    r->active_latents += g->generator.latent;
+    for (size_t s = 0; s < g->training.task_count; s++) {
+        icma_pack_task *task = &r->tasks[g->training.task[s]];
+        task->latents_active += g->training.active[s];
+        task->condition_learned |= g->training.learned[s] != NULL;
+    }
+}
+
+static void free_group(icma_pack_group *g) {
+    icma_decoder_free(g->decoder);
+    icma_gram_free(&g->gram);
+    icma_basis_free(&g->basis);
+    icma_generator_free(&g->generator);
+    icma_training_free(&g->training);
+    icma_free(g->chunks);
+    icma_free(g->measures.tensors);
+    icma_free(g->measures.pairs);
+}
+
+static icma_status encode_tasks(icma_packer *p, icma_pack_group *g, icma_error *error) {
+    size_t n = g->group->count;
+    icma_status status = ICMA_OK;
+    for (size_t first = 0, next; !status && first < n; first = next) {
+        for (next = first; next < n && g->group->sources[next].task == g->group->sources[first].task; next++)
+            ;
+        if (p->options->progress.update)
+            p->options->progress.update(p->options->progress.context, "encode", (double)first, (double)n, NULL);
+        if (p->options->progress.cancelled && p->options->progress.cancelled(p->options->progress.context))
+            status = icma_fail(error, ICMA_E_CANCELLED, NULL, "cancelled");
+        else
+            status = icma_pack_task_part(p, g, first, next - first, error);
+    }
+    return status;
+}
+
+static icma_status pack_group(icma_packer *p, uint32_t index, double *standard_error, double *within, icma_error *error) {
+    icma_group *group = &p->dataset.groups[index];
+    icma_pack_group g = {.index = index, .group = group, .generator = {.tensor_count = group->signature.tensor_count}};
+    double now = 0;
+    icma_status status = icma_generator_allocate(&g.generator, error);
+    g.measures.tensors = icma_alloc_zeroed(group->signature.tensor_count + 1, sizeof(icma_distance));
+    g.measures.pairs = icma_alloc_zeroed(group->pairs.count + 1, sizeof(icma_distance));
+    if (!status && (!g.measures.tensors || !g.measures.pairs))
+        status = icma_fail(error, ICMA_E_MEMORY, NULL, "no memory for a group");
+    if (!status)
+        status = add_section(p, index, ICMA_SECTION_SIGNATURE, group->signature.header, group->signature.header_size, error);
+    if (!status)
+        status = learn(p, &g, error);
+    icma_lap(&now);
+    if (!status)
+        status = settle_generator(p, &g, error);
+    if (!status) {
+        tell_group(p, &g);
+        status = encode_tasks(p, &g, error);
+    }
+    if (!status)
+        status = icma_pack_record(p, &g, error);
+    p->result->seconds.encode += icma_lap(&now);
+    if (g.measures.checkpoints) {
+        *standard_error += g.measures.standard_error / (double)g.measures.checkpoints * (double)g.gram.count;
+        *within += g.within * (double)g.gram.count;
+    }
+    free_group(&g);
+    return status;
+}
+
+/* --- the whole --------------------------------------------------------------------------------------------------- */
+
+static icma_status name_tasks(icma_packer *p, icma_error *error) {
+    icma_pack_result *r = p->result;
+    r->tasks = icma_alloc_zeroed(p->inputs->task_count, sizeof *r->tasks);
+    if (!r->tasks)
+        return icma_fail(error, ICMA_E_MEMORY, NULL, "no memory for the tasks");
+    for (r->task_count = 0; r->task_count < p->inputs->task_count; r->task_count++)
+        if (!(r->tasks[r->task_count].name = icma_copy_string(p->inputs->tasks[r->task_count].name)))
+            return icma_fail(error, ICMA_E_MEMORY, NULL, "no memory for the tasks");
+    return ICMA_OK;
+}
+
+static icma_status finish_container(icma_packer *p, icma_error *error) {
+    const char **names = icma_alloc_array(p->inputs->task_count, sizeof *names);
+    if (!names)
+        return icma_fail(error, ICMA_E_MEMORY, NULL, "no memory for the tasks");
+    for (size_t t = 0; t < p->inputs->task_count; t++)
+        names[t] = p->inputs->tasks[t].name;
+    icma_status status = icma_container_finish(p->writer, names, p->inputs->task_count, p->dataset.count, error);
+    icma_free(names);
+    return status;
+}
+
+/* Opens what was written and decodes every checkpoint: only an archive that gives back what was measured is committed. */
+static icma_status check_archive(icma_packer *p, icma_error *error) {
+    icma_limits none = {UINT64_MAX, UINT64_MAX};
+    icma_bundle *bundle = NULL;
+    icma_status status = icma_bundle_open(icma_container_temporary(p->writer), p->decode_ops, &none, &bundle, error);
+    for (size_t t = 0; !status && t < p->inputs->task_count; t++) {
+        icma_task_info info;
+        status = icma_bundle_task(bundle, t, &info, error);
+        if (p->options->progress.update)
+            p->options->progress.update(p->options->progress.context, "check", (double)t, (double)p->inputs->task_count, NULL);
+        for (size_t c = 0; !status && c < info.checkpoint_count; c++) {
+            icma_decoded decoded;
+            if (p->options->progress.cancelled && p->options->progress.cancelled(p->options->progress.context))
+                status = icma_fail(error, ICMA_E_CANCELLED, NULL, "cancelled");
+            else
+                status = icma_bundle_decode(bundle, t, c, &decoded, error);
+            if (!status)
+                icma_decoded_free(&decoded);
+        }
+        if (!status)
+            icma_bundle_forget_task(bundle, t);
+    }
+    if (!status)
+        p->result->bytes = icma_bundle_bytes(bundle);
+    icma_bundle_close(bundle);
+    return status;
+}
+
+/* zstd -19 of the tasks' last files, as many as fit the sample: what a user would get without us, measured. */
+static icma_status sample_zstd(icma_packer *p, icma_error *error) {
+    icma_status status = ICMA_OK;
+    for (size_t t = 0; !status && t < p->inputs->task_count; t++) {
+        const icma_input_task *task = &p->inputs->tasks[t];
+        uint8_t *data;
+        size_t size;
+        icma_buffer packed = {0};
+        status = icma_file_read_all(task->checkpoints[task->checkpoint_count - 1].path, SIZE_MAX, &data, &size, error);
+        if (status)
+            return status;
+        if (p->result->zstd_sample_raw + size <= ZSTD_SAMPLE) {
+            status = icma_zstd_compress(data, size, 19, &packed, error);
+            p->result->zstd_sample_raw += size;
+            p->result->zstd_sample_size += packed.size;
+        }
+        icma_buffer_free(&packed);
+        icma_free(data);
+        if (p->result->zstd_sample_raw + size > ZSTD_SAMPLE)
+            break;
+    }
+    return status;
+}
+
+/* Adapters at which generator, names and index are paid for, if every adapter would else be a 16-bit cast. */
+static void find_break_even(icma_pack_result *r) {
+    double files = (double)r->original_files, each = (double)(r->bytes.latents + r->bytes.residuals + r->bytes.verbatim) / files;
+    double cast = 2 * (double)r->original_parameters / files, fixed = (double)r->bytes.total - each * files;
+    r->break_even = cast > each ? (uint64_t)ceil(fixed / (cast - each)) : 0;
+}
+
+static icma_status pack_all(icma_packer *p, const char *path, icma_error *error) {
+    double now = 0, standard_error = 0, within = 0;
+    icma_lap(&now);
+    icma_status status = icma_container_create(path, p->options->overwrite, &p->writer, error);
+    if (!status)
+        status = name_tasks(p, error);
+    if (!status)
+        status = load_conditions(p, error);
+    if (!status)
+        status = icma_dataset_open(p->inputs, p->options->train_last, &p->dataset, error);
+    p->result->seconds.read = icma_lap(&now);
+    p->result->groups = p->dataset.count;
+    for (size_t g = 0; !status && g < p->dataset.count; g++)
+        status = pack_group(p, (uint32_t)g, &standard_error, &within, error);
+    p->result->within_task_explained = within > 0 ? 1 - standard_error / within : NAN;
+    icma_lap(&now);
+    if (!status)
+        status = finish_container(p, error);
+    p->result->seconds.write = icma_lap(&now);
+    if (!status)
+        status = check_archive(p, error);
+    if (!status)
+        status = sample_zstd(p, error);
+    p->result->seconds.check = icma_lap(&now);
+    if (!status)
+        find_break_even(p->result);
+    if (status)
+        return status;
+    icma_container_writer *writer = p->writer;
+    p->writer = NULL;
+    status = icma_container_commit(writer, error);
+    p->result->seconds.write += icma_lap(&now);
+    return status;
+}
+
+icma_status icma_pack(const icma_inputs *inputs, const char *path, const icma_pack_options *options, const icma_ops *ops, icma_pack_result *result,
+                      icma_error *error) {
+    icma_packer p = {.inputs = inputs, .options = options, .ops = ops, .decode_ops = options->scalar ? icma_ops_reference() : ops, .result = result};
+    memset(result, 0, sizeof *result);
+    if (options->threads)
+        icma_set_threads(options->threads);
+    icma_status status = pack_all(&p, path, error);
+    icma_container_abandon(p.writer);
+    icma_dataset_close(&p.dataset);
+    for (size_t t = 0; p.conditions && t < inputs->task_count; t++)
+        icma_free((void *)p.conditions[t].vector);
+    icma_free(p.conditions);
+    if (status)
+        icma_pack_result_free(result);
+    return status;
+}

@@ -1,0 +1,393 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Encoding, measuring and writing one task's checkpoints of one group. */
+#include "packer.h"
+
+#include "compress.h"
+#include "memory.h"
+#include "verbatim.h"
+
+#include <math.h>
+#include <string.h>
+
+enum { SMALL_LEVEL = 19, LARGE_LEVEL = 9, LARGE_BYTES = 4 << 20, LARGEST_CORRECTION = 1 << 23, MOST_SIDE_FILE = 1 << 20 };
+static const size_t stream_bytes = (size_t)64 << 20; /* of originals that share a verbatim section */
+
+/* Texts of a task, each stored once. */
+typedef struct text_pool {
+    icma_buffer *list;
+    size_t count;
+} text_pool;
+
+typedef struct part_writer {
+    icma_packer *packer;
+    icma_pack_group *g;
+    uint32_t task;
+    icma_checkpoints table;
+    icma_source **sources; /* one a kept checkpoint */
+    size_t *source_index;  /* its index in the group */
+    text_pool texts;
+    /* Originals (whole files) of the checkpoints of the verbatim section that is being gathered. */
+    uint8_t **originals;
+    const uint8_t **data;
+    size_t section_first;
+    size_t held;
+    float *q;
+    icma_distance total;
+    double dw_sum, dw_max;
+} part_writer;
+
+static icma_status no_memory(icma_error *error) {
+    return icma_fail(error, ICMA_E_MEMORY, NULL, "no memory for a task");
+}
+
+/* --- texts ------------------------------------------------------------------------------------------------------- */
+
+static icma_status intern(text_pool *pool, const void *data, size_t size, uint64_t *index, icma_error *error) {
+    for (size_t i = 0; i < pool->count; i++)
+        if (pool->list[i].size == size && (size == 0 || memcmp(pool->list[i].data, data, size) == 0)) {
+            *index = i;
+            return ICMA_OK;
+        }
+    icma_buffer *more = icma_resize_array(pool->list, pool->count + 1, sizeof *more);
+    if (!more)
+        return no_memory(error);
+    pool->list = more;
+    pool->list[pool->count] = (icma_buffer){0};
+    icma_write_bytes(&pool->list[pool->count], data, size);
+    *index = pool->count++;
+    return icma_buffer_status(&pool->list[*index], error);
+}
+
+static icma_status take_side_files(part_writer *w, const icma_input_checkpoint *input, icma_checkpoint *c, icma_error *error) {
+    icma_status status = ICMA_OK;
+    if (input->side_file_count && !(c->files = icma_alloc_array(input->side_file_count, 2 * sizeof *c->files)))
+        return no_memory(error);
+    for (size_t f = 0; !status && f < input->side_file_count; f++) {
+        const icma_input_side_file *side = &input->side_files[f];
+        uint8_t *data;
+        size_t size;
+        status = icma_file_read_all(side->path, MOST_SIDE_FILE, &data, &size, error);
+        if (status)
+            break;
+        status = intern(&w->texts, side->name, strlen(side->name), &c->files[2 * f], error);
+        if (!status)
+            status = intern(&w->texts, data, size, &c->files[2 * f + 1], error);
+        icma_free(data);
+        c->file_count = f + 1;
+    }
+    return status;
+}
+
+static icma_status write_texts(part_writer *w, icma_error *error) {
+    icma_buffer payload = {0};
+    if (w->texts.count == 0)
+        return ICMA_OK;
+    icma_write_varint(&payload, w->texts.count);
+    for (size_t i = 0; i < w->texts.count; i++) {
+        icma_write_varint(&payload, w->texts.list[i].size);
+        icma_write_bytes(&payload, w->texts.list[i].data, w->texts.list[i].size);
+    }
+    icma_section section = {.kind = ICMA_SECTION_TEXTS, .group = w->g->index, .task = w->task};
+    icma_status status = icma_buffer_status(&payload, error);
+    if (!status)
+        status = icma_container_add(w->packer->writer, &section, payload.data, payload.size, payload.size > LARGE_BYTES ? LARGE_LEVEL : SMALL_LEVEL, error);
+    icma_buffer_free(&payload);
+    return status;
+}
+
+/* --- one checkpoint ---------------------------------------------------------------------------------------------- */
+
+/* Tensors of this source that stay verbatim although the group models them; `all`: every one of them. */
+static icma_status list_exceptions(part_writer *w, size_t source, bool all, icma_checkpoint *c, icma_error *error) {
+    const icma_generator *g = &w->g->generator;
+    size_t count = 0;
+    c->exception_count = 0;
+    icma_free(c->exceptions);
+    c->exceptions = NULL;
+    for (int pass = 0; pass < 2; pass++) {
+        count = 0;
+        for (size_t t = 0; t < g->tensor_count; t++)
+            if (icma_generator_is_modelled(g, t) && (all || icma_group_is_exception(w->g->group, source, t))) {
+                if (pass)
+                    c->exceptions[count] = (uint32_t)t;
+                count++;
+            }
+        if (pass == 0 && count && !(c->exceptions = icma_alloc_array(count, sizeof *c->exceptions)))
+            return no_memory(error);
+    }
+    c->exception_count = count;
+    return ICMA_OK;
+}
+
+/* z from training; corrections: what the trunk, evaluated exactly as a reader will, leaves of the coordinates. False if one is out of range. */
+static icma_status encode_coefficients(part_writer *w, size_t source, icma_checkpoint *c, bool *fits, icma_error *error) {
+    icma_pack_group *g = w->g;
+    size_t latent = g->generator.latent, total = g->generator.total;
+    *fits = true;
+    c->latent = icma_alloc_zeroed(latent + 1, sizeof *c->latent);
+    c->correction = icma_alloc_zeroed(total + 1, sizeof *c->correction);
+    if (!c->latent || !c->correction)
+        return no_memory(error);
+    memcpy(c->latent, g->training.latent + source * latent, latent * sizeof *c->latent);
+    icma_status status = icma_decoder_coefficients(g->decoder, &w->table, c, w->q, error); /* corrections are still 0: the trunk alone */
+    for (size_t k = 0; !status && k < total; k++) {
+        double integer = round((g->basis.coordinates[source * total + k] - w->q[k]) / g->generator.correction_step[k]);
+        if (!(fabs(integer) <= LARGEST_CORRECTION))
+            *fits = false;
+        else
+            c->correction[k] = (int32_t)integer;
+    }
+    return status;
+}
+
+static icma_status encode_checkpoint(part_writer *w, size_t i, icma_error *error) {
+    icma_checkpoint *c = &w->table.list[i];
+    const icma_input_checkpoint *input = w->sources[i]->input;
+    bool fits = true;
+    c->has_step = input->has_step;
+    c->step = input->step;
+    c->tier = w->g->generator.kind == ICMA_GENERATOR_NONE ? ICMA_TIER_VERBATIM : w->packer->options->tier;
+    icma_status status = take_side_files(w, input, c, error);
+    if (!status && c->tier == ICMA_TIER_LATENT)
+        status = encode_coefficients(w, w->source_index[i], c, &fits, error);
+    return status ? status : list_exceptions(w, w->source_index[i], !fits, c, error);
+}
+
+/* --- measuring --------------------------------------------------------------------------------------------------- */
+
+static const char *find_config(const part_writer *w, const icma_checkpoint *c, size_t *size) {
+    for (size_t f = 0; f < c->file_count; f++) {
+        const icma_buffer *name = &w->texts.list[c->files[2 * f]], *content = &w->texts.list[c->files[2 * f + 1]];
+        if (name->size == 19 && memcmp(name->data, "adapter_config.json", 19) == 0) {
+            *size = content->size;
+            return (const char *)content->data;
+        }
+    }
+    *size = 0;
+    return NULL;
+}
+
+static void add_measures(part_writer *w, icma_checkpoint *c, const icma_fidelity *f) {
+    icma_pack_group *g = w->g;
+    c->relative_error = icma_round_error_up(icma_distance_relative(&f->total));
+    c->dw_error_mean = icma_round_error_up(f->dw_error_mean);
+    c->dw_error_max = icma_round_error_up(f->dw_error_max);
+    for (size_t t = 0; t < f->tensor_count; t++) {
+        icma_distance_add(&g->measures.tensors[t], &f->tensors[t]);
+        double scale = g->generator.kind == ICMA_GENERATOR_BASIS ? g->generator.scale[t] : 0;
+        if (scale > 0 && isfinite(f->tensors[t].error))
+            g->measures.standard_error += f->tensors[t].error / (scale * scale);
+    }
+    for (size_t p = 0; p < f->pair_count; p++)
+        icma_distance_add(&g->measures.pairs[p], &f->pairs[p]);
+    g->measures.checkpoints++;
+    icma_distance_add(&w->total, &f->total);
+    w->dw_sum += f->dw_error_mean;
+    w->dw_max = fmax(w->dw_max, f->dw_error_max);
+}
+
+/* Decodes checkpoint i into a copy of its original file (verbatim tensors are there already), compares and hashes it. */
+static icma_status measure_checkpoint(part_writer *w, size_t i, const uint8_t *original, size_t size, icma_error *error) {
+    icma_pack_group *g = w->g;
+    icma_checkpoint *c = &w->table.list[i];
+    size_t header = (size_t)w->sources[i]->data_offset, config_size;
+    const char *config = find_config(w, c, &config_size);
+    uint8_t *copy = icma_alloc(size);
+    icma_fidelity fidelity = {0};
+    if (!copy)
+        return no_memory(error);
+    memcpy(copy, original, size);
+    icma_status status = ICMA_OK;
+    if (g->generator.kind == ICMA_GENERATOR_BASIS) {
+        status = icma_decoder_coefficients(g->decoder, &w->table, c, w->q, error);
+        if (!status)
+            status = icma_decoder_tensors(g->decoder, w->q, c->exceptions, c->exception_count, copy + header, error);
+    }
+    if (!status)
+        status = icma_fidelity_compare(&g->group->signature, original + header, &g->group->signature, copy + header, &g->group->pairs, config, config_size,
+                                       false, &fidelity, error);
+    if (!status) {
+        add_measures(w, c, &fidelity);
+        c->hash = icma_hash(copy, size);
+    }
+    icma_fidelity_free(&fidelity);
+    icma_free(copy);
+    return status;
+}
+
+/* --- verbatim sections ------------------------------------------------------------------------------------------- */
+
+static icma_status flush_verbatim(part_writer *w, size_t next, icma_error *error) {
+    const icma_pack_group *g = w->g;
+    size_t first = w->section_first, count = next - first;
+    icma_buffer payload = {0};
+    icma_status status = icma_verbatim_write(&g->group->signature, &g->generator, w->table.list + first, count, w->data + first, &payload, error);
+    icma_section section = {.kind = ICMA_SECTION_VERBATIM, .group = g->index, .task = w->task, .first = (uint32_t)first, .count = (uint32_t)count};
+    if (!status && payload.size)
+        status = icma_container_add(w->packer->writer, &section, payload.data, payload.size, payload.size > LARGE_BYTES ? LARGE_LEVEL : SMALL_LEVEL, error);
+    icma_buffer_free(&payload);
+    for (size_t i = first; i < next; i++) {
+        icma_free(w->originals[i]);
+        w->originals[i] = NULL;
+    }
+    w->section_first = next;
+    w->held = 0;
+    return status;
+}
+
+static icma_status take_header(part_writer *w, size_t i, const uint8_t *original, icma_error *error) {
+    uint64_t index;
+    if (!w->sources[i]->own_header)
+        return ICMA_OK;
+    icma_status status = intern(&w->texts, original + 8, (size_t)w->sources[i]->data_offset - 8, &index, error);
+    w->table.list[i].header = index + 1;
+    return status;
+}
+
+static icma_status process_checkpoint(part_writer *w, size_t i, icma_error *error) {
+    size_t size;
+    icma_status status = encode_checkpoint(w, i, error);
+    if (!status)
+        status = icma_source_read(w->sources[i], &w->originals[i], &size, error);
+    if (status)
+        return status;
+    w->data[i] = w->originals[i] + w->sources[i]->data_offset;
+    w->held += size;
+    w->packer->result->original_files++;
+    w->packer->result->original_bytes += size;
+    for (size_t t = 0; t < w->g->group->signature.tensor_count; t++)
+        w->packer->result->original_parameters += w->g->group->signature.tensors[t].count;
+    status = take_header(w, i, w->originals[i], error);
+    if (!status)
+        status = measure_checkpoint(w, i, w->originals[i], size, error);
+    if (!status && (w->held >= stream_bytes || i + 1 == w->table.count))
+        status = flush_verbatim(w, i + 1, error);
+    return status;
+}
+
+/* --- the part ---------------------------------------------------------------------------------------------------- */
+
+static icma_status set_condition(part_writer *w, icma_error *error) {
+    const icma_condition *given = &w->packer->conditions[w->task];
+    const icma_pack_group *g = w->g;
+    const char *name = w->packer->inputs->tasks[w->task].condition_path, *slash = name ? strrchr(name, '/') : NULL;
+    const float *values = given->vector;
+    size_t size = given->size;
+    w->table.origin = values ? ICMA_CONDITION_GIVEN : ICMA_CONDITION_NONE;
+    for (size_t s = 0; s < g->training.task_count; s++)
+        if (g->training.task[s] == w->task && g->training.learned[s]) {
+            w->table.origin = ICMA_CONDITION_LEARNED;
+            values = g->training.learned[s];
+            size = g->generator.coordinates;
+        }
+    w->table.condition_name = icma_copy_string(w->table.origin == ICMA_CONDITION_GIVEN ? (slash ? slash + 1 : name) : "");
+    w->table.condition = size ? icma_alloc_array(size, sizeof(float)) : NULL;
+    if (!w->table.condition_name || (size && !w->table.condition))
+        return no_memory(error);
+    if (size)
+        memcpy(w->table.condition, values, size * sizeof(float));
+    w->table.condition_size = size;
+    return ICMA_OK;
+}
+
+static icma_status write_condition(part_writer *w, icma_error *error) {
+    icma_buffer payload = {0};
+    if (w->table.origin == ICMA_CONDITION_NONE)
+        return ICMA_OK;
+    icma_condition_write(&w->table, &payload);
+    icma_section section = {.kind = ICMA_SECTION_CONDITION, .group = w->g->index, .task = w->task};
+    icma_status status = icma_buffer_status(&payload, error);
+    if (!status)
+        status = icma_container_add(w->packer->writer, &section, payload.data, payload.size, 0, error);
+    icma_buffer_free(&payload);
+    return status;
+}
+
+static icma_status write_table(part_writer *w, icma_error *error) {
+    icma_buffer payload = {0};
+    icma_checkpoints_write(&w->table, &w->g->generator, &payload);
+    icma_section section = {.kind = ICMA_SECTION_TASK, .group = w->g->index, .task = w->task, .count = (uint32_t)w->table.count};
+    icma_status status = icma_buffer_status(&payload, error);
+    if (!status)
+        status = icma_container_add(w->packer->writer, &section, payload.data, payload.size, SMALL_LEVEL, error);
+    icma_buffer_free(&payload);
+    return status;
+}
+
+/* Adds this part's errors to the task's in the result: parts weigh by their checkpoints. */
+static void tell_task(part_writer *w) {
+    icma_pack_task *task = &w->packer->result->tasks[w->task];
+    double before = (double)task->checkpoints, now = (double)w->table.count;
+    task->dw_error_mean = (task->dw_error_mean * before + w->dw_sum) / (before + now);
+    task->dw_error_max = fmax(task->dw_error_max, w->dw_max);
+    double relative = icma_distance_relative(&w->total), cosine = icma_distance_cosine(&w->total);
+    task->relative_error = sqrt((task->relative_error * task->relative_error * before + relative * relative * now) / (before + now));
+    task->cosine = (task->cosine * before + cosine * now) / (before + now);
+    task->checkpoints += w->table.count;
+}
+
+static void free_part(part_writer *w) {
+    for (size_t i = 0; w->originals && i < w->table.count; i++)
+        icma_free(w->originals[i]);
+    for (size_t i = 0; i < w->texts.count; i++)
+        icma_buffer_free(&w->texts.list[i]);
+    icma_free(w->texts.list);
+    icma_free(w->originals);
+    icma_free(w->data);
+    icma_free(w->sources);
+    icma_free(w->source_index);
+    icma_free(w->q);
+    icma_checkpoints_free(&w->table);
+}
+
+static icma_status allocate_part(part_writer *w, size_t first, size_t count, icma_error *error) {
+    w->table.list = icma_alloc_zeroed(count, sizeof *w->table.list);
+    w->sources = icma_alloc_array(count, sizeof *w->sources);
+    w->source_index = icma_alloc_array(count, sizeof *w->source_index);
+    w->originals = icma_alloc_zeroed(count, sizeof *w->originals);
+    w->data = icma_alloc_zeroed(count, sizeof *w->data);
+    w->q = icma_alloc_array(w->g->generator.total + 1, sizeof *w->q);
+    if (!w->table.list || !w->sources || !w->source_index || !w->originals || !w->data || !w->q)
+        return no_memory(error);
+    w->table.count = count;
+    for (size_t i = 0; i < count; i++) {
+        w->source_index[i] = first + i;
+        w->sources[i] = &w->g->group->sources[first + i];
+    }
+    return ICMA_OK;
+}
+
+/* With --keep last a task keeps its last checkpoint, whichever group that is in. */
+static bool is_kept(const icma_packer *p, const icma_source *source) {
+    const icma_input_task *task = &p->inputs->tasks[source->task];
+    return !p->options->keep_last_only || source->input == &task->checkpoints[task->checkpoint_count - 1];
+}
+
+icma_status icma_pack_task_part(icma_packer *packer, icma_pack_group *group, size_t first, size_t count, icma_error *error) {
+    part_writer w = {.packer = packer, .g = group, .task = group->group->sources[first].task};
+    while (count > 0 && !is_kept(packer, &group->group->sources[first])) {
+        first++;
+        count--;
+    }
+    if (count == 0)
+        return ICMA_OK;
+    icma_status status = allocate_part(&w, first, count, error);
+    if (!status)
+        status = set_condition(&w, error);
+    for (size_t i = 0; !status && i < count; i++) {
+        if (packer->options->progress.cancelled && packer->options->progress.cancelled(packer->options->progress.context))
+            status = icma_fail(error, ICMA_E_CANCELLED, NULL, "cancelled");
+        else
+            status = process_checkpoint(&w, i, error);
+    }
+    if (!status)
+        status = write_texts(&w, error);
+    if (!status)
+        status = write_condition(&w, error);
+    if (!status)
+        status = write_table(&w, error);
+    if (!status)
+        tell_task(&w);
+    free_part(&w);
+    return status;
+}

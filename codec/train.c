@@ -1,0 +1,631 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "train.h"
+
+#include "memory.h"
+
+#include <lapacke.h>
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+enum {
+    MOST_GIVEN_COORDINATES = 64,  /* of the span of the given conditions, largest directions first */
+    MOST_LEARNED_COORDINATES = 32,
+    MOST_LANDMARKS = 1024,        /* given conditions that the projection is made from */
+};
+static const double condition_floor = 1e-4; /* directions of conditions below this share of the largest are noise */
+static const double active_variance = 0.01; /* Burda et al. 2016, section 2: a latent is active if its mean varies by more */
+static const double noise_share = 0.05;     /* of the leftover energy that coding noise may add */
+static const double noise_floor = 1e-8;     /* of the energy, where there is no leftover */
+
+typedef struct trainer {
+    const icma_group *group;
+    const icma_basis *basis;
+    const icma_pack_options *options;
+    const icma_ops *ops;
+    icma_generator *generator;
+    icma_training *training;
+    icma_training_plan plan;
+    icma_rng rng;
+    double *sigma;      /* K: within-task spread of each coordinate */
+    double *task_mean;  /* tasks x K */
+    float *table;       /* tasks x coordinates: conditions as the trunk sees them */
+    icma_cvae *cvae;
+    icma_tensor *p, *u, *weight, *rows, *tasks, *noise, *trainable;
+    uint32_t *order, *order_task; /* of the current epoch */
+    float *noise_values;
+    double kl_weight;
+} trainer;
+
+static icma_status no_memory(icma_error *error) {
+    return icma_fail(error, ICMA_E_MEMORY, NULL, "no memory for training");
+}
+
+void icma_training_free(icma_training *t) {
+    for (size_t i = 0; t->learned && i < t->task_count; i++)
+        icma_free(t->learned[i]);
+    icma_free(t->learned);
+    icma_free(t->task);
+    icma_free(t->active);
+    icma_free(t->slot);
+    icma_free(t->latent);
+    memset(t, 0, sizeof *t);
+}
+
+static void trainer_free(trainer *t) {
+    icma_tensor *tensors[] = {t->p, t->u, t->weight, t->rows, t->tasks, t->noise, t->trainable};
+    for (size_t i = 0; i < sizeof tensors / sizeof *tensors; i++)
+        t->ops->release(t->ops->device, tensors[i]);
+    icma_cvae_free(t->cvae);
+    icma_free(t->sigma);
+    icma_free(t->task_mean);
+    icma_free(t->table);
+    icma_free(t->order);
+    icma_free(t->order_task);
+    icma_free(t->noise_values);
+}
+
+/* --- tasks and statistics ---------------------------------------------------------------------------------------- */
+
+static icma_status list_tasks(trainer *t, icma_error *error) {
+    icma_training *out = t->training;
+    size_t n = t->group->count;
+    out->slot = icma_alloc_array(n, sizeof *out->slot);
+    out->task = icma_alloc_array(n, sizeof *out->task);
+    if (!out->slot || !out->task)
+        return no_memory(error);
+    for (size_t i = 0; i < n; i++) {
+        uint32_t task = t->group->sources[i].task;
+        if (out->task_count == 0 || out->task[out->task_count - 1] != task)
+            out->task[out->task_count++] = task;
+        out->slot[i] = (uint32_t)(out->task_count - 1);
+    }
+    out->learned = icma_alloc_zeroed(out->task_count, sizeof *out->learned);
+    out->active = icma_alloc_zeroed(out->task_count, sizeof *out->active);
+    return out->learned && out->active ? ICMA_OK : no_memory(error);
+}
+
+/* Task means and within-task spread of every coordinate; a coordinate that does not vary gets the coding noise as its spread. */
+static icma_status measure(trainer *t, icma_error *error) {
+    size_t n = t->group->count, k = t->basis->total, tasks = t->training->task_count;
+    const double *p = t->basis->coordinates;
+    t->sigma = icma_alloc_zeroed(k, sizeof *t->sigma);
+    t->task_mean = icma_alloc_zeroed(tasks * k, sizeof *t->task_mean);
+    double *count = icma_alloc_zeroed(tasks, sizeof *count);
+    if (!t->sigma || !t->task_mean || !count) {
+        icma_free(count);
+        return no_memory(error);
+    }
+    for (size_t i = 0; i < n; i++)
+        count[t->training->slot[i]]++;
+    for (size_t i = 0; i < n; i++)
+        for (size_t j = 0; j < k; j++)
+            t->task_mean[t->training->slot[i] * k + j] += p[i * k + j] / count[t->training->slot[i]];
+    for (size_t i = 0; i < n; i++)
+        for (size_t j = 0; j < k; j++) {
+            double d = p[i * k + j] - t->task_mean[t->training->slot[i] * k + j];
+            t->sigma[j] += d * d / (double)n;
+        }
+    for (size_t j = 0; j < k; j++)
+        t->sigma[j] = sqrt(fmax(t->sigma[j], t->plan.theta));
+    icma_free(count);
+    return ICMA_OK;
+}
+
+/* The widest trunk that stays within 5 % of the head. */
+static size_t widest_trunk(const trainer *t, size_t coordinates, uint64_t head_bytes) {
+    static const size_t widths[] = {64, 48, 32, 24, 16, 12, 8};
+    const size_t count = sizeof widths / sizeof *widths;
+    for (size_t i = 0; i < count; i++) {
+        uint64_t h = widths[i], in = t->plan.latent + coordinates, k = t->basis->total;
+        uint64_t bytes = 2 * (in * h + h * h + h * k) + 4 * (2 * h + (in + 1) * k); /* bfloat16 and f32 parts */
+        if (bytes * 20 <= head_bytes)
+            return widths[i];
+    }
+    return widths[count - 1];
+}
+
+static void make_plan(trainer *t, uint64_t head_bytes) {
+    const icma_pack_options *o = t->options;
+    size_t n = t->group->count, k = t->basis->total;
+    t->plan.theta = fmax(noise_share * t->basis->leftover, noise_floor * t->basis->energy) / (double)k;
+    t->plan.latent = o->latent_dim < ICMA_MAX_LATENT ? o->latent_dim : ICMA_MAX_LATENT;
+    t->plan.batch = o->batch < n ? o->batch : n;
+    size_t steps = (n + t->plan.batch - 1) / t->plan.batch;
+    size_t automatic = 4000 / steps < 50 ? 50 : 4000 / steps > 500 ? 500 : 4000 / steps;
+    t->plan.epochs = o->epochs ? o->epochs : automatic;
+    t->plan.encoder_hidden = 64;
+    t->plan.hidden = widest_trunk(t, t->generator->coordinates, head_bytes);
+    t->training->theta = t->plan.theta;
+    t->training->epochs = t->plan.epochs;
+    t->training->batch = t->plan.batch;
+}
+
+/* --- conditions -------------------------------------------------------------------------------------------------- */
+
+/* A vector of zeros, or none, has no direction: the task's condition is learned. */
+static bool is_given(const icma_condition *c) {
+    for (size_t i = 0; c->vector && i < c->size; i++)
+        if (c->vector[i] != 0)
+            return true;
+    return false;
+}
+
+static icma_status condition_sizes(trainer *t, const icma_condition *conditions, size_t *given, icma_error *error) {
+    size_t size = 0;
+    *given = 0;
+    for (size_t i = 0; i < t->training->task_count; i++) {
+        const icma_condition *c = &conditions[t->training->task[i]];
+        if (!is_given(c))
+            continue;
+        if (size && c->size != size)
+            return icma_fail(error, ICMA_E_UNSUPPORTED, NULL,
+                             "condition vectors of %zu and of %zu numbers in one group; use vectors of one encoder", size, c->size);
+        size = c->size;
+        ++*given;
+    }
+    t->generator->condition_size = size;
+    return ICMA_OK;
+}
+
+/* Gram matrix of the landmark conditions, each divided by the rms over all of them. */
+static double *landmark_gram(float *const *landmarks, size_t count, size_t size, double *rms) {
+    double *gram = icma_alloc_array(count * count, sizeof *gram), square = 0;
+    for (size_t i = 0; gram && i < count; i++)
+        for (size_t j = 0; j <= i; j++) {
+            double sum = 0;
+            for (size_t l = 0; l < size; l++)
+                sum += (double)landmarks[i][l] * landmarks[j][l];
+            gram[i * count + j] = gram[j * count + i] = sum;
+            square += i == j ? sum : 0;
+        }
+    *rms = sqrt(square / (double)(count * size));
+    for (size_t i = 0; gram && i < count * count; i++)
+        gram[i] /= *rms * *rms;
+    return gram;
+}
+
+/* M: directions of the given conditions, whitened: coordinates have a mean square of 1. Never centred, one task is legal. */
+static icma_status make_projection(trainer *t, float *const *landmarks, size_t count, icma_error *error) {
+    icma_generator *g = t->generator;
+    icma_eigen e = {0};
+    double rms, *gram = landmark_gram(landmarks, count, g->condition_size, &rms);
+    double *one = icma_alloc_array(count, sizeof *one);
+    icma_status status = gram && one ? ICMA_OK : no_memory(error);
+    for (size_t i = 0; !status && i < count; i++)
+        one[i] = 1;
+    if (!status)
+        status = icma_eigen_solve(gram, one, count, &e, error);
+    while (!status && g->given_coordinates < e.rank && g->given_coordinates < MOST_GIVEN_COORDINATES &&
+           e.values[g->given_coordinates] > condition_floor * e.values[0])
+        g->given_coordinates++;
+    if (!status && !(g->projection = icma_alloc_array(g->given_coordinates * g->condition_size, sizeof(float))))
+        status = no_memory(error);
+    for (size_t k = 0; !status && k < g->given_coordinates; k++)
+        for (size_t l = 0; l < g->condition_size; l++) {
+            double sum = 0;
+            for (size_t i = 0; i < count; i++)
+                sum += e.mixing[k * count + i] * landmarks[i][l] / rms;
+            /* generator sections hold no denormals */
+            float entry = (float)(sum * sqrt((double)count / e.values[k]) / rms);
+            g->projection[k * g->condition_size + l] = isnormal(entry) ? entry : 0;
+        }
+    icma_eigen_free(&e);
+    icma_free(gram);
+    icma_free(one);
+    return status;
+}
+
+static icma_status prepare_projection(trainer *t, const icma_condition *conditions, size_t given, icma_error *error) {
+    size_t used = given < MOST_LANDMARKS ? given : MOST_LANDMARKS, seen = 0, taken = 0;
+    if (given == 0)
+        return ICMA_OK;
+    float **landmarks = icma_alloc_array(used, sizeof *landmarks);
+    if (!landmarks)
+        return no_memory(error);
+    for (size_t i = 0; i < t->training->task_count && taken < used; i++) {
+        const icma_condition *c = &conditions[t->training->task[i]];
+        if (is_given(c) && seen++ == taken * given / used)
+            landmarks[taken++] = (float *)c->vector;
+    }
+    icma_status status = make_projection(t, landmarks, taken, error);
+    icma_free(landmarks);
+    return status;
+}
+
+/* Projection of the given conditions, room for the learned ones, and the table of coordinates that training starts from. */
+static icma_status prepare_conditions(trainer *t, const icma_condition *conditions, icma_error *error) {
+    icma_generator *g = t->generator;
+    size_t given, tasks = t->training->task_count;
+    icma_status status = condition_sizes(t, conditions, &given, error);
+    if (!status)
+        status = prepare_projection(t, conditions, given, error);
+    if (status)
+        return status;
+    size_t learned = tasks - given;
+    g->coordinates = g->given_coordinates + (learned < MOST_LEARNED_COORDINATES ? learned : MOST_LEARNED_COORDINATES);
+    t->table = icma_alloc_zeroed(tasks * g->coordinates, sizeof *t->table);
+    if (!t->table)
+        return no_memory(error);
+    for (size_t i = 0, l = 0; i < tasks; i++) {
+        const icma_condition *c = &conditions[t->training->task[i]];
+        float *a = t->table + i * g->coordinates;
+        if (is_given(c)) {
+            icma_generator_coordinates(g, c->vector, false, a);
+            continue;
+        }
+        if (!(t->training->learned[i] = icma_alloc_zeroed(g->coordinates, sizeof(float))))
+            return no_memory(error);
+        /* Learned tasks start far from each other: an axis each, while there are axes; random directions beyond. */
+        for (size_t j = g->given_coordinates; j < g->coordinates; j++)
+            a[j] = learned <= MOST_LEARNED_COORDINATES ? (float)(j - g->given_coordinates == l) * sqrtf((float)learned)
+                                                       : icma_rng_normal(&t->rng);
+        l++;
+    }
+    return ICMA_OK;
+}
+
+/* --- the network's start ----------------------------------------------------------------------------------------- */
+
+/* S and b3 start as the least-squares map from conditions to task means, in spreads: the MLP has only to learn what varies within a task. */
+static icma_status start_from_means(trainer *t, icma_error *error) {
+    size_t m = t->generator->coordinates, k = t->basis->total, d = t->plan.latent, tasks = t->training->task_count;
+    double *normal = icma_alloc_zeroed(m * m, sizeof *normal), *right = icma_alloc_zeroed(m * k, sizeof *right);
+    float *skip = icma_alloc_zeroed((d + m) * k, sizeof *skip);
+    icma_status status = normal && right && skip ? ICMA_OK : no_memory(error);
+    for (size_t i = 0; !status && i < tasks; i++)
+        for (size_t a = 0; a < m; a++) {
+            double x = t->table[i * m + a];
+            for (size_t b = 0; b < m; b++)
+                normal[a * m + b] += x * t->table[i * m + b];
+            for (size_t j = 0; j < k; j++)
+                right[a * k + j] += x * t->task_mean[i * k + j] / t->sigma[j];
+        }
+    double trace = 0;
+    for (size_t a = 0; !status && a < m; a++)
+        trace += normal[a * m + a];
+    for (size_t a = 0; !status && a < m; a++)
+        normal[a * m + a] += 1e-9 * trace; /* fewer tasks than coordinates, or equal conditions: the smallest solution */
+    if (!status && m && LAPACKE_dposv(LAPACK_ROW_MAJOR, 'U', (lapack_int)m, (lapack_int)k, normal, (lapack_int)m, right, (lapack_int)k) != 0)
+        status = icma_fail(error, ICMA_E_UNSUPPORTED, NULL, "the tasks' condition vectors are degenerate");
+    for (size_t i = 0; !status && i < m * k; i++)
+        skip[d * k + i] = (float)right[i];
+    if (!status)
+        status = icma_cvae_set(t->cvae, ICMA_P_S, skip, error);
+    icma_free(normal);
+    icma_free(right);
+    icma_free(skip);
+    return status;
+}
+
+static icma_status upload(trainer *t, icma_tensor **out, icma_element element, const void *values, size_t count, icma_error *error) {
+    icma_status status = t->ops->alloc(t->ops->device, element, count ? count : 1, out, error);
+    return status || !values ? status : t->ops->upload(t->ops->device, *out, 0, values, count, error);
+}
+
+/* p: coordinates in spreads. u: their deviation from the task's mean, which is what z has to tell. */
+static icma_status upload_targets(trainer *t, icma_error *error) {
+    size_t n = t->group->count, k = t->basis->total;
+    float *p = icma_alloc_array(n * k, sizeof *p), *u = icma_alloc_array(n * k, sizeof *u), *w = icma_alloc_array(k, sizeof *w);
+    icma_status status = p && u && w ? ICMA_OK : no_memory(error);
+    for (size_t i = 0; !status && i < n; i++)
+        for (size_t j = 0; j < k; j++) {
+            double x = t->basis->coordinates[i * k + j];
+            p[i * k + j] = (float)(x / t->sigma[j]);
+            u[i * k + j] = (float)((x - t->task_mean[t->training->slot[i] * k + j]) / t->sigma[j]);
+        }
+    uint64_t weights = 0;
+    for (size_t i = 0; i < t->group->signature.tensor_count; i++)
+        if (icma_generator_is_modelled(t->generator, i))
+            weights += t->group->signature.tensors[i].count;
+    for (size_t j = 0; !status && j < k; j++) {
+        double square = t->sigma[j] * t->sigma[j];
+        w[j] = (float)(t->options->loss == ICMA_LOSS_PAPER ? square / (double)weights : square / (2 * t->plan.theta));
+    }
+    if (!status)
+        status = upload(t, &t->p, ICMA_ELEMENT_F32, p, n * k, error);
+    if (!status)
+        status = upload(t, &t->u, ICMA_ELEMENT_F32, u, n * k, error);
+    if (!status)
+        status = upload(t, &t->weight, ICMA_ELEMENT_F32, w, k, error);
+    icma_free(p);
+    icma_free(u);
+    icma_free(w);
+    return status;
+}
+
+static icma_status upload_trainable(trainer *t, icma_error *error) {
+    size_t tasks = t->training->task_count, m = t->generator->coordinates;
+    float *mask = icma_alloc_zeroed(tasks * m, sizeof *mask);
+    if (!mask)
+        return no_memory(error);
+    for (size_t i = 0; i < tasks; i++)
+        for (size_t j = 0; j < m; j++)
+            mask[i * m + j] = t->training->learned[i] ? 1 : 0;
+    icma_status status = upload(t, &t->trainable, ICMA_ELEMENT_F32, mask, tasks * m, error);
+    icma_free(mask);
+    return status;
+}
+
+static icma_status prepare(trainer *t, icma_error *error) {
+    size_t n = t->group->count;
+    icma_cvae_shape shape = {t->basis->total, t->plan.latent, t->generator->coordinates, t->plan.hidden, t->plan.encoder_hidden, t->training->task_count, n};
+    icma_status status = icma_cvae_create(t->ops, shape, &t->rng, &t->cvae, error);
+    if (!status)
+        status = icma_cvae_set(t->cvae, ICMA_P_CONDITIONS, t->table, error);
+    if (!status)
+        status = start_from_means(t, error);
+    if (!status)
+        status = upload_targets(t, error);
+    if (!status)
+        status = upload_trainable(t, error);
+    if (!status)
+        status = upload(t, &t->rows, ICMA_ELEMENT_U32, NULL, n, error);
+    if (!status)
+        status = upload(t, &t->tasks, ICMA_ELEMENT_U32, NULL, n, error);
+    if (!status)
+        status = upload(t, &t->noise, ICMA_ELEMENT_F32, NULL, n * t->plan.latent, error);
+    t->order = icma_alloc_array(n, sizeof *t->order);
+    t->order_task = icma_alloc_array(n, sizeof *t->order_task);
+    t->noise_values = icma_alloc_zeroed(n * (t->plan.latent ? t->plan.latent : 1), sizeof *t->noise_values);
+    if (!status && (!t->order || !t->order_task || !t->noise_values))
+        status = no_memory(error);
+    for (size_t i = 0; !status && i < n; i++)
+        t->order[i] = (uint32_t)i;
+    t->kl_weight = t->options->loss == ICMA_LOSS_PAPER ? t->options->kld_weight : 1;
+    return status;
+}
+
+/* --- the loop ---------------------------------------------------------------------------------------------------- */
+
+static icma_cvae_batch batch_at(trainer *t, size_t first, size_t count) {
+    size_t n = t->group->count, k = t->basis->total;
+    return (icma_cvae_batch){
+        .p = icma_matrix_of(t->p, n, k), .u = icma_matrix_of(t->u, n, k), .weight = icma_matrix_of(t->weight, 1, k),
+        .rows = t->rows, .tasks = t->tasks, .first = first, .count = count,
+        .noise = icma_matrix_of(t->noise, count, t->plan.latent), .kl_weight = (float)t->kl_weight,
+    };
+}
+
+static icma_status upload_order(trainer *t, icma_error *error) {
+    size_t n = t->group->count;
+    for (size_t i = 0; i < n; i++)
+        t->order_task[i] = t->training->slot[t->order[i]];
+    icma_status status = t->ops->upload(t->ops->device, t->rows, 0, t->order, n, error);
+    return status ? status : t->ops->upload(t->ops->device, t->tasks, 0, t->order_task, n, error);
+}
+
+static icma_status run_step(trainer *t, icma_cvae_batch *b, uint64_t step, uint64_t steps, double losses[2], icma_error *error) {
+    size_t cells = b->count * t->plan.latent;
+    for (size_t i = 0; i < cells; i++)
+        t->noise_values[i] = icma_rng_normal(&t->rng);
+    icma_status status = t->ops->upload(t->ops->device, t->noise, 0, t->noise_values, cells, error);
+    if (status)
+        return status;
+    icma_cvae_forward(t->cvae, b);
+    if (losses) {
+        double reconstruction, kl;
+        status = icma_cvae_loss(t->cvae, b, &reconstruction, &kl, error);
+        losses[0] += reconstruction * (double)b->count;
+        losses[1] += kl * (double)b->count;
+    }
+    icma_cvae_backward(t->cvae, b);
+    double rate = t->options->learning_rate * 0.5 * (1 + cos(3.14159265358979323846 * (double)(step - 1) / (double)steps));
+    icma_adam adam = {(float)rate, 0.9F, 0.999F, 1e-8F, step};
+    icma_cvae_adam(t->cvae, adam, icma_matrix_of(t->trainable, t->training->task_count, t->generator->coordinates));
+    return status;
+}
+
+static void note_losses(trainer *t, size_t epoch, const double losses[2]) {
+    icma_training *out = t->training;
+    size_t n = t->group->count;
+    if (out->loss_count < ICMA_LOSS_POINTS) {
+        out->loss_epoch[out->loss_count] = epoch + 1;
+        out->loss_reconstruction[out->loss_count] = losses[0] / (double)n;
+        out->loss_kl[out->loss_count++] = losses[1] / (double)n;
+    }
+}
+
+static icma_status report_epoch(const trainer *t, size_t epoch, icma_error *error) {
+    const icma_progress *progress = &t->options->progress;
+    char note[64] = "";
+    if (t->training->loss_count) {
+        size_t last = t->training->loss_count - 1;
+        snprintf(note, sizeof note, "loss %.4g, KL %.3g", t->training->loss_reconstruction[last], t->training->loss_kl[last]);
+    }
+    if (progress->update)
+        progress->update(progress->context, "train", (double)epoch, (double)t->plan.epochs, note);
+    if (progress->cancelled && progress->cancelled(progress->context))
+        return icma_fail(error, ICMA_E_CANCELLED, NULL, "cancelled");
+    return ICMA_OK;
+}
+
+static icma_status run_epochs(trainer *t, icma_error *error) {
+    size_t n = t->group->count, batch = t->plan.batch, per_epoch = (n + batch - 1) / batch;
+    size_t every = (t->plan.epochs + ICMA_LOSS_POINTS - 2) / (ICMA_LOSS_POINTS - 1);
+    icma_status status = ICMA_OK;
+    for (size_t epoch = 0; !status && epoch < t->plan.epochs; epoch++) {
+        double losses[2] = {0, 0};
+        bool measured = epoch % every == 0 || epoch + 1 == t->plan.epochs;
+        icma_rng_shuffle(&t->rng, t->order, n);
+        status = upload_order(t, error);
+        for (size_t s = 0; !status && s < per_epoch; s++) {
+            size_t first = s * batch;
+            icma_cvae_batch b = batch_at(t, first, n - first < batch ? n - first : batch);
+            status = run_step(t, &b, epoch * per_epoch + s + 1, t->plan.epochs * per_epoch, measured ? losses : NULL, error);
+        }
+        if (!status && measured)
+            note_losses(t, epoch, losses);
+        if (!status)
+            status = report_epoch(t, epoch, error);
+    }
+    return status;
+}
+
+/* --- what was learned -------------------------------------------------------------------------------------------- */
+
+/* Variance of a latent's mean between one task's checkpoints. */
+static double task_variance(const trainer *t, const float *mu, size_t slot, size_t j) {
+    double sum = 0, square = 0, count = 0;
+    for (size_t i = 0; i < t->group->count; i++)
+        if (t->training->slot[i] == slot) {
+            double x = mu[i * t->plan.latent + j];
+            sum += x;
+            square += x * x;
+            count++;
+        }
+    return square / count - sum * sum / (count * count);
+}
+
+/* Keeps the latents that are active in some task; kept[] are their indices in the network. */
+static size_t find_active(trainer *t, const float *mu, size_t *kept) {
+    size_t count = 0;
+    for (size_t j = 0; j < t->plan.latent; j++) {
+        bool active = false;
+        for (size_t s = 0; s < t->training->task_count; s++)
+            if (task_variance(t, mu, s, j) > active_variance) {
+                t->training->active[s]++;
+                active = true;
+            }
+        if (active)
+            kept[count++] = j;
+    }
+    return count;
+}
+
+/* Half the posterior's mean spread, as a power of two: finer would store noise, coarser would shift what the trunk makes of it. */
+static float latent_step(const trainer *t, const float *logvar, size_t j) {
+    double mean = 0;
+    for (size_t i = 0; i < t->group->count; i++)
+        mean += exp(0.5 * logvar[i * t->plan.latent + j]) / (double)t->group->count;
+    int exponent = (int)floor(log2(fmin(1, fmax(mean, 0x1p-16)) / 2));
+    return ldexpf(1, exponent);
+}
+
+static icma_status read_parameter(trainer *t, icma_parameter which, float **out, size_t *rows, size_t *columns, icma_error *error) {
+    icma_matrix m = icma_cvae_parameter(t->cvae, which);
+    *rows = m.rows;
+    *columns = m.columns;
+    *out = icma_alloc_array(m.rows * m.columns + 1, sizeof(float));
+    return *out ? icma_cvae_get(t->cvae, which, *out, error) : no_memory(error);
+}
+
+/* Copies one part of the trunk: rows of latents that were dropped are left out, outputs go back from spreads to coordinates. */
+static icma_status copy_part(trainer *t, icma_trunk_part part, icma_parameter which, bool latent_rows, bool scaled, const size_t *kept, icma_error *error) {
+    float *from;
+    size_t rows, columns, d = t->plan.latent, active = t->generator->latent;
+    icma_status status = read_parameter(t, which, &from, &rows, &columns, error);
+    size_t wanted, same;
+    icma_trunk_shape(t->generator, part, &wanted, &same);
+    for (size_t i = 0; !status && i < wanted; i++) {
+        size_t row = !latent_rows ? i : i < active ? kept[i] : i - active + d;
+        for (size_t j = 0; j < columns; j++)
+            t->generator->trunk[part][i * columns + j] = (float)(from[row * columns + j] * (scaled ? t->sigma[j] : 1));
+    }
+    icma_free(from);
+    return status;
+}
+
+static icma_status copy_trunk(trainer *t, const size_t *kept, icma_error *error) {
+    static const struct {
+        icma_trunk_part part;
+        icma_parameter parameter;
+        bool latent_rows, scaled;
+    } parts[ICMA_TRUNK_PARTS] = {
+        {ICMA_TRUNK_V1, ICMA_P_V1, true, false}, {ICMA_TRUNK_B1, ICMA_P_b1, false, false}, {ICMA_TRUNK_V2, ICMA_P_V2, false, false},
+        {ICMA_TRUNK_B2, ICMA_P_b2, false, false}, {ICMA_TRUNK_V3, ICMA_P_V3, false, true}, {ICMA_TRUNK_S, ICMA_P_S, true, true},
+        {ICMA_TRUNK_B3, ICMA_P_b3, false, true},
+    };
+    icma_status status = ICMA_OK;
+    for (int i = 0; !status && i < ICMA_TRUNK_PARTS; i++)
+        status = copy_part(t, parts[i].part, parts[i].parameter, parts[i].latent_rows, parts[i].scaled, kept, error);
+    return status;
+}
+
+static icma_status copy_learned(trainer *t, icma_error *error) {
+    size_t m = t->generator->coordinates;
+    icma_status status = icma_cvae_get(t->cvae, ICMA_P_CONDITIONS, t->table, error);
+    for (size_t i = 0; !status && i < t->training->task_count; i++)
+        if (t->training->learned[i])
+            memcpy(t->training->learned[i], t->table + i * m, m * sizeof(float));
+    return status;
+}
+
+/* Posterior means of all checkpoints: the encoder without noise. */
+static icma_status encode_all(trainer *t, float *mu, float *logvar, icma_error *error) {
+    size_t n = t->group->count, cells = n * t->plan.latent;
+    for (size_t i = 0; i < n; i++)
+        t->order[i] = (uint32_t)i;
+    memset(t->noise_values, 0, cells * sizeof *t->noise_values);
+    icma_status status = upload_order(t, error);
+    if (!status)
+        status = t->ops->upload(t->ops->device, t->noise, 0, t->noise_values, cells, error);
+    if (status)
+        return status;
+    icma_cvae_batch all = batch_at(t, 0, n);
+    icma_cvae_forward(t->cvae, &all);
+    status = t->ops->download(t->ops->device, icma_cvae_mu(t->cvae, n).tensor, 0, mu, cells, error);
+    return status ? status : t->ops->download(t->ops->device, icma_cvae_logvar(t->cvae, n).tensor, 0, logvar, cells, error);
+}
+
+static icma_status finish(trainer *t, icma_error *error) {
+    icma_generator *g = t->generator;
+    size_t n = t->group->count, d = t->plan.latent;
+    size_t *kept = icma_alloc_array(d + 1, sizeof *kept);
+    float *mu = icma_alloc_array(n * d + 1, sizeof *mu), *logvar = icma_alloc_array(n * d + 1, sizeof *logvar);
+    icma_status status = kept && mu && logvar ? encode_all(t, mu, logvar, error) : no_memory(error);
+    if (status)
+        goto done;
+    g->kind = ICMA_GENERATOR_BASIS;
+    g->latent = find_active(t, mu, kept);
+    g->hidden = t->plan.hidden;
+    status = icma_generator_allocate(g, error);
+    if (status)
+        goto done;
+    t->training->latent = icma_alloc_zeroed(n * (g->latent ? g->latent : 1), sizeof *t->training->latent);
+    if (!t->training->latent) {
+        status = no_memory(error);
+        goto done;
+    }
+    for (size_t j = 0; j < g->latent; j++) {
+        g->latent_step[j] = latent_step(t, logvar, kept[j]);
+        for (size_t i = 0; i < n; i++)
+            t->training->latent[i * g->latent + j] = (int32_t)lroundf(fmaxf(-16, fminf(16, mu[i * d + kept[j]])) / g->latent_step[j]);
+    }
+    for (size_t k = 0; k < g->total; k++)
+        g->correction_step[k] = (float)sqrt(12 * t->plan.theta);
+    status = copy_trunk(t, kept, error);
+    if (!status)
+        status = copy_learned(t, error);
+done:
+    icma_free(kept);
+    icma_free(mu);
+    icma_free(logvar);
+    return status;
+}
+
+icma_status icma_train(const icma_group *group, const icma_basis *basis, const icma_condition *conditions,
+                       const icma_pack_options *options, uint64_t head_bytes, const icma_ops *ops, icma_generator *generator,
+                       icma_training *out, icma_error *error) {
+    memset(out, 0, sizeof *out);
+    trainer t = {.group = group, .basis = basis, .options = options, .ops = ops, .generator = generator, .training = out,
+                 .rng = icma_rng_seed(options->seed)};
+    memcpy(generator->components, basis->components, sizeof generator->components);
+    icma_status status = list_tasks(&t, error);
+    if (!status)
+        status = prepare_conditions(&t, conditions, error);
+    if (!status) {
+        make_plan(&t, head_bytes);
+        status = measure(&t, error);
+    }
+    if (!status)
+        status = prepare(&t, error);
+    if (!status)
+        status = run_epochs(&t, error);
+    if (!status)
+        status = finish(&t, error);
+    trainer_free(&t);
+    if (status)
+        icma_training_free(out);
+    return status;
+}

@@ -1,0 +1,538 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* For syscall(2): renameat2 has no POSIX name. _DEFAULT_SOURCE leaves strerror_r the POSIX one. */
+#define _DEFAULT_SOURCE
+#include "file.h"
+
+#include "memory.h"
+#include "utf8.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+#if defined(__linux__)
+#include <sys/syscall.h>
+#endif
+
+#if defined(__linux__) && defined(SYS_renameat2)
+#define HAVE_RENAMEAT2 1
+enum { RENAME_WITHOUT_REPLACING = 1 }; /* RENAME_NOREPLACE of linux/fs.h */
+#else
+#define HAVE_RENAMEAT2 0
+#endif
+
+enum { MAX_TRANSFER = 1 << 30 }; /* Linux moves at most 2^31 - 4096 bytes a call, macOS 2^31 - 1 */
+
+static icma_status fail_errno(icma_error *error, icma_status status, const char *path, const char *action,
+                              int code) {
+    char reason[128];
+    if (strerror_r(code, reason, sizeof reason) != 0)
+        snprintf(reason, sizeof reason, "error %d", code);
+    return icma_fail(error, status, path, "%s: %s", action, reason);
+}
+
+static icma_status fail_memory(icma_error *error, const char *path) {
+    return icma_fail(error, ICMA_E_MEMORY, path, "not enough memory to open it");
+}
+
+/* close(2) after which the descriptor is gone whatever it says; EINTR too, on Linux. */
+static int close_once(int *descriptor) {
+    int result = *descriptor < 0 ? 0 : close(*descriptor);
+    *descriptor = -1;
+    return result < 0 && errno == EINTR ? 0 : result;
+}
+
+/* --- reading ------------------------------------------------------------------------------------------- */
+
+struct icma_file {
+    int descriptor; /* -1 while parked */
+    char *path;
+    struct stat seen; /* at opening */
+};
+
+static int open_retrying(const char *path, int flags) {
+    int descriptor;
+    do
+        descriptor = open(path, flags | O_CLOEXEC);
+    while (descriptor < 0 && errno == EINTR);
+    return descriptor;
+}
+
+/* Asks before it opens, because opening a FIFO blocks and opening a device may do things; and again after,
+ * because the path may have changed in between. */
+static icma_status open_regular(const char *path, int *descriptor, struct stat *seen, icma_error *error) {
+    *descriptor = -1;
+    if (stat(path, seen) != 0)
+        return fail_errno(error, errno == ENOENT ? ICMA_E_NOT_FOUND : ICMA_E_IO, path, "cannot open", errno);
+    if (S_ISREG(seen->st_mode)) {
+        *descriptor = open_retrying(path, O_RDONLY | O_NONBLOCK | O_NOCTTY);
+        if (*descriptor < 0)
+            return fail_errno(error, errno == ENOENT ? ICMA_E_NOT_FOUND : ICMA_E_IO, path, "cannot open",
+                              errno);
+        if (fstat(*descriptor, seen) != 0) {
+            int code = errno;
+            close_once(descriptor);
+            return fail_errno(error, ICMA_E_IO, path, "cannot examine", code);
+        }
+    }
+    if (!S_ISREG(seen->st_mode)) {
+        close_once(descriptor);
+        return icma_fail(error, ICMA_E_FORMAT, path, "not a regular file; give a file");
+    }
+    return ICMA_OK;
+}
+
+icma_status icma_file_open(const char *path, icma_file **out, icma_error *error) {
+    *out = NULL;
+    icma_file *file = icma_alloc_zeroed(1, sizeof *file);
+    if (!file)
+        return fail_memory(error, path);
+    file->descriptor = -1;
+    file->path = icma_copy_string(path);
+    icma_status status =
+        file->path ? open_regular(path, &file->descriptor, &file->seen, error) : fail_memory(error, path);
+    if (status != ICMA_OK) {
+        icma_file_close(file);
+        return status;
+    }
+    *out = file;
+    return ICMA_OK;
+}
+
+void icma_file_close(icma_file *file) {
+    if (!file)
+        return;
+    close_once(&file->descriptor);
+    icma_free(file->path);
+    icma_free(file);
+}
+
+uint64_t icma_file_size(const icma_file *file) {
+    return (uint64_t)file->seen.st_size;
+}
+
+const char *icma_file_path(const icma_file *file) {
+    return file->path;
+}
+
+void icma_file_park(icma_file *file) {
+    close_once(&file->descriptor);
+}
+
+static bool same_file(const struct stat *a, const struct stat *b) {
+    return a->st_dev == b->st_dev && a->st_ino == b->st_ino && a->st_size == b->st_size &&
+           a->st_mtim.tv_sec == b->st_mtim.tv_sec && a->st_mtim.tv_nsec == b->st_mtim.tv_nsec;
+}
+
+static icma_status unpark(icma_file *file, icma_error *error) {
+    struct stat now;
+    if (file->descriptor >= 0)
+        return ICMA_OK;
+    icma_status status = open_regular(file->path, &file->descriptor, &now, error);
+    if (status != ICMA_OK)
+        return status;
+    if (same_file(&now, &file->seen))
+        return ICMA_OK;
+    close_once(&file->descriptor);
+    return icma_fail(error, ICMA_E_IO, file->path,
+                     "changed while it was read; start again when it is at rest");
+}
+
+icma_status icma_file_read(icma_file *file, uint64_t offset, void *out, size_t size, icma_error *error) {
+    uint64_t total = icma_file_size(file);
+    if (offset > total || size > total - offset)
+        return icma_fail(error, ICMA_E_CORRUPT, file->path, "ends before the data it announces");
+    icma_status status = unpark(file, error);
+    if (status != ICMA_OK)
+        return status;
+    for (uint8_t *to = out; size > 0;) {
+        size_t part = size < MAX_TRANSFER ? size : MAX_TRANSFER;
+        ssize_t got = pread(file->descriptor, to, part, (off_t)offset);
+        if (got < 0 && errno == EINTR)
+            continue;
+        if (got < 0)
+            return fail_errno(error, ICMA_E_IO, file->path, "cannot read", errno);
+        if (got == 0)
+            return icma_fail(error, ICMA_E_CORRUPT, file->path, "has shrunk while it was read");
+        to += got;
+        offset += (uint64_t)got;
+        size -= (size_t)got;
+    }
+    return ICMA_OK;
+}
+
+icma_status icma_file_read_all(const char *path, size_t limit, uint8_t **out, size_t *size,
+                               icma_error *error) {
+    *out = NULL;
+    *size = 0;
+    icma_file *file;
+    uint8_t *data = NULL;
+    icma_status status = icma_file_open(path, &file, error);
+    if (status != ICMA_OK)
+        return status;
+    uint64_t total = icma_file_size(file);
+    if (total > limit) {
+        status = icma_fail(error, ICMA_E_LIMIT, path, "%llu bytes; the limit is %zu",
+                           (unsigned long long)total, limit);
+        goto done;
+    }
+    if (total == 0)
+        goto done;
+    data = icma_alloc((size_t)total);
+    status = data ? icma_file_read(file, 0, data, (size_t)total, error)
+                  : icma_fail(error, ICMA_E_MEMORY, path, "not enough memory for %llu bytes",
+                              (unsigned long long)total);
+    if (status != ICMA_OK)
+        goto done;
+    *out = data;
+    *size = (size_t)total;
+    data = NULL;
+done:
+    icma_free(data);
+    icma_file_close(file);
+    return status;
+}
+
+/* --- the temporaries that a fatal signal must remove --------------------------------------------------- */
+
+/* A slot's path belongs to whoever exchanges it for NULL: to its output, or to a signal handler on its way
+ * out of the process. So the handler never reads freed memory, and needs nothing but atomics and unlink. */
+enum { MAX_OUTPUTS = 256 };
+static _Atomic(char *) temporaries[MAX_OUTPUTS];
+
+static bool remember_temporary(char *path, size_t *slot) {
+    for (size_t i = 0; i < MAX_OUTPUTS; i++) {
+        char *expected = NULL;
+        if (atomic_compare_exchange_strong(&temporaries[i], &expected, path)) {
+            *slot = i;
+            return true;
+        }
+    }
+    return false;
+}
+
+void icma_output_unlink_all(void) {
+    for (size_t i = 0; i < MAX_OUTPUTS; i++) {
+        char *path = atomic_exchange(&temporaries[i], NULL);
+        if (path)
+            unlink(path); /* never freed: free() is not for signal handlers */
+    }
+}
+
+/* --- writing ------------------------------------------------------------------------------------------- */
+
+struct icma_output {
+    int descriptor;
+    int folder; /* for its fsync; opened early, so that little can fail after the rename */
+    bool overwrite;
+    bool created;
+    size_t slot;     /* in `temporaries`; MAX_OUTPUTS if none */
+    char *path;      /* the file's name to be */
+    char *temporary; /* owned by the slot while there is one */
+    uint64_t size;
+};
+
+static void free_output(icma_output *output) {
+    bool taken = false; /* by a signal handler, which may still be reading it */
+    if (output->slot < MAX_OUTPUTS)
+        taken = atomic_exchange(&temporaries[output->slot], NULL) == NULL;
+    if (!taken)
+        icma_free(output->temporary);
+    close_once(&output->descriptor);
+    close_once(&output->folder);
+    icma_free(output->path);
+    icma_free(output);
+}
+
+void icma_output_abandon(icma_output *output) {
+    if (!output)
+        return;
+    if (output->created)
+        unlink(output->temporary);
+    free_output(output);
+}
+
+/* Length of the folder part with its slash; 0 where there is none. */
+static size_t folder_length(const char *path) {
+    const char *slash = strrchr(path, '/');
+    return slash ? (size_t)(slash - path) + 1 : 0;
+}
+
+#define TEMPORARY_NAME ".icma-0123456789abcdef.tmp"
+
+/* Names need only differ from those of other runs in the same folder; O_EXCL sees to the rest. */
+static uint64_t name_seed(void) {
+    static atomic_uint_fast64_t counter;
+    struct timespec now = {0};
+    clock_gettime(CLOCK_REALTIME, &now);
+    uint64_t mixed = (uint64_t)now.tv_sec * 1000000007u + (uint64_t)now.tv_nsec;
+    mixed ^= (uint64_t)getpid() << 40;
+    return (mixed + atomic_fetch_add(&counter, 1)) * UINT64_C(0x9e3779b97f4a7c15);
+}
+
+static void name_temporary(icma_output *output) {
+    size_t folder = folder_length(output->path);
+    snprintf(output->temporary + folder, sizeof TEMPORARY_NAME, ".icma-%016llx.tmp",
+             (unsigned long long)name_seed());
+}
+
+static icma_status create_temporary(icma_output *output, icma_error *error) {
+    size_t folder = folder_length(output->path);
+    output->temporary = icma_alloc(folder + sizeof TEMPORARY_NAME);
+    if (!output->temporary)
+        return fail_memory(error, output->path);
+    memcpy(output->temporary, output->path, folder);
+    name_temporary(output); /* before a signal handler can see it */
+    if (!remember_temporary(output->temporary, &output->slot))
+        return icma_fail(error, ICMA_E_LIMIT, output->path, "more than %d files are being written",
+                         (int)MAX_OUTPUTS);
+    for (int attempt = 0; attempt < 100 && output->descriptor < 0; attempt++) {
+        output->descriptor = open(output->temporary, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+        if (output->descriptor >= 0 || (errno != EEXIST && errno != EINTR))
+            break;
+        name_temporary(output);
+    }
+    if (output->descriptor < 0)
+        return fail_errno(error, ICMA_E_IO, output->path, "cannot create a file in its folder", errno);
+    output->created = true;
+    return ICMA_OK;
+}
+
+static icma_status open_folder(icma_output *output, icma_error *error) {
+    size_t length = folder_length(output->path);
+    char *folder = length ? icma_copy_text(output->path, length) : icma_copy_string(".");
+    if (!folder)
+        return fail_memory(error, output->path);
+    output->folder = open_retrying(folder, O_RDONLY | O_DIRECTORY);
+    int code = errno;
+    icma_free(folder);
+    return output->folder < 0 ? fail_errno(error, ICMA_E_IO, output->path, "cannot open its folder", code)
+                              : ICMA_OK;
+}
+
+static icma_status check_target(const char *path, bool overwrite, icma_error *error) {
+    struct stat seen;
+    size_t folder = folder_length(path);
+    if (!path[folder])
+        return icma_fail(error, ICMA_E_IO, path, "a file name is missing; give one");
+    if (lstat(path, &seen) != 0)
+        return errno == ENOENT ? ICMA_OK : fail_errno(error, ICMA_E_IO, path, "cannot examine", errno);
+    if (!overwrite)
+        return icma_fail(error, ICMA_E_EXISTS, path, "exists already; choose another name or overwrite it");
+    if (!S_ISREG(seen.st_mode) && !S_ISLNK(seen.st_mode)) /* a device would be replaced by a file */
+        return icma_fail(error, ICMA_E_IO, path, "is not a regular file; choose another name");
+    return ICMA_OK;
+}
+
+icma_status icma_output_create(const char *path, bool overwrite, icma_output **out, icma_error *error) {
+    *out = NULL;
+    icma_status status = check_target(path, overwrite, error);
+    if (status != ICMA_OK)
+        return status;
+    icma_output *output = icma_alloc_zeroed(1, sizeof *output);
+    if (!output)
+        return fail_memory(error, path);
+    output->descriptor = output->folder = -1;
+    output->slot = MAX_OUTPUTS;
+    output->overwrite = overwrite;
+    output->path = icma_copy_string(path);
+    status = output->path ? open_folder(output, error) : fail_memory(error, path);
+    if (status == ICMA_OK)
+        status = create_temporary(output, error);
+    if (status != ICMA_OK) {
+        icma_output_abandon(output);
+        return status;
+    }
+    *out = output;
+    return ICMA_OK;
+}
+
+icma_status icma_output_write(icma_output *output, const void *data, size_t size, icma_error *error) {
+    for (const uint8_t *from = data; size > 0;) {
+        size_t part = size < MAX_TRANSFER ? size : MAX_TRANSFER;
+        ssize_t put = write(output->descriptor, from, part);
+        if (put < 0 && errno == EINTR)
+            continue;
+        if (put <= 0)
+            return fail_errno(error, ICMA_E_IO, output->path, "cannot write", put < 0 ? errno : EIO);
+        from += put;
+        size -= (size_t)put;
+        output->size += (uint64_t)put;
+    }
+    return ICMA_OK;
+}
+
+uint64_t icma_output_size(const icma_output *output) {
+    return output->size;
+}
+
+const char *icma_output_temporary(const icma_output *output) {
+    return output->temporary;
+}
+
+/* umask(2) cannot be asked without being set; 077 keeps what another thread creates meanwhile private. */
+static mode_t current_umask(void) {
+    static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+    pthread_mutex_lock(&lock);
+    mode_t mask = umask(077);
+    umask(mask);
+    pthread_mutex_unlock(&lock);
+    return mask;
+}
+
+/* fsync is tried once: after a failure the kernel has dropped the pages, a second try would succeed falsely.
+ */
+static icma_status settle(icma_output *output, icma_error *error) {
+    /* File systems without permissions say EPERM. */
+    if (fchmod(output->descriptor, 0666 & ~current_umask()) != 0 && errno != EPERM)
+        return fail_errno(error, ICMA_E_IO, output->path, "cannot set permissions", errno);
+    if (fsync(output->descriptor) != 0)
+        return fail_errno(error, ICMA_E_IO, output->path, "cannot write to the disk", errno);
+    if (close_once(&output->descriptor) != 0)
+        return fail_errno(error, ICMA_E_IO, output->path, "cannot close", errno);
+    return ICMA_OK;
+}
+
+/* 0, or an errno value; EEXIST if there is something at `to`. */
+static int rename_without_replacing(const char *from, const char *to) {
+#if HAVE_RENAMEAT2
+    if (syscall(SYS_renameat2, AT_FDCWD, from, AT_FDCWD, to, RENAME_WITHOUT_REPLACING) == 0)
+        return 0;
+    if (errno != ENOSYS && errno != EINVAL)
+        return errno;
+#endif
+    if (link(from, to) != 0)
+        return errno;
+    unlink(from); /* should this fail, a second name is left over, but the output is whole */
+    return 0;
+}
+
+static icma_status put_in_place(icma_output *output, icma_error *error) {
+    int code = output->overwrite ? rename(output->temporary, output->path) == 0 ? 0 : errno
+                                 : rename_without_replacing(output->temporary, output->path);
+    if (code == EEXIST)
+        return icma_fail(error, ICMA_E_EXISTS, output->path,
+                         "has come into being meanwhile; choose another name or overwrite it");
+    if (code != 0)
+        return fail_errno(error, ICMA_E_IO, output->path, "cannot move into place", code);
+    output->created = false;
+    if (fsync(output->folder) != 0 && errno != EINVAL) /* EINVAL: this file system does not sync folders */
+        return fail_errno(error, ICMA_E_IO, output->path, "cannot write its folder to the disk", errno);
+    return ICMA_OK;
+}
+
+icma_status icma_output_commit(icma_output *output, icma_error *error) {
+    icma_status status = settle(output, error);
+    if (status == ICMA_OK)
+        status = put_in_place(output, error);
+    icma_output_abandon(output); /* removes the temporary only if it is still there */
+    return status;
+}
+
+/* --- paths --------------------------------------------------------------------------------------------- */
+
+bool icma_path_segment_is_safe(const char *segment) {
+    size_t length = strlen(segment);
+    if (length == 0 || length > 255 || segment[0] == '-' || strcmp(segment, ".") == 0 ||
+        strcmp(segment, "..") == 0)
+        return false;
+    const uint8_t *bytes = (const uint8_t *)segment;
+    for (size_t at = 0; at < length;) {
+        uint8_t c = bytes[at];
+        size_t step = icma_utf8_length(bytes + at, length - at);
+        if (step == 0 || c < 0x20 || c == 0x7f || c == '/' || c == '\\')
+            return false;
+        at += step;
+    }
+    return true;
+}
+
+/* Cuts "a/b/c" at its slashes into NUL-terminated segments. False if one is not safe. */
+static bool split_segments(char *path) {
+    for (char *segment = path;;) {
+        char *slash = strchr(segment, '/');
+        if (slash)
+            *slash = '\0';
+        if (!icma_path_segment_is_safe(segment))
+            return false;
+        if (!slash)
+            return true;
+        segment = slash + 1;
+    }
+}
+
+/* Replaces *folder by the folder `name` in it, made if need be; a link does not count as one. */
+static int enter_folder(int *folder, const char *name) {
+    if (mkdirat(*folder, name, 0777) != 0 && errno != EEXIST)
+        return errno;
+    int next = openat(*folder, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+    if (next < 0)
+        return errno;
+    close_once(folder);
+    *folder = next;
+    return 0;
+}
+
+static icma_status make_below(const char *root, const char *segments, size_t length, icma_error *error) {
+    if (mkdir(root, 0777) != 0 && errno != EEXIST)
+        return fail_errno(error, ICMA_E_IO, root, "cannot make the folder", errno);
+    int folder = open_retrying(root, O_RDONLY | O_DIRECTORY);
+    if (folder < 0)
+        return fail_errno(error, ICMA_E_IO, root, "cannot open the folder", errno);
+    const char *segment = segments;
+    for (const char *next; (next = segment + strlen(segment) + 1) <= segments + length; segment = next) {
+        int code = enter_folder(&folder, segment);
+        if (code != 0) {
+            close_once(&folder);
+            if (code == ELOOP || code == ENOTDIR)
+                return icma_fail(error, ICMA_E_IO, root,
+                                 "\"%s\" in it is a link or a file, not a folder; remove it", segment);
+            return fail_errno(error, ICMA_E_IO, root, "cannot make a folder in it", code);
+        }
+    }
+    close_once(&folder);
+    return ICMA_OK;
+}
+
+static char *join_path(const char *root, const char *relative) {
+    size_t length = strlen(root), more = strlen(relative), size;
+    bool slash = length > 0 && root[length - 1] != '/';
+    if (!icma_add_size(length + slash, more, &size))
+        return NULL;
+    char *path = icma_alloc(size + 1);
+    if (!path)
+        return NULL;
+    memcpy(path, root, length);
+    if (slash)
+        path[length++] = '/';
+    memcpy(path + length, relative, more + 1);
+    return path;
+}
+
+icma_status icma_make_folders(const char *root, const char *relative, char **path, icma_error *error) {
+    *path = NULL;
+    size_t length = strlen(relative);
+    char *joined = join_path(root, relative);
+    char *segments = icma_copy_text(relative, length);
+    icma_status status;
+    if (!joined || !segments)
+        status = fail_memory(error, root);
+    else if (!split_segments(segments))
+        status =
+            icma_fail(error, ICMA_E_IO, root, "\"%.255s\" is not a path that may be made in it", relative);
+    else
+        status = make_below(root, segments, length, error);
+    icma_free(segments);
+    if (status != ICMA_OK) {
+        icma_free(joined);
+        return status;
+    }
+    *path = joined;
+    return ICMA_OK;
+}

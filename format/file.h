@@ -1,0 +1,71 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Files: positioned reads of regular files that notice when the file changes, and outputs that appear whole
+ * or not at all (HOSTILE.md, "Survive").
+ */
+#ifndef ICMA_FILE_H
+#define ICMA_FILE_H
+
+#include "status.h"
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+/* --- reading ------------------------------------------------------------------------------------------- */
+
+typedef struct icma_file icma_file;
+
+/* Opens a regular file (or a link to one) for reading; FIFOs, devices and directories are ICMA_E_FORMAT, a
+ * missing file is ICMA_E_NOT_FOUND, anything else that open(2) says is ICMA_E_IO. Never mmaps. */
+icma_status icma_file_open(const char *path, icma_file **out, icma_error *error);
+void icma_file_close(icma_file *file);          /* NULL is fine */
+uint64_t icma_file_size(const icma_file *file); /* at opening */
+const char *icma_file_path(const icma_file *file);
+
+/* Reads exactly `size` bytes at `offset`, or fails: ICMA_E_CORRUPT when the range is not inside the size at
+ * opening or the file has shrunk, ICMA_E_IO on read errors. Thread-safe. */
+icma_status icma_file_read(icma_file *file, uint64_t offset, void *out, size_t size, icma_error *error);
+
+/* Parks the descriptor: closes it and keeps the path, device, inode, size and mtime; the next read reopens
+ * and fails with ICMA_E_IO ("changed while it was read") if any of them differs. Lets one hold thousands of
+ * sources with few descriptors open. NOT thread-safe against reads of the same file. */
+void icma_file_park(icma_file *file);
+
+/* Reads a whole regular file of at most `limit` bytes (larger: ICMA_E_LIMIT). *out is owned by the caller
+ * (icma_free), NULL for an empty file. */
+icma_status icma_file_read_all(const char *path, size_t limit, uint8_t **out, size_t *size,
+                               icma_error *error);
+
+/* --- writing ------------------------------------------------------------------------------------------- */
+
+typedef struct icma_output icma_output;
+
+/* Starts a file that will appear at `path` on commit: a temporary beside it (O_EXCL, 0600). If `overwrite` is
+ * false and `path` exists: ICMA_E_EXISTS at once; commit checks again, atomically (RENAME_NOREPLACE or link).
+ * Missing parents are an error. */
+icma_status icma_output_create(const char *path, bool overwrite, icma_output **out, icma_error *error);
+icma_status icma_output_write(icma_output *output, const void *data, size_t size,
+                              icma_error *error);     /* appends */
+uint64_t icma_output_size(const icma_output *output); /* bytes written so far */
+const char *icma_output_temporary(
+    const icma_output *output); /* where the bytes are until commit: to read back and check */
+/* fsync, mode 0666 less the umask, rename, fsync of the folder. Frees `output` in every case; on failure the
+ * temporary is removed and `path` is as it was. */
+icma_status icma_output_commit(icma_output *output, icma_error *error);
+void icma_output_abandon(icma_output *output); /* removes the temporary, frees; NULL is fine */
+
+/* Removes the temporaries of every output that is neither committed nor abandoned. Async-signal-safe (unlink
+ * only): for a handler of fatal signals. */
+void icma_output_unlink_all(void);
+
+/* Makes the folders of `relative` (its last segment is the file's name and is not made) beneath `root`, and
+ * `root` itself. Each segment must be safe (icma_path_segment_is_safe), links are not followed beneath root:
+ * ICMA_E_IO otherwise. *path (owned by the caller) is the joined path. */
+icma_status icma_make_folders(const char *root, const char *relative, char **path, icma_error *error);
+
+/* One path segment that cannot leave its folder or hide: not empty, ".", "..", no '/', '\\', control bytes or
+ * NUL, valid UTF-8, at most 255 bytes, not starting with '-'. (spec 3.7) */
+bool icma_path_segment_is_safe(const char *segment);
+
+#endif
