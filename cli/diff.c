@@ -66,10 +66,11 @@ const cli_verb cli_verb_diff = {
     .name = "diff",
     .operands = "ORIGINAL OTHER",
     .summary = "measure how far one adapter or tree is from another",
-    .description = "Compares two safetensors files, two adapter folders or two trees. Tasks are matched by name\n"
-                   "and checkpoints by step; one without a number stands for its task's last. For each LoRA pair\n"
-                   "it measures dW = scale * B A, with the scale from adapter_config.json beside the original.\n"
-                   "Relative error is |x - y| / |x|.",
+    .description =
+        "Compares two safetensors files, two adapter folders or two trees. Tasks are matched by name\n"
+        "and checkpoints by step; one without a number stands for its task's last. For each LoRA pair\n"
+        "it measures dW = scale * B A, with the scale from adapter_config.json beside the original.\n"
+        "Relative error is |x - y| / |x|.",
     .options = diff_options,
     .examples = (const char *const[]){"icma diff loras out", "two trees",
                                       "icma diff -v a/adapter_model.safetensors b/adapter_model.safetensors",

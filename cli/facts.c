@@ -41,7 +41,7 @@ icma_status cli_print_bytes(const icma_bytes *bytes, FILE *out, icma_error *erro
     }
     cli_table_cell(&table, "total");
     cli_table_cell(&table, "%s", cli_whole_text(bytes->total).text);
-    cli_table_cell(&table, "%s", "");
+    cli_table_cell(&table, "100 %%");
     return cli_table_print(&table, 0, out, error);
 }
 
@@ -134,7 +134,6 @@ icma_status cli_totals_of(icma_bundle *bundle, cli_totals *totals, icma_error *e
             return status;
         cli_stored stored = cli_stored_of(&info);
         totals->checkpoints += info.checkpoint_count;
-        totals->task_bytes += info.bytes;
         totals->file_bytes += stored.file_bytes;
         totals->parameters += stored.parameters;
         icma_bundle_forget_task(bundle, i);
@@ -142,13 +141,14 @@ icma_status cli_totals_of(icma_bundle *bundle, cli_totals *totals, icma_error *e
     return ICMA_OK;
 }
 
-cli_balance cli_balance_of(uint64_t archive, const cli_totals *totals) {
-    cli_balance out = {.shared = archive - totals->task_bytes, .half_size = 2 * totals->parameters};
-    out.saved = (int64_t)out.half_size - (int64_t)archive;
+cli_balance cli_balance_of(const icma_bytes *archive, const cli_totals *totals) {
+    uint64_t own = archive->latents + archive->residuals + archive->verbatim;
+    cli_balance out = {.shared = archive->total - own, .half_size = 2 * totals->parameters};
+    out.saved = (int64_t)out.half_size - (int64_t)archive->total;
     if (totals->checkpoints == 0)
         return out;
     double adapters = (double)totals->checkpoints;
-    out.marginal = (double)totals->task_bytes / adapters;
+    out.marginal = (double)own / adapters;
     double gain = (double)out.half_size / adapters - out.marginal; /* bytes that each adapter wins back */
     if (gain > 0)
         out.break_even = (uint64_t)floor((double)out.shared / gain) + 1;

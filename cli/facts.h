@@ -41,18 +41,17 @@ cli_stored cli_stored_of(const icma_task_info *info);
 typedef struct cli_totals {
     size_t tasks, checkpoints;
     uint64_t file_bytes, parameters;
-    uint64_t task_bytes; /* sections that belong to one task alone */
 } cli_totals;
 icma_status cli_totals_of(icma_bundle *bundle, cli_totals *totals, icma_error *error);
 
 /* What a generator costs and saves against 16-bit casts of the same adapters. */
 typedef struct cli_balance {
-    uint64_t shared;    /* bytes that do not belong to any one task */
-    double marginal;    /* bytes that one more adapter takes, on average */
-    uint64_t half_size; /* all adapters at 2 bytes a parameter */
-    int64_t saved;      /* half_size - the archive */
+    uint64_t shared;     /* bytes that one more adapter does not add to */
+    double marginal;     /* latents, residuals and verbatim bytes of an adapter, on average */
+    uint64_t half_size;  /* all adapters at 2 bytes a parameter */
+    int64_t saved;       /* half_size - the archive */
     uint64_t break_even; /* adapters from which the archive is the smaller; 0: never */
 } cli_balance;
-cli_balance cli_balance_of(uint64_t archive, const cli_totals *totals);
+cli_balance cli_balance_of(const icma_bytes *archive, const cli_totals *totals);
 
 #endif

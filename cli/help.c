@@ -43,15 +43,18 @@ static void print_help_text(const char *help, size_t used, FILE *out) {
     fputc('\n', out);
 }
 
-static void print_option(const cli_option *option, FILE *out) {
-    char left[80];
+static void print_option(const cli_verb *verb, const cli_option *option, FILE *out) {
+    char left[80], help[400], standard[64] = "";
     char letter[8] = "    ";
     if (option->letter)
         snprintf(letter, sizeof letter, "-%c, ", option->letter);
     int used = snprintf(left, sizeof left, "  %s--%s%s%s", letter, option->name, option->argument ? " " : "",
                         option->argument ? option->argument : "");
     fputs(left, out);
-    print_help_text(option->help, (size_t)used, out);
+    if (verb->tell_default)
+        verb->tell_default(option, standard, sizeof standard);
+    snprintf(help, sizeof help, standard[0] ? "%s (default %s)" : "%s", option->help, standard);
+    print_help_text(help, (size_t)used, out);
 }
 
 static void print_exits(const int *exits, FILE *out) {
@@ -68,11 +71,13 @@ void cli_help_verb(const cli_verb *verb, FILE *out) {
     if (verb->alias)
         fprintf(out, "       icma %s [options] %s\n", verb->alias, verb->operands);
     fprintf(out, "\n%s\n", verb->description);
+    if (verb->options[0].kind != CLI_HEADING)
+        print_heading("Options", out);
     for (const cli_option *row = verb->options; row->kind != CLI_END; row++)
         if (row->kind == CLI_HEADING)
             print_heading(row->name, out);
         else
-            print_option(row, out);
+            print_option(verb, row, out);
     print_heading("Examples", out);
     for (const char *const *example = verb->examples; *example; example += 2)
         fprintf(out, "  %s\n      %s\n", example[0], example[1]);

@@ -67,8 +67,8 @@ static void print_generator(const icma_generator_info *g) {
     putchar('\n');
     if (components) {
         label("");
-        printf("%zu latent dimension%s, %zu condition coordinate%s\n", g->latent_dim, cli_plural(g->latent_dim),
-               g->condition_dim, cli_plural(g->condition_dim));
+        printf("%zu latent dimension%s, %zu condition coordinate%s\n", g->latent_dim,
+               cli_plural(g->latent_dim), g->condition_dim, cli_plural(g->condition_dim));
         label("trunk");
         printf("%zu hidden layer%s of %zu, %s parameters\n", g->hidden_layers, cli_plural(g->hidden_layers),
                g->hidden, cli_whole_text(g->trunk_parameters).text);
@@ -80,7 +80,7 @@ static void print_generator(const icma_generator_info *g) {
     printf("%zu, of which %zu verbatim\n", g->tensors, g->tensors_verbatim);
 }
 
-/* The options that were trained with, as the record has them: "seed 0, epochs 400, ...". */
+/* The options of the training, as the record has them: "seed 0, epochs 400, ...". */
 static void print_options(const cJSON *options) {
     size_t told = 0;
     for (const cJSON *item = options ? options->child : NULL; item; item = item->next) {
@@ -107,11 +107,10 @@ static void print_options(const cJSON *options) {
 }
 
 static void print_record(const cJSON *record) {
-    const cJSON *losses = cli_record_list(record, "losses");
     double first, last;
-    if (cli_record_ends(losses, "loss", &first, &last)) {
+    if (cli_record_losses(record, &first, &last)) {
         label("training");
-        printf("loss from %.4g to %.4g\n", first, last);
+        printf("loss from %.4g in the first to %.4g in the last epoch\n", first, last);
     }
     print_options(cJSON_GetObjectItemCaseSensitive(record, "options"));
 }
@@ -134,8 +133,8 @@ static icma_status print_group(const archive_info *a, uint32_t group, icma_error
 }
 
 static icma_status print_sections(const archive_info *a, icma_error *error) {
-    cli_table table = cli_table_of((const char *[]){">section", "kind", "coding", ">offset", ">stored", ">raw",
-                                                    ">group", "task", ">first", ">count", NULL});
+    cli_table table = cli_table_of((const char *[]){">section", "kind", "coding", ">offset", ">stored",
+                                                    ">raw", ">group", "task", ">first", ">count", NULL});
     for (size_t i = 0; i < a->sections; i++) {
         icma_section_info section = icma_bundle_section(a->bundle, i);
         cli_table_cell(&table, "%zu", i);
@@ -268,8 +267,9 @@ const cli_verb cli_verb_info = {
     .name = "info",
     .operands = "[B.icma]",
     .summary = "show format, generator, sections and training record",
-    .description = "Shows what an archive is made of: its size by kind, the generator of each signature group,\n"
-                   "how it was trained, and with -v every section.",
+    .description =
+        "Shows what an archive is made of: its size by kind, the generator of each signature group,\n"
+        "how it was trained, and with -v every section.",
     .options = info_options,
     .examples = (const char *const[]){"icma info loras.icma", "the archive in a page",
                                       "icma info --json | jq .bytes", "sizes by kind, for a script", NULL},

@@ -85,8 +85,8 @@ void cli_json_copy(cJSON *to, const char *key, const cJSON *value) {
     attach(to, key, value ? cJSON_Duplicate(value, true) : cJSON_CreateNull());
 }
 
-/* cJSON escapes what JSON demands; here, what a terminal would obey, which all stands inside strings. Its tabs
- * stand outside of them (indentation, and behind colons), and become blanks. */
+/* cJSON escapes what JSON demands; here, what a terminal would obey, which all stands inside strings. Its
+ * tabs stand outside of them (indentation, and behind colons), and become blanks. */
 static void print_escaped(const char *text, FILE *out) {
     for (char before = '\0'; *text;) {
         uint32_t c = 0;

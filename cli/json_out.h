@@ -20,9 +20,9 @@ cJSON *cli_json_object(void);
 /* `key` NULL: `to` is an array. The child belongs to `to`. */
 cJSON *cli_json_add_object(cJSON *to, const char *key);
 cJSON *cli_json_add_array(cJSON *to, const char *key);
-void cli_json_text(cJSON *to, const char *key, const char *text);   /* NULL: null */
-void cli_json_whole(cJSON *to, const char *key, uint64_t value);    /* all 64 bits */
-void cli_json_real(cJSON *to, const char *key, double value);       /* null unless finite */
+void cli_json_text(cJSON *to, const char *key, const char *text); /* NULL: null */
+void cli_json_whole(cJSON *to, const char *key, uint64_t value);  /* all 64 bits */
+void cli_json_real(cJSON *to, const char *key, double value);     /* null unless finite */
 void cli_json_bool(cJSON *to, const char *key, bool value);
 void cli_json_null(cJSON *to, const char *key);
 void cli_json_hash(cJSON *to, const char *key, uint64_t hash); /* 16 hexadecimal digits, a string */

@@ -101,8 +101,8 @@ static listing start_listing(const list_arguments *a, const char *path) {
         out.table = cli_table_of((const char *[]){"task", "checkpoint", "tier", ">file", ">parameters",
                                                   ">dW error, mean", ">max", ">relative error", NULL});
     else
-        out.table = cli_table_of((const char *[]){"task", ">checkpoints", ">steps", "tier", ">files", ">stored",
-                                                  ">dW error, mean", ">max", "condition", NULL});
+        out.table = cli_table_of((const char *[]){"task", ">checkpoints", ">steps", "tier", ">files",
+                                                  ">stored", ">dW error, mean", ">max", "condition", NULL});
     if (out.json) {
         out.root = cli_json_object();
         cli_json_text(out.root, "bundle", path);
@@ -153,8 +153,9 @@ const cli_verb cli_verb_list = {
     .alias = "ls",
     .operands = "[B.icma]",
     .summary = "list tasks and checkpoints with their errors",
-    .description = "Lists the tasks of an archive: checkpoints, what was kept of them, the bytes that belong to\n"
-                   "them alone, and how far their decoded dW is from the originals, as measured when packing.",
+    .description =
+        "Lists the tasks of an archive: checkpoints, what was kept of them, the bytes that belong to\n"
+        "them alone, and how far their decoded dW is from the originals, as measured when packing.",
     .options = list_options,
     .examples = (const char *const[]){"icma list loras.icma", "one line a task", "icma list --task cat",
                                       "checkpoints of cat in the only .icma file here", NULL},

@@ -12,7 +12,7 @@
 #include <string.h>
 #include <unistd.h>
 
-static const cli_verb *const verbs[] = {&cli_verb_pack,   &cli_verb_unpack, &cli_verb_list, &cli_verb_info,
+static const cli_verb *const verbs[] = {&cli_verb_pack,   &cli_verb_unpack, &cli_verb_list,   &cli_verb_info,
                                         &cli_verb_verify, &cli_verb_diff,   &cli_verb_report, NULL};
 
 /* Descriptors 0 to 2 must be taken, or the first file we open becomes somebody's stdout. A closed one is
@@ -32,8 +32,8 @@ static const cli_verb *find_verb(const char *name) {
 
 static icma_status unknown_verb(const char *name, icma_error *error) {
     if (name[0] == '-')
-        return icma_fail(error, ICMA_E_USAGE, NULL, "%s is no option of icma itself; the verb comes first (icma --help)",
-                         name);
+        return icma_fail(error, ICMA_E_USAGE, NULL,
+                         "%s is no option of icma itself; the verb comes first (icma --help)", name);
     const char *nearest = NULL;
     for (const cli_verb *const *verb = verbs; *verb; verb++)
         if (cli_is_near(name, (*verb)->name) &&
@@ -77,8 +77,8 @@ static icma_status run_help(int argc, char **argv, icma_error *error) {
     cli_terminal_setup(false);
     const cli_verb *verb = argc > 0 ? find_verb(argv[0]) : NULL;
     if (argc > 1)
-        return icma_fail(error, ICMA_E_USAGE, NULL, "\"%s\" is one argument too many; usage: icma help [VERB]",
-                         argv[1]);
+        return icma_fail(error, ICMA_E_USAGE, NULL,
+                         "\"%s\" is one argument too many; usage: icma help [VERB]", argv[1]);
     if (argc > 0 && !verb && strcmp(argv[0], "help") != 0)
         return unknown_verb(argv[0], error);
     if (verb)

@@ -10,7 +10,8 @@ static icma_status no_memory(icma_error *error) {
     return icma_fail(error, ICMA_E_MEMORY, NULL, "not enough memory for the comparison");
 }
 
-/* --- groups ---------------------------------------------------------------------------------------------- */
+/* --- groups ----------------------------------------------------------------------------------------------
+ */
 
 static icma_status name_rows(cli_measured_group *group, const cli_adapter *first, icma_error *error) {
     group->tensor_count = first->tensors.tensor_count;
@@ -38,8 +39,7 @@ static icma_status find_group(cli_measure *measure, const cli_adapter *adapter, 
     for (*found = 0; *found < measure->group_count; (*found)++)
         if (icma_safetensors_same_signature(&measure->groups[*found].signature, &adapter->tensors))
             return ICMA_OK;
-    cli_measured_group *groups =
-        icma_resize_array(measure->groups, measure->group_count + 1, sizeof *groups);
+    cli_measured_group *groups = icma_resize_array(measure->groups, measure->group_count + 1, sizeof *groups);
     if (!groups)
         return no_memory(error);
     measure->groups = groups;
@@ -58,7 +58,8 @@ static void add_row(cli_measured_row *row, const icma_distance *distance) {
     icma_distance_add(&row->sum, distance);
 }
 
-/* --- variance within a task ------------------------------------------------------------------------------ */
+/* --- variance within a task ------------------------------------------------------------------------------
+ */
 
 static size_t count_floats(const icma_safetensors *tensors) {
     size_t count = 0;
@@ -68,69 +69,102 @@ static size_t count_floats(const icma_safetensors *tensors) {
     return count;
 }
 
-/* |x - mean|^2 summed is sum |x|^2 - |sum x|^2 / n: in double, with a spread of 1e-3, nothing is lost. */
-static void finish_sums(cli_measured_task *task) {
-    if (task->sum && task->sum_adapters > 1) {
-        double mean_energy = 0;
-        for (size_t i = 0; i < task->sum_size; i++)
-            mean_energy += task->sum[i] * task->sum[i];
-        task->spread += task->sum_squares - mean_energy / (double)task->sum_adapters;
-        task->unexplained += task->sum_error;
-    }
-    icma_free(task->sum);
-    task->sum = NULL;
-    task->sum_adapters = 0;
-    task->sum_squares = task->sum_error = 0;
+static void free_spread(cli_spread *spread) {
+    icma_free(spread->sum);
+    icma_free(spread->energy);
+    icma_free(spread->error);
+    *spread = (cli_spread){0};
 }
 
-static icma_status add_sums(cli_measured_task *task, size_t group, const cli_adapter *original,
-                            const icma_fidelity *fidelity, icma_error *error) {
+static icma_status open_spread(cli_spread *spread, size_t group, const icma_safetensors *tensors,
+                               icma_error *error) {
+    spread->group = group;
+    spread->sum = icma_alloc_zeroed(count_floats(tensors) + 1, sizeof *spread->sum);
+    spread->energy = icma_alloc_zeroed(tensors->tensor_count + 1, sizeof *spread->energy);
+    spread->error = icma_alloc_zeroed(tensors->tensor_count + 1, sizeof *spread->error);
+    if (spread->sum && spread->energy && spread->error)
+        return ICMA_OK;
+    free_spread(spread);
+    return no_memory(error);
+}
+
+/* The sum of |x - mean|^2 is that of |x|^2 less |sum x|^2 / n: in double, and with a spread of a thousandth,
+ * enough digits are left. */
+static void close_spread(cli_measure *measure) {
+    cli_spread *spread = &measure->open;
+    if (!spread->sum)
+        return;
+    cli_measured_group *group = &measure->groups[spread->group];
+    const double *sum = spread->sum;
+    for (size_t i = 0; i < group->tensor_count && spread->adapters > 1; i++) {
+        const icma_tensor_info *tensor = &group->signature.tensors[i];
+        if (!icma_dtype_is_modelled(tensor->dtype))
+            continue;
+        double mean_energy = 0;
+        for (uint64_t j = 0; j < tensor->count; j++, sum++)
+            mean_energy += *sum * *sum;
+        group->tensors[i].spread += spread->energy[i] - mean_energy / (double)spread->adapters;
+        group->tensors[i].unexplained += spread->error[i];
+    }
+    free_spread(spread);
+}
+
+static void add_floats(const icma_tensor_info *tensor, const uint8_t *at, double *sum) {
     enum { BLOCK = 512 };
     float block[BLOCK];
-    if (task->sum && task->sum_group != group)
-        finish_sums(task);
-    if (!task->sum) {
-        task->sum_group = group;
-        task->sum_size = count_floats(&original->tensors);
-        task->sum = icma_alloc_zeroed(task->sum_size + 1, sizeof *task->sum);
-        if (!task->sum)
-            return no_memory(error);
+    size_t width = icma_dtype_bits(tensor->dtype) / 8;
+    for (uint64_t done = 0; done < tensor->count; done += BLOCK) {
+        size_t count = tensor->count - done < BLOCK ? (size_t)(tensor->count - done) : BLOCK;
+        icma_load_floats(tensor->dtype, at + done * width, count, block);
+        for (size_t i = 0; i < count; i++)
+            sum[done + i] += (double)block[i];
     }
-    double *sum = task->sum;
+}
+
+static icma_status add_spread(cli_measure *measure, size_t group, const cli_adapter *original,
+                              const icma_fidelity *fidelity, icma_error *error) {
+    cli_spread *spread = &measure->open;
+    if (spread->sum && spread->group != group)
+        close_spread(measure);
+    if (!spread->sum) {
+        icma_status status = open_spread(spread, group, &original->tensors, error);
+        if (status)
+            return status;
+    }
+    double *sum = spread->sum;
     for (size_t i = 0; i < original->tensors.tensor_count; i++) {
         const icma_tensor_info *tensor = &original->tensors.tensors[i];
         if (!icma_dtype_is_modelled(tensor->dtype))
             continue;
-        const uint8_t *at = original->data + tensor->begin;
-        size_t width = icma_dtype_bits(tensor->dtype) / 8;
-        for (uint64_t done = 0; done < tensor->count; done += BLOCK) {
-            size_t count = tensor->count - done < BLOCK ? (size_t)(tensor->count - done) : BLOCK;
-            icma_load_floats(tensor->dtype, at + done * width, count, block);
-            for (size_t j = 0; j < count; j++)
-                *sum++ += (double)block[j];
-        }
-        task->sum_squares += fidelity->tensors[i].energy;
-        task->sum_error += fidelity->tensors[i].error;
+        add_floats(tensor, original->data + tensor->begin, sum);
+        sum += tensor->count;
+        spread->energy[i] += fidelity->tensors[i].energy;
+        spread->error[i] += fidelity->tensors[i].error;
     }
-    task->sum_adapters++;
+    spread->adapters++;
     return ICMA_OK;
 }
 
 void cli_measure_finish(cli_measure *measure) {
-    if (measure->task_count)
-        finish_sums(&measure->tasks[measure->task_count - 1]);
+    close_spread(measure);
 }
 
 double cli_measure_explained(const cli_measure *measure) {
     double spread = 0, unexplained = 0;
-    for (size_t i = 0; i < measure->task_count; i++) {
-        spread += measure->tasks[i].spread;
-        unexplained += measure->tasks[i].unexplained;
-    }
+    for (size_t i = 0; i < measure->group_count; i++)
+        for (size_t j = 0; j < measure->groups[i].tensor_count; j++) {
+            const cli_measured_row *row = &measure->groups[i].tensors[j];
+            double square = row->sum.count ? row->sum.energy / (double)row->sum.count : 0;
+            if (square <= 0)
+                continue;
+            spread += row->spread / square;
+            unexplained += row->unexplained / square;
+        }
     return spread > 0 ? 1 - unexplained / spread : NAN;
 }
 
-/* --- tasks ----------------------------------------------------------------------------------------------- */
+/* --- tasks -----------------------------------------------------------------------------------------------
+ */
 
 /* Adapters come task by task, so only the last can be the one. */
 static icma_status find_task(cli_measure *measure, const char *name, cli_measured_task **found,
@@ -138,8 +172,7 @@ static icma_status find_task(cli_measure *measure, const char *name, cli_measure
     *found = measure->task_count ? &measure->tasks[measure->task_count - 1] : NULL;
     if (*found && strcmp((*found)->name, name) == 0)
         return ICMA_OK;
-    if (*found)
-        finish_sums(*found);
+    close_spread(measure);
     cli_measured_task *tasks = icma_resize_array(measure->tasks, measure->task_count + 1, sizeof *tasks);
     char *copy = icma_copy_string(name);
     if (tasks)
@@ -161,9 +194,13 @@ static icma_status add_checkpoint(cli_measured_task *task, bool has_step, uint64
         return no_memory(error);
     task->checkpoints = list;
     cli_measured_checkpoint *added = &list[task->checkpoint_count++];
-    *added = (cli_measured_checkpoint){.has_step = has_step, .step = step, .group = group,
-                                       .dw_mean = fidelity->dw_error_mean, .dw_max = fidelity->dw_error_max,
-                                       .dw_worst = fidelity->dw_worst, .total = fidelity->total};
+    *added = (cli_measured_checkpoint){.has_step = has_step,
+                                       .step = step,
+                                       .group = group,
+                                       .dw_mean = fidelity->dw_error_mean,
+                                       .dw_max = fidelity->dw_error_max,
+                                       .dw_worst = fidelity->dw_worst,
+                                       .total = fidelity->total};
     added->modules = icma_alloc_array(fidelity->pair_count, sizeof *added->modules);
     for (size_t i = 0; added->modules && i < fidelity->pair_count; i++)
         added->modules[i] = icma_distance_relative(&fidelity->pairs[i]);
@@ -181,7 +218,7 @@ static icma_status add_fidelity(cli_measure *measure, const char *name, bool has
     if (!status)
         status = add_checkpoint(task, has_step, step, group, fidelity, error);
     if (!status)
-        status = add_sums(task, group, original, fidelity, error);
+        status = add_spread(measure, group, original, fidelity, error);
     if (status)
         return status;
     for (size_t i = 0; i < fidelity->tensor_count; i++)
@@ -214,6 +251,7 @@ static void free_rows(cli_measured_row *rows, size_t count) {
 }
 
 void cli_measure_free(cli_measure *measure) {
+    free_spread(&measure->open);
     for (size_t i = 0; i < measure->group_count; i++) {
         cli_measured_group *group = &measure->groups[i];
         icma_safetensors_free(&group->signature);
@@ -225,7 +263,6 @@ void cli_measure_free(cli_measure *measure) {
         for (size_t j = 0; j < task->checkpoint_count; j++)
             icma_free(task->checkpoints[j].modules);
         icma_free(task->checkpoints);
-        icma_free(task->sum);
         icma_free(task->name);
     }
     icma_free(measure->groups);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Fidelity measured from files: many reconstructions against their originals, with sums by task, by tensor and
- * by module. Behind diff, verify --against and report --against.
+ * Fidelity measured from files: many reconstructions against their originals, with sums by task, by tensor
+ * and by module. Behind diff, verify --against and report --against.
  */
 #ifndef CLI_MEASURE_H
 #define CLI_MEASURE_H
@@ -16,6 +16,7 @@ typedef struct cli_measured_row {
     icma_distance sum;
     double worst, mean; /* relative errors of single adapters: the largest, and their mean */
     size_t adapters;
+    double spread, unexplained; /* of a float tensor: variance within tasks, and what is left of it */
 } cli_measured_row;
 
 typedef struct cli_measured_group {
@@ -39,12 +40,14 @@ typedef struct cli_measured_task {
     cli_score score;
     cli_measured_checkpoint *checkpoints; /* owned */
     size_t checkpoint_count;
-    /* For the share of the within-task variance that is explained: sums over the floats of one signature. */
-    double *sum; /* owned; dropped when the task is done */
-    size_t sum_size, sum_group, sum_adapters;
-    double sum_squares, sum_error;
-    double spread, unexplained; /* variance within the task, and what is left of it; of finished signatures */
 } cli_measured_task;
+
+/* Sums over the adapters of one task and signature, from which their variance follows. */
+typedef struct cli_spread {
+    double *sum;            /* of the floats, tensor after tensor; owned; NULL: nothing is open */
+    double *energy, *error; /* by tensor; owned */
+    size_t group, adapters;
+} cli_spread;
 
 typedef struct cli_measure {
     cli_measured_group *groups;
@@ -52,14 +55,15 @@ typedef struct cli_measure {
     cli_measured_task *tasks;
     size_t task_count;
     cli_score total;
-    bool deep; /* in: the largest elements of dW differences too */
-    bool zstd; /* in: compress the originals as well (of a bundle) */
-    size_t unmatched;         /* checkpoints without a counterpart, on either side; each task's were named */
-    size_t skipped;           /* inputs that were not taken; named */
-    size_t damaged;           /* could not be decoded; named */
-    size_t worse;             /* further from the original than the archive says */
-    uint64_t original_bytes;  /* of all compared originals */
-    uint64_t zstd_bytes;      /* of the same, each compressed by zstd -19 */
+    cli_spread open;
+    bool deep;               /* in: the largest elements of dW differences too */
+    bool zstd;               /* in: compress the originals as well (of a bundle) */
+    size_t unmatched;        /* checkpoints without a counterpart, on either side; each task's were named */
+    size_t skipped;          /* inputs that were not taken; named */
+    size_t damaged;          /* could not be decoded; named */
+    size_t worse;            /* further from the original than the archive says */
+    uint64_t original_bytes; /* of all compared originals */
+    uint64_t zstd_bytes;     /* of the same, each compressed by zstd -19 */
 } cli_measure;
 
 void cli_measure_free(cli_measure *measure); /* leaves it zeroed */
@@ -67,8 +71,8 @@ icma_status cli_measure_add(cli_measure *measure, const char *task, bool has_ste
                             const cli_adapter *original, const cli_adapter *other, icma_error *error);
 /* After the last one. */
 void cli_measure_finish(cli_measure *measure);
-/* Share of the variance of checkpoints around their task's mean that the reconstructions explain; NAN where
- * there is none. */
+/* Share of the variance of checkpoints around their task's mean that the reconstructions explain, every
+ * tensor in units of its rms, as the codec sees them; NAN where there is none. */
 double cli_measure_explained(const cli_measure *measure);
 
 /* A bundle against the originals below `folder`. `out` is zeroed but for what goes in (measure_inputs.c). */

@@ -42,7 +42,8 @@ static icma_status find_inputs(const char *path, icma_inputs *inputs, size_t *sk
     return status;
 }
 
-/* --- a bundle against files ------------------------------------------------------------------------------ */
+/* --- a bundle against files ------------------------------------------------------------------------------
+ */
 
 typedef struct bundle_walk {
     icma_bundle *bundle;
@@ -189,7 +190,8 @@ icma_status cli_measure_bundle(icma_bundle *bundle, const char *path, const char
     return status;
 }
 
-/* --- files against files --------------------------------------------------------------------------------- */
+/* --- files against files ---------------------------------------------------------------------------------
+ */
 
 static icma_status compare_files(cli_measure *out, const char *task, bool has_step, uint64_t step,
                                  const char *original_path, const char *other_path, icma_error *error) {
@@ -264,9 +266,9 @@ static icma_status compare_trees(cli_measure *out, const icma_inputs *a, const i
     if (!status)
         tell_extra(out, a, b, path_a);
     if (!status && out->total.adapters == 0)
-        status = icma_fail(error, ICMA_E_NOT_FOUND, path_b,
-                           "nothing in it has a counterpart in %s; tasks are matched by name, checkpoints by step",
-                           path_a);
+        status = icma_fail(
+            error, ICMA_E_NOT_FOUND, path_b,
+            "nothing in it has a counterpart in %s; tasks are matched by name, checkpoints by step", path_a);
     return status;
 }
 

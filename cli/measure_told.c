@@ -22,9 +22,9 @@ static void add_score_row(cli_table *table, const char *name, const cli_score *s
 }
 
 icma_status cli_measure_print(const cli_measure *measure, FILE *out, icma_error *error) {
-    cli_table table = cli_table_of((const char *[]){
-        "task", ">compared", ">identical", ">dW error, mean", ">max", ">relative error", ">cosine",
-        ">largest difference", measure->deep ? ">largest in dW" : NULL, NULL});
+    cli_table table = cli_table_of(
+        (const char *[]){"task", ">compared", ">identical", ">dW error, mean", ">max", ">relative error",
+                         ">cosine", ">largest difference", measure->deep ? ">largest in dW" : NULL, NULL});
     for (size_t i = 0; i < measure->task_count; i++)
         add_score_row(&table, measure->tasks[i].name, &measure->tasks[i].score, measure->deep);
     if (measure->task_count > 1)
@@ -55,7 +55,8 @@ icma_status cli_measure_print_checkpoints(const cli_measure *measure, FILE *out,
     return cli_table_print(&table, 0, out, error);
 }
 
-/* --- rows ------------------------------------------------------------------------------------------------ */
+/* --- rows ------------------------------------------------------------------------------------------------
+ */
 
 static int compare_rows(const void *a, const void *b, const void *context) {
     const cli_measured_row *x = *(const cli_measured_row *const *)a, *y = *(const cli_measured_row *const *)b;
@@ -93,9 +94,9 @@ static icma_status print_rows(const cli_measure *measure, bool modules, size_t l
         return status;
     if (limit)
         icma_sort(rows, count, sizeof *rows, compare_rows, NULL);
-    cli_table table = cli_table_of((const char *[]){modules ? "module (dW)" : "tensor", ">worst error",
-                                                    ">mean", ">cosine", ">SNR, dB", ">largest difference",
-                                                    NULL});
+    cli_table table =
+        cli_table_of((const char *[]){modules ? "module (dW)" : "tensor", ">worst error", ">mean", ">cosine",
+                                      ">SNR, dB", ">largest difference", NULL});
     for (size_t i = 0; i < count && (!limit || i < limit); i++) {
         double snr = icma_distance_snr(&rows[i]->sum);
         cli_table_cell(&table, "%s", rows[i]->name);
@@ -119,7 +120,8 @@ icma_status cli_measure_print_tensors(const cli_measure *measure, size_t limit, 
     return print_rows(measure, false, limit, out, error);
 }
 
-/* --- JSON ------------------------------------------------------------------------------------------------ */
+/* --- JSON ------------------------------------------------------------------------------------------------
+ */
 
 static void rows_to_json(const cli_measured_row *rows, size_t count, const char *key, const char *name,
                          cJSON *to) {
@@ -162,8 +164,6 @@ void cli_measure_to_json(const cli_measure *measure, cJSON *to) {
         cJSON *object = cli_json_add_object(tasks, NULL);
         cli_json_text(object, "task", task->name);
         cli_json_score(object, &task->score);
-        cli_json_real(object, "within_task_explained",
-                      task->spread > 0 ? 1 - task->unexplained / task->spread : NAN);
         cJSON *checkpoints = cli_json_add_array(object, "checkpoints");
         for (size_t j = 0; j < task->checkpoint_count; j++)
             checkpoint_to_json(measure, &task->checkpoints[j], checkpoints);

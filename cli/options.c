@@ -163,8 +163,8 @@ static icma_status unknown_option(const parser *p, const char *name) {
             nearest = row;
     if (nearest)
         return icma_fail(p->error, ICMA_E_USAGE, NULL,
-                         "icma %s has no option --%s; did you mean --%s? (icma %s --help)", p->verb->name, name,
-                         nearest->name, p->verb->name);
+                         "icma %s has no option --%s; did you mean --%s? (icma %s --help)", p->verb->name,
+                         name, nearest->name, p->verb->name);
     return icma_fail(p->error, ICMA_E_USAGE, NULL, "icma %s has no option --%s; see icma %s --help",
                      p->verb->name, name, p->verb->name);
 }

@@ -3,9 +3,9 @@
  * Options as data: one table a verb, which drives the parser and `--help` (and can drive a man page and
  * completion).
  *
- * Forms: --name=value, --name value, -o value, -ovalue, bundled letters (-fqv), `--` ends options. Options and
- * operands mix freely. Abbreviated names are refused: a script must not change its meaning when a longer name
- * is added.
+ * Forms: --name=value, --name value, -o value, -ovalue, bundled letters (-fqv), `--` ends options. Options
+ * and operands mix freely. Abbreviated names are refused: a script must not change its meaning when a longer
+ * name is added.
  */
 #ifndef CLI_OPTIONS_H
 #define CLI_OPTIONS_H
@@ -54,13 +54,9 @@ typedef struct cli_option {
 } cli_option;
 
 #define CLI_ROW_HEADING(text)                                                                                \
-    {                                                                                                        \
-        .kind = CLI_HEADING, .name = (text)                                                                  \
-    }
+    { .kind = CLI_HEADING, .name = (text) }
 #define CLI_ROW_FLAG(letter_, name_, target_, help_)                                                         \
-    {                                                                                                        \
-        .kind = CLI_FLAG, .letter = (letter_), .name = (name_), .target = (target_), .help = (help_)         \
-    }
+    { .kind = CLI_FLAG, .letter = (letter_), .name = (name_), .target = (target_), .help = (help_) }
 #define CLI_ROW(kind_, letter_, name_, argument_, target_, help_)                                            \
     {                                                                                                        \
         .kind = (kind_), .letter = (letter_), .name = (name_), .argument = (argument_), .target = (target_), \
@@ -72,9 +68,7 @@ typedef struct cli_option {
         .least = (least_), .most = (most_), .help = (help_)                                                  \
     }
 #define CLI_ROW_END                                                                                          \
-    {                                                                                                        \
-        .kind = CLI_END                                                                                      \
-    }
+    { .kind = CLI_END }
 
 /* The first member of every verb's arguments; a verb's table has rows for those that it heeds. */
 typedef struct cli_common {
@@ -108,6 +102,8 @@ typedef struct cli_verb {
     const char *const *examples; /* command, what it does, ..., NULL */
     const int *exits;            /* exit codes that it may give, up to -1 */
     size_t least_operands, most_operands;
+    /* Writes the default of an option where there is one to tell beyond what `help` says; may be NULL. */
+    void (*tell_default)(const cli_option *option, char *text, size_t size);
     size_t arguments_size; /* of a struct that starts with cli_common; zeroed before parsing */
     /* Done in part is ICMA_E_PARTIAL with no message, everything having been named already. */
     icma_status (*run)(const void *arguments, const cli_list *operands, icma_error *error);

@@ -3,7 +3,6 @@
 #include "pack.h"
 
 #include "device.h"
-#include "file.h"
 #include "memory.h"
 #include "message.h"
 #include "progress.h"
@@ -32,8 +31,7 @@ static const cli_option pack_options[] = {
     CLI_ROW(CLI_TEXT, 0, "tier", "TIER", AT(tier),
             "latent: each checkpoint's latent and small corrections (default)\n"
             "generate: only each task's condition"),
-    CLI_ROW(CLI_TEXT, 0, "keep", "all|last", AT(keep),
-            "which checkpoints can be restored (default all)"),
+    CLI_ROW(CLI_TEXT, 0, "keep", "all|last", AT(keep), "which checkpoints can be restored (default all)"),
     CLI_ROW(CLI_TEXT, 0, "checkpoints", "all|last:N", AT(checkpoints),
             "which checkpoints of each task to use at all (default all)"),
     CLI_ROW_HEADING("Size against fidelity"),
@@ -51,8 +49,8 @@ static const cli_option pack_options[] = {
     CLI_ROW_RANGE(CLI_REAL, 0, "lr", "X", AT(learning_rate), 1e-12, 1e3, "learning rate"),
     CLI_ROW_RANGE(CLI_WHOLE, 0, "latent-dim", "N", AT(latent_dim), 1, 1024, "latent dimensions"),
     CLI_ROW_RANGE(CLI_REAL, 0, "kld-weight", "X", AT(kld_weight), 0, 1e9,
-                  "weight of the KL term (only with --preset paper)"),
-    CLI_ROW(CLI_WHOLE, 0, "seed", "N", AT(seed), "seed of every random choice (default 0)"),
+                  "weight of the KL term, with --preset paper"),
+    CLI_ROW(CLI_WHOLE, 0, "seed", "N", AT(seed), "seed of every random choice"),
     CLI_ROW_HEADING("Machine"),
     CLI_ROW(CLI_TEXT, 0, "device", "NAME", AT(device), "auto, cpu, cuda or cuda:N (default auto)"),
     CLI_ROW_RANGE(CLI_WHOLE, 'T', "threads", "N", AT(threads), 1, 4096,
@@ -67,6 +65,29 @@ static const cli_option pack_options[] = {
     CLI_ROW_HELP,
     CLI_ROW_END,
 };
+
+/* What the library does by default, asked of it rather than repeated. */
+static void tell_default(const cli_option *option, char *text, size_t size) {
+    icma_pack_options standard = icma_pack_defaults();
+    const struct {
+        size_t target;
+        double value;
+    } values[] = {
+        {AT(epochs), (double)standard.epochs},
+        {AT(batch), (double)standard.batch},
+        {AT(learning_rate), standard.learning_rate},
+        {AT(latent_dim), (double)standard.latent_dim},
+        {AT(seed), (double)standard.seed},
+        {AT(kld_weight), standard.kld_weight},
+        {AT(explain), standard.explain},
+        {AT(max_error), standard.max_error},
+    };
+    for (size_t i = 0; i < sizeof values / sizeof values[0]; i++)
+        if (option->kind != CLI_HEADING && option->target == values[i].target && values[i].value != ICMA_AUTO)
+            snprintf(text, size, "%g", values[i].value);
+        else if (option->kind != CLI_HEADING && option->target == values[i].target)
+            snprintf(text, size, "by the data");
+}
 
 static icma_status usage(icma_error *error, const char *message) {
     return icma_fail(error, ICMA_E_USAGE, NULL, "%s; see icma pack --help", message);
@@ -103,8 +124,8 @@ static icma_status read_selection(const pack_arguments *a, icma_pack_options *op
     options->keep_last_only = a->keep && strcmp(a->keep, "last") == 0;
     if (!a->checkpoints || strcmp(a->checkpoints, "all") == 0)
         return ICMA_OK;
-    if (strncmp(a->checkpoints, "last:", 5) != 0 || !cli_parse_whole(a->checkpoints + 5, &last) || last == 0 ||
-        last > SIZE_MAX)
+    if (strncmp(a->checkpoints, "last:", 5) != 0 || !cli_parse_whole(a->checkpoints + 5, &last) ||
+        last == 0 || last > SIZE_MAX)
         return icma_fail(error, ICMA_E_USAGE, NULL, "--checkpoints takes all or last:N, not \"%s\"",
                          a->checkpoints);
     options->train_last = (size_t)last;
@@ -179,21 +200,13 @@ static icma_status read_options(const pack_arguments *a, icma_pack_options *opti
     return status;
 }
 
-/* An output that cannot be is told before minutes of work, not after. */
-static icma_status try_output(const char *path, bool overwrite, icma_error *error) {
-    icma_output *output;
-    icma_status status = icma_output_create(path, overwrite, &output, error);
-    if (status)
-        return status;
-    icma_output_abandon(output);
-    return ICMA_OK;
-}
-
 static icma_status pack_found(const pack_arguments *a, const icma_inputs *inputs,
                               const icma_pack_options *options, icma_error *error) {
     const struct icma_ops *ops;
-    icma_status status =
-        icma_device_open(a->scalar ? "reference" : a->device ? a->device : "auto", &ops, error);
+    icma_status status = icma_device_open(a->scalar   ? "reference"
+                                          : a->device ? a->device
+                                                      : "auto",
+                                          &ops, error);
     if (status)
         return status;
     icma_pack_result result;
@@ -213,7 +226,7 @@ static icma_status run_pack(const void *arguments, const cli_list *operands, icm
     bool skipped = false;
     icma_status status = read_options(a, &options, error);
     if (!status && !a->dry_run)
-        status = try_output(a->output, a->force, error);
+        status = cli_try_output(a->output, a->force, error);
     if (!status)
         status = cli_inputs_find(operands, &inputs, &skipped, error);
     if (!status && a->dry_run)
@@ -228,10 +241,11 @@ const cli_verb cli_verb_pack = {
     .name = "pack",
     .operands = "DIR|FILE... -o B.icma",
     .summary = "pack LoRA adapters into an archive",
-    .description = "Finds LoRA adapters, trains a conditional VAE on them, stores its generator with what each\n"
-                   "checkpoint needs, decodes everything again, checks it, and only then lets the archive\n"
-                   "appear. Takes PEFT folders, trees of <task>/checkpoint-N/, and safetensors files;\n"
-                   "<task>/task_vector.safetensors or .npy is the task's condition.",
+    .description =
+        "Finds LoRA adapters, trains a conditional VAE on them, stores its generator with what each\n"
+        "checkpoint needs, decodes everything again, checks it, and only then lets the archive\n"
+        "appear. Takes PEFT folders, trees of <task>/checkpoint-N/, and safetensors files;\n"
+        "<task>/task_vector.safetensors or .npy is the task's condition.",
     .options = pack_options,
     .examples = (const char *const[]){"icma pack loras -o loras.icma", "every adapter below loras/",
                                       "icma pack loras --dry-run", "what would be packed",
@@ -242,6 +256,7 @@ const cli_verb cli_verb_pack = {
     .exits = (const int[]){0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, -1},
     .least_operands = 1,
     .most_operands = SIZE_MAX,
+    .tell_default = tell_default,
     .arguments_size = sizeof(pack_arguments),
     .run = run_pack,
 };

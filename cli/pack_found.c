@@ -153,8 +153,8 @@ static cli_small steps_of(const icma_input_task *task) {
 }
 
 static icma_status print_tasks(const icma_inputs *inputs, const found *f, icma_error *error) {
-    cli_table table = cli_table_of(
-        (const char *[]){"task", ">checkpoints", ">steps", ">size", ">condition", ">group", "found in", NULL});
+    cli_table table = cli_table_of((const char *[]){"task", ">checkpoints", ">steps", ">size", ">condition",
+                                                    ">group", "found in", NULL});
     for (size_t i = 0; i < inputs->task_count; i++) {
         const icma_input_task *task = &inputs->tasks[i];
         const found_task *t = &f->tasks[i];
@@ -173,8 +173,9 @@ static icma_status print_tasks(const icma_inputs *inputs, const found *f, icma_e
 }
 
 static icma_status print_groups(const found *f, icma_error *error) {
-    cli_table table = cli_table_of((const char *[]){"group", ">tasks", ">checkpoints", ">tensors", ">LoRA pairs",
-                                                    ">parameters", ">verbatim tensors", ">size", NULL});
+    cli_table table =
+        cli_table_of((const char *[]){"group", ">tasks", ">checkpoints", ">tensors", ">LoRA pairs",
+                                      ">parameters", ">verbatim tensors", ">size", NULL});
     for (size_t i = 0; i < f->group_count; i++) {
         const found_group *g = &f->groups[i];
         cli_table_cell(&table, "%zu", i);

@@ -33,9 +33,8 @@ static double ratio_of(const icma_pack_result *result) {
 }
 
 static double bits_of(const icma_pack_result *result) {
-    return result->original_parameters
-               ? 8 * (double)result->bytes.total / (double)result->original_parameters
-               : NAN;
+    return result->original_parameters ? 8 * (double)result->bytes.total / (double)result->original_parameters
+                                       : NAN;
 }
 
 static void print_sizes(const icma_pack_result *r) {
@@ -55,8 +54,8 @@ static void print_generator(const icma_pack_result *r) {
         fprintf(stderr, "%-11snone: nothing to model, everything is verbatim\n", "generator");
         return;
     }
-    fprintf(stderr, "%-11sbasis, %zu component%s, %zu active latent dimension%s\n", "generator", r->components,
-            cli_plural(r->components), r->active_latents, cli_plural(r->active_latents));
+    fprintf(stderr, "%-11sbasis, %zu component%s, %zu active latent dimension%s\n", "generator",
+            r->components, cli_plural(r->components), r->active_latents, cli_plural(r->active_latents));
     if (!isnan(r->within_task_explained))
         fprintf(stderr, "%-11sexplains %.1f %% of the variance within tasks\n", "",
                 100 * r->within_task_explained);
@@ -70,9 +69,9 @@ static void print_generator(const icma_pack_result *r) {
 static void print_time(const icma_pack_result *r) {
     double total = r->seconds.read + r->seconds.gram + r->seconds.train + r->seconds.encode +
                    r->seconds.check + r->seconds.write;
-    fprintf(stderr, "%-11s%s: read %.1f, gram %.1f, train %.1f, encode %.1f, check %.1f, write %.1f\n", "time",
-            cli_seconds(total).text, r->seconds.read, r->seconds.gram, r->seconds.train, r->seconds.encode,
-            r->seconds.check, r->seconds.write);
+    fprintf(stderr, "%-11s%s: read %.1f, gram %.1f, train %.1f, encode %.1f, check %.1f, write %.1f\n",
+            "time", cli_seconds(total).text, r->seconds.read, r->seconds.gram, r->seconds.train,
+            r->seconds.encode, r->seconds.check, r->seconds.write);
 }
 
 static icma_status print_result(const char *path, const icma_pack_result *r, icma_error *error) {

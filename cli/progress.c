@@ -51,12 +51,12 @@ static void describe_amount(icma_buffer *line, double done, double total, double
         cli_append(line, "  %s of %s, %s/s", cli_size((uint64_t)done).text, cli_size((uint64_t)total).text,
                    cli_size((uint64_t)rate).text);
     else
-        cli_append(line, rate < 10 ? "  %.0f of %.0f %s, %.1f/s" : "  %.0f of %.0f %s, %.0f/s", done, total,
-                   unit, rate);
+        cli_append(line, rate < 10 ? "  %.0f/%.0f %s, %.1f/s" : "  %.0f/%.0f %s, %.0f/s", done, total, unit,
+                   rate);
 }
 
 static void draw(double done, double total, const char *unit, const char *note) {
-    enum { CELLS = 24 };
+    enum { CELLS = 16 };
     double elapsed = bar.last_drawn - bar.started, share = total > 0 ? done / total : 0;
     double rate = elapsed > 0.2 ? (done - bar.first_done) / elapsed : 0;
     share = share < 0 ? 0 : share > 1 ? 1 : share;
@@ -73,9 +73,11 @@ static void draw(double done, double total, const char *unit, const char *note) 
         cli_append(&line, "  ");
         cli_append_safe(&line, note);
     }
-    int columns = terminal_columns() - 1, length = (int)line.size;
+    size_t columns = (size_t)terminal_columns() - 1, length = line.size < columns ? line.size : columns;
+    while (length < line.size && length > 0 && (line.data[length] & 0xC0) == 0x80)
+        length--; /* not in the middle of a character */
     if (!line.failed)
-        fprintf(stderr, "\r\033[K%.*s", length < columns ? length : columns, (const char *)line.data);
+        fprintf(stderr, "\r\033[K%.*s", (int)length, (const char *)line.data);
     fflush(stderr);
     icma_buffer_free(&line);
     bar.drawn = true;
@@ -99,8 +101,13 @@ void cli_progress_show(const char *phase, double done, double total, const char 
 }
 
 static void library_update(void *context, const char *phase, double done, double total, const char *note) {
+    static const char *const units[][2] = {{"gram", "tensors"}, {"basis", "tensors"}, {"train", "epochs"}};
+    const char *unit = NULL;
     (void)context;
-    cli_progress_show(phase, done, total, strcmp(phase, "train") == 0 ? "epochs" : NULL, note);
+    for (size_t i = 0; i < sizeof units / sizeof units[0]; i++)
+        if (strcmp(phase, units[i][0]) == 0)
+            unit = units[i][1];
+    cli_progress_show(phase, done, total, unit, note);
 }
 
 static bool library_cancelled(void *context) {

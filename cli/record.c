@@ -32,16 +32,18 @@ const cJSON *cli_record_list(const cJSON *object, const char *key) {
     return cJSON_IsArray(item) ? item : NULL;
 }
 
-static bool number_of(const cJSON *item, const char *key, double *value) {
-    *value = cJSON_IsNumber(item) ? item->valuedouble : cli_record_number(item, key);
-    return !isnan(*value);
+static double loss_at(const cJSON *point) {
+    return cli_record_number(point, "reconstruction") + cli_record_number(point, "kl");
 }
 
-bool cli_record_ends(const cJSON *list, const char *key, double *first, double *last) {
-    const cJSON *item = list ? list->child : NULL;
-    if (!item || !number_of(item, key, first))
+bool cli_record_losses(const cJSON *record, double *first, double *last) {
+    const cJSON *losses = cli_record_list(record, "losses");
+    const cJSON *point = losses ? losses->child : NULL;
+    if (!point)
         return false;
-    while (item->next)
-        item = item->next;
-    return number_of(item, key, last);
+    *first = loss_at(point);
+    while (point->next)
+        point = point->next;
+    *last = loss_at(point);
+    return !isnan(*first) && !isnan(*last);
 }

@@ -16,7 +16,7 @@ icma_status cli_record_load(icma_bundle *bundle, uint32_t group, cJSON **record,
 double cli_record_number(const cJSON *object, const char *key);
 const char *cli_record_text(const cJSON *object, const char *key);
 const cJSON *cli_record_list(const cJSON *object, const char *key);
-/* First and last number of a list, in either of the forms [1, 2] and [{"loss": 1}, {"loss": 2}]. */
-bool cli_record_ends(const cJSON *list, const char *key, double *first, double *last);
+/* The loss (reconstruction + KL) of the first and the last epoch on record. */
+bool cli_record_losses(const cJSON *record, double *first, double *last);
 
 #endif

@@ -27,7 +27,8 @@ static const cli_option report_options[] = {
     CLI_ROW_FLAG('f', "force", AT(force), "replace the output if it exists"),
     CLI_ROW(CLI_TEXT, 0, "against", "DIR", AT(against),
             "measure against the original adapters below DIR, not\nfrom what packing recorded"),
-    CLI_ROW_FLAG(0, "zstd", AT(zstd), "with --against: compress the originals with zstd -19,\nto compare; slow"),
+    CLI_ROW_FLAG(0, "zstd", AT(zstd),
+                 "with --against: compress the originals with zstd -19,\nto compare; slow"),
     CLI_ROW_FLAG(0, "deep", AT(deep), "with --against: the largest element of each dW\ndifference too"),
     CLI_ROWS_DECODING(report_arguments, decoding),
     CLI_ROW_QUIET,
@@ -42,7 +43,8 @@ static icma_status no_memory(icma_error *error) {
     return icma_fail(error, ICMA_E_MEMORY, NULL, "not enough memory for the report");
 }
 
-/* --- gathering ------------------------------------------------------------------------------------------- */
+/* --- gathering -------------------------------------------------------------------------------------------
+ */
 
 static icma_status gather_tasks(icma_bundle *bundle, cli_report *report, icma_error *error) {
     size_t count = icma_bundle_task_count(bundle);
@@ -55,9 +57,12 @@ static icma_status gather_tasks(icma_bundle *bundle, cli_report *report, icma_er
         icma_status status = icma_bundle_task(bundle, report->task_count, &info, error);
         if (status)
             return status;
-        *task = (cli_report_task){.name = icma_copy_string(info.name), .checkpoints = info.checkpoint_count,
-                                  .bytes = info.bytes, .stored = cli_stored_of(&info),
-                                  .steps = cli_steps_of(&info), .tiers = cli_tiers_of(&info)};
+        *task = (cli_report_task){.name = icma_copy_string(info.name),
+                                  .checkpoints = info.checkpoint_count,
+                                  .bytes = info.bytes,
+                                  .stored = cli_stored_of(&info),
+                                  .steps = cli_steps_of(&info),
+                                  .tiers = cli_tiers_of(&info)};
         icma_bundle_forget_task(bundle, report->task_count);
         if (!task->name)
             return no_memory(error);
@@ -85,7 +90,7 @@ static icma_status gather_groups(icma_bundle *bundle, cli_report *report, icma_e
 static icma_status gather(icma_bundle *bundle, cli_report *report, icma_error *error) {
     report->bytes = icma_bundle_bytes(bundle);
     icma_status status = cli_totals_of(bundle, &report->totals, error);
-    report->balance = cli_balance_of(report->bytes.total, &report->totals);
+    report->balance = cli_balance_of(&report->bytes, &report->totals);
     if (!status)
         status = gather_tasks(bundle, report, error);
     if (!status)
@@ -102,7 +107,8 @@ static void free_report(cli_report *report) {
     icma_free(report->groups);
 }
 
-/* --- where it goes --------------------------------------------------------------------------------------- */
+/* --- where it goes ---------------------------------------------------------------------------------------
+ */
 
 static bool ends_with(const char *text, const char *ending) {
     size_t length = strlen(text), wanted = strlen(ending);
@@ -116,7 +122,8 @@ static bool to_stdout(const report_arguments *a) {
 static icma_status check_options(const report_arguments *a, bool *json, icma_error *error) {
     *json = a->common.json;
     if ((a->zstd || a->deep) && !a->against)
-        return icma_fail(error, ICMA_E_USAGE, NULL, "--zstd and --deep look at the originals; add --against DIR");
+        return icma_fail(error, ICMA_E_USAGE, NULL,
+                         "--zstd and --deep look at the originals; add --against DIR");
     if (to_stdout(a) || ends_with(a->output, ".json")) {
         *json |= !to_stdout(a);
         return ICMA_OK;
@@ -168,21 +175,11 @@ static icma_status tell_to_file(const report_arguments *a, const cli_report *rep
     return status;
 }
 
-static icma_status try_output(const report_arguments *a, icma_error *error) {
-    icma_output *output;
-    if (to_stdout(a))
-        return ICMA_OK;
-    icma_status status = icma_output_create(a->output, a->force, &output, error);
-    if (!status)
-        icma_output_abandon(output);
-    return status;
-}
-
 static icma_status report_bundle(const report_arguments *a, icma_bundle *bundle, const char *path, bool json,
                                  icma_error *error) {
     cli_report report = {.path = path};
     cli_measure measure = {.deep = a->deep, .zstd = a->zstd};
-    icma_status status = try_output(a, error);
+    icma_status status = to_stdout(a) ? ICMA_OK : cli_try_output(a->output, a->force, error);
     if (!status)
         status = gather(bundle, &report, error);
     if (!status && a->against) {
@@ -226,9 +223,10 @@ const cli_verb cli_verb_report = {
     .name = "report",
     .operands = "[B.icma] [-o r.json|r.txt|-]",
     .summary = "write the fidelity report",
-    .description = "Tells where an archive's bytes went, how far each task, module and tensor is from its original,\n"
-                   "and what the generator cost and saved. Without --against the errors are those that were\n"
-                   "measured and recorded when packing.",
+    .description =
+        "Tells where an archive's bytes went, how far each task, module and tensor is from its original,\n"
+        "and what the generator cost and saved. Without --against the errors are those that were\n"
+        "measured and recorded when packing.",
     .options = report_options,
     .examples = (const char *const[]){"icma report loras.icma", "on the terminal",
                                       "icma report loras.icma -o r.json --against loras",

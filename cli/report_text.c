@@ -49,9 +49,11 @@ static void print_generator(const cli_report_group *group, size_t index, FILE *o
         fprintf(out, "no generator; %zu tensors, all verbatim\n", g->tensors);
         return;
     }
-    fprintf(out, "%s: %zu components (%zu A, %zu B, %zu other), %zu latent dimension%s; %zu of %zu tensors verbatim\n",
-            g->kind, components, g->components_a, g->components_b, g->components_other, g->latent_dim,
-            cli_plural(g->latent_dim), g->tensors_verbatim, g->tensors);
+    fprintf(
+        out,
+        "%s: %zu components (%zu A, %zu B, %zu other), %zu latent dimension%s; %zu of %zu tensors verbatim\n",
+        g->kind, components, g->components_a, g->components_b, g->components_other, g->latent_dim,
+        cli_plural(g->latent_dim), g->tensors_verbatim, g->tensors);
     double explained = cli_record_number(group->record, "within_task_explained");
     double active = cli_record_number(group->record, "active_latents");
     if (!isnan(active)) {
@@ -98,7 +100,8 @@ static icma_status print_tasks(const cli_report *r, FILE *out, icma_error *error
     return cli_table_print(&table, 0, out, error);
 }
 
-/* --- recorded tables ------------------------------------------------------------------------------------- */
+/* --- recorded tables -------------------------------------------------------------------------------------
+ */
 
 static int compare_recorded(const void *a, const void *b, const void *context) {
     const cJSON *x = *(const cJSON *const *)a, *y = *(const cJSON *const *)b;
@@ -161,7 +164,8 @@ static icma_status print_recorded(const cli_report *r, const char *key, const ch
     return cli_table_print(&table, 0, out, error);
 }
 
-/* --- the page -------------------------------------------------------------------------------------------- */
+/* --- the page --------------------------------------------------------------------------------------------
+ */
 
 static icma_status print_details(const cli_report *r, FILE *out, icma_error *error) {
     icma_status status;

@@ -3,6 +3,7 @@
 
 #include "bytes.h"
 #include "device.h"
+#include "file.h"
 #include "memory.h"
 #include "message.h"
 #include "progress.h"
@@ -10,47 +11,50 @@
 
 #include <dirent.h>
 #include <errno.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 
 enum { NAMES_TOLD = 4 };
 
 /* A bundle by its name: "x.icma", not hidden, a regular file. */
-static bool looks_like_bundle(const char *name) {
-    size_t length = strlen(name);
+static int looks_like_bundle(const struct dirent *entry) {
+    size_t length = strlen(entry->d_name);
     struct stat info;
-    return name[0] != '.' && length > 5 && strcmp(name + length - 5, ".icma") == 0 &&
-           stat(name, &info) == 0 && S_ISREG(info.st_mode);
+    return entry->d_name[0] != '.' && length > 5 && strcmp(entry->d_name + length - 5, ".icma") == 0 &&
+           stat(entry->d_name, &info) == 0 && S_ISREG(info.st_mode);
+}
+
+static icma_status several_bundles(struct dirent *const *entries, int count, icma_error *error) {
+    icma_buffer names = {0};
+    for (int i = 0; i < count && i < NAMES_TOLD; i++)
+        cli_append(&names, i == 0 ? "%s" : ", %s", entries[i]->d_name);
+    icma_status status = icma_fail(
+        error, ICMA_E_USAGE, NULL,
+        "no bundle was named and the current folder has several (%.*s%s); name one", (int)names.size,
+        names.size ? (const char *)names.data : "", count > NAMES_TOLD ? ", ..." : "");
+    icma_buffer_free(&names);
+    return status;
 }
 
 /* The only bundle in the current folder, as an owned name; else ICMA_E_USAGE saying what there is. */
 static icma_status find_lone_bundle(char **path, icma_error *error) {
-    DIR *folder = opendir(".");
-    if (!folder)
+    struct dirent **entries;
+    int count = scandir(".", &entries, looks_like_bundle, alphasort);
+    if (count < 0)
         return icma_fail(error, ICMA_E_IO, ".", "cannot look for a bundle here (%s); name one",
                          strerror(errno));
-    icma_buffer names = {0};
-    size_t count = 0;
-    for (struct dirent *entry; (entry = readdir(folder));) {
-        if (!looks_like_bundle(entry->d_name))
-            continue;
-        if (++count == 1)
-            *path = icma_copy_string(entry->d_name);
-        if (count <= NAMES_TOLD)
-            cli_append(&names, count == 1 ? "%s" : ", %s", entry->d_name);
-    }
-    closedir(folder);
     icma_status status = ICMA_OK;
     if (count == 0)
         status = icma_fail(error, ICMA_E_USAGE, NULL,
                            "no bundle was named and there is no .icma file in the current folder; name one");
     else if (count > 1)
-        status = icma_fail(error, ICMA_E_USAGE, NULL,
-                           "no bundle was named and the current folder has several (%.*s%s); name one",
-                           (int)names.size, (const char *)names.data, count > NAMES_TOLD ? ", ..." : "");
-    else if (!*path)
+        status = several_bundles(entries, count, error);
+    else if (!(*path = icma_copy_string(entries[0]->d_name)))
         status = icma_fail(error, ICMA_E_MEMORY, NULL, "not enough memory for a name");
-    icma_buffer_free(&names);
+    for (int i = 0; i < count; i++)
+        free(entries[i]);
+    free(entries);
     return status;
 }
 
@@ -107,7 +111,7 @@ static icma_status unknown_task(const icma_bundle *bundle, const char *path, con
         return icma_fail(error, ICMA_E_NOT_FOUND, path, "no task \"%s\"; `icma list` names all %zu", name,
                          icma_bundle_task_count(bundle));
     return icma_fail(error, ICMA_E_NOT_FOUND, path, "no task \"%s\"; %s %s", name,
-                     icma_bundle_task_count(bundle) > NAMES_TOLD ? "near ones:" : "there is", near);
+                     icma_bundle_task_count(bundle) > NAMES_TOLD ? "near ones:" : "the tasks are", near);
 }
 
 /* Insertion keeps the order of the archive and drops repetitions. */
@@ -151,5 +155,20 @@ icma_status cli_inputs_find(const cli_list *paths, icma_inputs *inputs, bool *sk
         cli_warning(inputs->skips[i].path, "skipped: %s", inputs->skips[i].reason);
         *skipped = true;
     }
+    if (status && paths->count == 1)
+        icma_error_set_file(error, paths->items[0]);
+    return status;
+}
+
+icma_status cli_try_output(const char *path, bool overwrite, icma_error *error) {
+    icma_output *output;
+    icma_error detail = {0};
+    icma_status status = icma_output_create(path, overwrite, &output, &detail);
+    if (status == ICMA_E_EXISTS)
+        return icma_fail(error, status, path, "exists already; name another file, or replace it with -f");
+    if (status)
+        *error = detail;
+    else
+        icma_output_abandon(output);
     return status;
 }

@@ -30,14 +30,18 @@ typedef struct cli_decoding {
 icma_status cli_bundle_open(const cli_list *operands, const cli_decoding *decoding, icma_bundle **bundle,
                             char **path, icma_error *error);
 
-/* "its name, or that of a near one" for messages: the tasks of `bundle` most like `name`, as "a", "a or b". */
+/* "its name, or that of a near one" for messages: the tasks of `bundle` most like `name`, as "a", "a or b".
+ */
 void cli_near_tasks(const icma_bundle *bundle, const char *name, char *text, size_t size);
-/* The tasks that were asked for, or all: indices in archive order, without repetition; owned by the caller. */
+/* The tasks that were asked for, or all: indices in archive order, without repetition; owned by the caller.
+ */
 icma_status cli_choose_tasks(const icma_bundle *bundle, const char *path, const cli_list *names,
                              size_t **tasks, size_t *count, icma_error *error);
 
 /* Finds adapters below `paths`; what was not taken is named in warnings, and *skipped says whether there was
  * any. */
 icma_status cli_inputs_find(const cli_list *paths, icma_inputs *inputs, bool *skipped, icma_error *error);
+/* An output that cannot be is told before minutes of work, not after. */
+icma_status cli_try_output(const char *path, bool overwrite, icma_error *error);
 
 #endif

@@ -22,7 +22,8 @@ typedef struct cli_table {
 cli_table cli_table_of(const char *const *titles);
 /* The next cell. The text is escaped; `format` itself is ours. */
 void cli_table_cell(cli_table *table, const char *format, ...) ICMA_PRINTF(2, 3);
-/* Prints and frees. Each line starts with `indent` blanks. ICMA_E_MEMORY if a cell did not fit into memory. */
+/* Prints and frees. Each line starts with `indent` blanks. ICMA_E_MEMORY if a cell did not fit into memory.
+ */
 icma_status cli_table_print(cli_table *table, size_t indent, FILE *out, icma_error *error);
 /* For a table that is not printed after all. */
 void cli_table_free(cli_table *table);

@@ -37,10 +37,9 @@ size_t cli_utf8_decode(const char *text, uint32_t *character) {
 }
 
 bool cli_is_unsafe(uint32_t character) {
-    static const uint32_t ranges[][2] = {{0, 0x1F},         {0x7F, 0x9F},     {0xAD, 0xAD},
-                                         {0x61C, 0x61C},    {0x200B, 0x200F}, {0x2028, 0x202E},
-                                         {0x2060, 0x206F},  {0xFEFF, 0xFEFF}, {0xFFF9, 0xFFFB},
-                                         {0xE0000, 0xE007F}};
+    static const uint32_t ranges[][2] = {
+        {0, 0x1F},        {0x7F, 0x9F},     {0xAD, 0xAD},     {0x61C, 0x61C},   {0x200B, 0x200F},
+        {0x2028, 0x202E}, {0x2060, 0x206F}, {0xFEFF, 0xFEFF}, {0xFFF9, 0xFFFB}, {0xE0000, 0xE007F}};
     for (size_t i = 0; i < sizeof ranges / sizeof ranges[0]; i++)
         if (character >= ranges[i][0] && character <= ranges[i][1])
             return true;
@@ -141,7 +140,7 @@ cli_small cli_cosine(double cosine) {
     if (isnan(cosine))
         snprintf(out.text, sizeof out.text, "-");
     else
-        snprintf(out.text, sizeof out.text, "%.6f", cosine >= 1 ? 1.0 : floor(cosine * 1e6) / 1e6);
+        snprintf(out.text, sizeof out.text, "%.6f", cosine > 1 - 1e-9 ? 1.0 : floor(cosine * 1e6) / 1e6);
     return out;
 }
 

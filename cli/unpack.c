@@ -24,7 +24,8 @@ static const cli_option unpack_options[] = {
     CLI_ROW_FLAG(0, "sample", AT(sample), "draw a new adapter from the task's condition alone"),
     CLI_ROW(CLI_WHOLE, 0, "seed", "S", AT(seed), "seed of --sample (default 0)"),
     CLI_ROW_HEADING("Where to"),
-    CLI_ROW(CLI_TEXT, 'C', "directory", "DIR", AT(folder), "folder to unpack into (default: the current one)"),
+    CLI_ROW(CLI_TEXT, 'C', "directory", "DIR", AT(folder),
+            "folder to unpack into (default: the current one)"),
     CLI_ROW(CLI_TEXT, 'o', "output", "FILE", AT(output),
             "one adapter's safetensors, into FILE or, with -, to\nstandard output"),
     CLI_ROW_FLAG('f', "force", AT(force), "replace what exists"),
@@ -43,7 +44,8 @@ static const cli_option unpack_options[] = {
     CLI_ROW_END,
 };
 
-/* --- the plan -------------------------------------------------------------------------------------------- */
+/* --- the plan --------------------------------------------------------------------------------------------
+ */
 
 static icma_status add_to_plan(cli_unpack_plan *plan, const icma_task_info *info, size_t task,
                                size_t checkpoint, bool in_subfolder, icma_error *error) {
@@ -53,8 +55,11 @@ static icma_status add_to_plan(cli_unpack_plan *plan, const icma_task_info *info
     plan->items = items;
     const icma_checkpoint_info *kept = &info->checkpoints[checkpoint];
     cli_unpack_item *item = &items[plan->count++];
-    *item = (cli_unpack_item){.task = task, .checkpoint = checkpoint, .has_step = kept->has_step,
-                              .step = kept->step, .size = kept->file_size};
+    *item = (cli_unpack_item){.task = task,
+                              .checkpoint = checkpoint,
+                              .has_step = kept->has_step,
+                              .step = kept->step,
+                              .size = kept->file_size};
     icma_buffer folder = {0};
     icma_write_bytes(&folder, info->name, strlen(info->name));
     if (in_subfolder && kept->has_step)
@@ -66,8 +71,9 @@ static icma_status add_to_plan(cli_unpack_plan *plan, const icma_task_info *info
 
 static icma_status no_such_checkpoint(const char *path, const icma_task_info *info, uint64_t step,
                                       icma_error *error) {
-    return icma_fail(error, ICMA_E_NOT_FOUND, path, "task \"%s\" has no checkpoint %" PRIu64 "; it has %s (icma list -v)",
-                     info->name, step, cli_steps_of(info).text);
+    return icma_fail(error, ICMA_E_NOT_FOUND, path,
+                     "task \"%s\" has no checkpoint %" PRIu64 "; it has %s (icma list -v)", info->name, step,
+                     cli_steps_of(info).text);
 }
 
 static icma_status plan_task(const cli_unpack *a, icma_bundle *bundle, const char *path, size_t task,
@@ -122,7 +128,8 @@ static icma_status make_plan(const cli_unpack *a, icma_bundle *bundle, const cha
     return status;
 }
 
-/* --- the work -------------------------------------------------------------------------------------------- */
+/* --- the work --------------------------------------------------------------------------------------------
+ */
 
 /* Damage is found before anything is written, as far as checksums tell: what belongs to the planned tasks or
  * to all. */
@@ -190,9 +197,10 @@ static icma_status unpack_all(const cli_unpack *a, icma_bundle *bundle, const ch
 static icma_status unpack_plan(const cli_unpack *a, icma_bundle *bundle, const char *path,
                                cli_unpack_plan *plan, bool *partial, icma_error *error) {
     if (a->output && plan->count != 1 && !*partial)
-        return icma_fail(error, ICMA_E_USAGE, path,
-                         "-o takes one adapter and this would be %zu; choose one with --task and --checkpoint",
-                         plan->count);
+        return icma_fail(
+            error, ICMA_E_USAGE, path,
+            "-o takes one adapter and this would be %zu; choose one with --task and --checkpoint",
+            plan->count);
     icma_status status = cli_unpack_look_first(a, plan, error);
     if (!status && !a->keep_going)
         status = check_sections(bundle, plan, error);
@@ -223,8 +231,8 @@ static icma_status check_options(const cli_unpack *a, icma_error *error) {
         wrong = "an adapter is not for reading on a terminal; redirect standard output or name a file";
     else if (a->checkpoint && strcmp(a->checkpoint, "last") != 0 && strcmp(a->checkpoint, "all") != 0 &&
              !cli_parse_whole(a->checkpoint, &step))
-        return icma_fail(error, ICMA_E_USAGE, NULL, "--checkpoint takes last, all or a step number, not \"%s\"",
-                         a->checkpoint);
+        return icma_fail(error, ICMA_E_USAGE, NULL,
+                         "--checkpoint takes last, all or a step number, not \"%s\"", a->checkpoint);
     return wrong ? icma_fail(error, ICMA_E_USAGE, NULL, "%s", wrong) : ICMA_OK;
 }
 
@@ -253,9 +261,10 @@ const cli_verb cli_verb_unpack = {
     .name = "unpack",
     .operands = "[B.icma]",
     .summary = "get adapters back, ready for PEFT",
-    .description = "Decodes adapters into <task>/adapter_model.safetensors with the files that were packed beside\n"
-                   "them, or <task>/checkpoint-N/... with --checkpoint all. Without a bundle it takes the only\n"
-                   ".icma file in the current folder. Nothing that exists is touched without -f.",
+    .description =
+        "Decodes adapters into <task>/adapter_model.safetensors with the files that were packed beside\n"
+        "them, or <task>/checkpoint-N/... with --checkpoint all. Without a bundle it takes the only\n"
+        ".icma file in the current folder. Nothing that exists is touched without -f.",
     .options = unpack_options,
     .examples = (const char *const[]){"icma unpack loras.icma -C out", "every task's last checkpoint",
                                       "icma unpack --task cat --checkpoint 300", "one checkpoint of one task",

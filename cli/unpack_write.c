@@ -136,7 +136,8 @@ icma_status cli_unpack_one(const cli_unpack *a, cli_unpack_item *item, const icm
                      strerror(errno));
 }
 
-/* --- what is told ---------------------------------------------------------------------------------------- */
+/* --- what is told ----------------------------------------------------------------------------------------
+ */
 
 static const char *state_of(const cli_unpack *a, const cli_unpack_item *item) {
     if (item->kept_existing)
@@ -176,7 +177,8 @@ static icma_status print_files(const cli_unpack *a, const cli_unpack_plan *plan,
                                icma_error *error) {
     cli_table table = cli_table_of((const char *[]){"", "", ">", NULL});
     for (size_t i = 0; i < plan->count; i++) {
-        char *file = a->output ? icma_copy_string(a->output) : join(a->folder, plan->items[i].folder, model_name);
+        char *file =
+            a->output ? icma_copy_string(a->output) : join(a->folder, plan->items[i].folder, model_name);
         cli_table_cell(&table, "%s", state_of(a, &plan->items[i]));
         cli_table_cell(&table, "%s", file ? file : "?");
         cli_table_cell(&table, "%s", cli_size(plan->items[i].size).text);

@@ -27,6 +27,7 @@ static const cli_option verify_options[] = {
     CLI_ROW(CLI_TEXT, 0, "against", "DIR", AT(against), "compare with the original adapters below DIR"),
     CLI_ROWS_DECODING(verify_arguments, decoding),
     CLI_ROW_QUIET,
+    CLI_ROW_VERBOSE("with --against: every checkpoint"),
     CLI_ROW_JSON,
     CLI_ROW_NO_PROGRESS,
     CLI_ROW_NO_COLOR,
@@ -58,9 +59,9 @@ static void note_damage(verification *v, const char *what, const icma_error *det
 
 static void describe_section(const verification *v, size_t index, char *text, size_t size) {
     icma_section_info section = icma_bundle_section(v->bundle, index);
-    int used = snprintf(text, size, "section %zu (%s", index, section.kind);
+    int used = snprintf(text, size, "section %zu (kind %s", index, section.kind);
     if (section.task != UINT32_MAX)
-        snprintf(text + used, size - (size_t)used, " of task %.60s)",
+        snprintf(text + used, size - (size_t)used, ", task %.60s)",
                  icma_bundle_task_name(v->bundle, section.task));
     else
         snprintf(text + used, size - (size_t)used, ")");
@@ -138,7 +139,8 @@ static icma_status decode_all(verification *v, icma_error *error) {
     return ICMA_OK;
 }
 
-/* --- what is told ---------------------------------------------------------------------------------------- */
+/* --- what is told ----------------------------------------------------------------------------------------
+ */
 
 static void print_verdict(const verification *v) {
     bool bad = v->damaged_sections || v->damaged_checkpoints;
@@ -150,7 +152,7 @@ static void print_verdict(const verification *v) {
     else
         printf("; all %zu sections match their checksums", v->sections);
     if (v->a->deep && v->damaged_checkpoints)
-        printf("; %zu decoded, %zu could not be", v->decoded, v->damaged_checkpoints);
+        printf("; %zu checkpoint%s decoded, the others could not be", v->decoded, cli_plural(v->decoded));
     else if (v->a->deep)
         printf("; all %zu checkpoint%s decode to the packed bits", v->decoded, cli_plural(v->decoded));
     putchar('\n');
@@ -176,7 +178,11 @@ static icma_status tell(const verification *v, const cli_measure *measure, cJSON
     if (!measure)
         return ICMA_OK;
     putchar('\n');
-    return cli_measure_print(measure, stdout, error);
+    icma_status status = cli_measure_print(measure, stdout, error);
+    if (status || !v->a->common.verbose)
+        return status;
+    putchar('\n');
+    return cli_measure_print_checkpoints(measure, stdout, error);
 }
 
 static icma_status verdict(const verification *v, const cli_measure *measure, icma_error *error) {
@@ -234,8 +240,9 @@ const cli_verb cli_verb_verify = {
     .alias = "test",
     .operands = "[B.icma]",
     .summary = "check an archive, or compare it with the originals",
-    .description = "Compares the checksum of every section. With --deep it decodes every checkpoint too, and with\n"
-                   "--against it measures how far each is from its original. Damage is named piece by piece.",
+    .description =
+        "Compares the checksum of every section. With --deep it decodes every checkpoint too, and with\n"
+        "--against it measures how far each is from its original. Damage is named piece by piece.",
     .options = verify_options,
     .examples = (const char *const[]){"icma verify loras.icma", "checksums only: fast",
                                       "icma verify loras.icma --deep --against loras",

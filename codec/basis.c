@@ -207,6 +207,7 @@ typedef struct head_writer {
     float *tile;          /* max(n, others) x columns */
     float *projection;    /* others x K of a role */
     icma_tensor *x, *mix[ICMA_ROLE_COUNT], *rows, *p;
+    icma_head_chunk chunk;
     icma_buffer payload;
     icma_section *chunks; /* handed to the caller */
     size_t chunk_count;
@@ -216,6 +217,7 @@ static void head_free(head_writer *h) {
     icma_free(h->others);
     icma_free(h->tile);
     icma_free(h->projection);
+    icma_head_free(&h->chunk);
     icma_buffer_free(&h->payload);
     h->ops->release(h->ops->device, h->x);
     h->ops->release(h->ops->device, h->rows);
@@ -314,23 +316,20 @@ static icma_status make_tile(head_writer *h, size_t tensor, uint64_t first, size
 static icma_status make_tensor(head_writer *h, size_t tensor, icma_error *error) {
     size_t k = h->basis->components[h->generator->treatment[tensor]];
     size_t count = (size_t)h->group->signature.tensors[tensor].count;
-    float *values = icma_alloc_array(k * count, sizeof *values), *steps = icma_alloc_array(k, sizeof *steps);
-    int16_t *integers = icma_alloc_array(k * count, sizeof *integers);
+    float *values = icma_alloc_array(k * count, sizeof *values);
     icma_status status = ICMA_OK;
-    if (!values || !steps || !integers)
+    if (!values)
         status = icma_fail(error, ICMA_E_MEMORY, NULL, "no memory for the basis of a tensor of %zu weights", count);
     for (size_t first = 0; !status && first < count; first += h->columns)
         status = make_tile(h, tensor, first, count - first < h->columns ? count - first : h->columns, values, error);
     if (!status)
-        status = icma_head_write_tensor(values, k, count, steps, integers, &h->payload, error);
+        status = icma_head_add_tensor(&h->chunk, values, k, count, error);
     icma_free(values);
-    icma_free(steps);
-    icma_free(integers);
     return status;
 }
 
 static icma_status flush_chunk(head_writer *h, uint32_t index, size_t first, size_t next, icma_container_writer *writer, icma_error *error) {
-    if (h->payload.size == 0)
+    if (icma_head_size(&h->chunk) == 0)
         return ICMA_OK;
     icma_section *more = icma_resize_array(h->chunks, h->chunk_count + 1, sizeof *more);
     if (!more)
@@ -338,8 +337,9 @@ static icma_status flush_chunk(head_writer *h, uint32_t index, size_t first, siz
     h->chunks = more;
     h->chunks[h->chunk_count] = (icma_section){.kind = ICMA_SECTION_HEAD, .group = index, .task = ICMA_NO_OWNER, .first = (uint32_t)first,
                                                .count = (uint32_t)(next - first)};
-    icma_status status = icma_container_add(writer, &h->chunks[h->chunk_count++], h->payload.data, h->payload.size, HEAD_ZSTD_LEVEL, error);
-    h->payload.size = 0;
+    icma_status status = icma_head_take(&h->chunk, &h->payload, error);
+    if (!status)
+        status = icma_container_add(writer, &h->chunks[h->chunk_count++], h->payload.data, h->payload.size, HEAD_ZSTD_LEVEL, error);
     return status;
 }
 
@@ -356,7 +356,7 @@ icma_status icma_basis_write_head(icma_group *group, uint32_t index, const icma_
             status = icma_fail(error, ICMA_E_CANCELLED, NULL, "cancelled");
         if (!status && icma_generator_is_modelled(generator, t))
             status = make_tensor(&h, t, error);
-        if (!status && h.payload.size >= HEAD_CHUNK) {
+        if (!status && icma_head_size(&h.chunk) >= HEAD_CHUNK) {
             status = flush_chunk(&h, index, first, t + 1, writer, error);
             first = t + 1;
         }

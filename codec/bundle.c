@@ -359,11 +359,14 @@ static size_t kind_index(const icma_section *section) {
 }
 
 icma_bytes icma_bundle_bytes(const icma_bundle *b) {
-    icma_bytes bytes = {.total = icma_container_size(b->container), .index = icma_container_index_size(b->container)};
+    icma_bytes bytes = {.total = icma_container_size(b->container)};
+    bytes.index = bytes.total;
     for (size_t i = 0; i < icma_container_section_count(b->container); i++) {
         const icma_section *s = icma_container_section(b->container, i);
         uint64_t *field = (uint64_t *)(void *)((char *)&bytes + kind_table[kind_index(s)].field);
-        *field += (s->stored_size + ICMA_SECTION_ALIGNMENT - 1) / ICMA_SECTION_ALIGNMENT * ICMA_SECTION_ALIGNMENT;
+        uint64_t size = (s->stored_size + ICMA_SECTION_ALIGNMENT - 1) / ICMA_SECTION_ALIGNMENT * ICMA_SECTION_ALIGNMENT;
+        *field += size;
+        bytes.index -= size;
     }
     return bytes;
 }

@@ -40,26 +40,15 @@ static size_t widest(const icma_decoder *d) {
     return most;
 }
 
-/* Raw size of a chunk by the generator; false on overflow. */
-static bool chunk_size(const icma_decoder *d, const icma_section *chunk, size_t *out) {
-    *out = 0;
-    for (size_t t = chunk->first; t < (size_t)chunk->first + chunk->count; t++) {
-        size_t size;
-        if (!icma_generator_is_modelled(d->generator, t))
-            continue;
-        if (!icma_head_tensor_size(rows_of(d, t), (size_t)d->signature->tensors[t].count, &size) || !icma_add_size(*out, size, out))
-            return false;
-    }
-    return true;
-}
-
 /* The chunks cover the tensors in order, and each is as long as its tensors need. Tensors between chunks must be verbatim ones. */
 static icma_status check_chunks(const icma_decoder *d, icma_error *error) {
     size_t next = 0;
     for (size_t c = 0; c < d->chunk_count; c++) {
         const icma_section *chunk = &d->chunks[c];
-        size_t size;
-        if (chunk->first != next || chunk->count == 0 || chunk->count > d->signature->tensor_count - next || !chunk_size(d, chunk, &size) || size != chunk->raw_size)
+        size_t steps, integers, size;
+        if (chunk->first != next || chunk->count == 0 || chunk->count > d->signature->tensor_count - next ||
+            !icma_head_extent(d->signature, d->generator, chunk->first, chunk->count, &steps, &integers) ||
+            !icma_head_raw_size(steps, integers, &size) || size != chunk->raw_size)
             return icma_fail(error, ICMA_E_CORRUPT, NULL, "head: section %zu does not fit the generator", c);
         next += chunk->count;
     }
@@ -129,21 +118,33 @@ uint64_t icma_decode_work(const icma_safetensors *signature, const icma_generato
     return work;
 }
 
-static icma_status upload_rows(icma_decoder *d, size_t tensor, icma_cursor *from, icma_error *error) {
-    size_t k = rows_of(d, tensor), count = (size_t)d->signature->tensors[tensor].count;
-    float *steps = icma_alloc_array(k + 1, sizeof *steps);
-    int16_t *integers = icma_alloc_array(k * count + 1, sizeof *integers);
-    icma_status status = steps && integers ? icma_head_read_tensor(from, k, count, steps, integers, error)
-                                           : icma_fail(error, ICMA_E_MEMORY, NULL, "no memory for the basis");
+static icma_status upload_rows(icma_decoder *d, size_t tensor, const float *steps, const int16_t *integers, icma_error *error) {
+    size_t k = rows_of(d, tensor), cells = k * (size_t)d->signature->tensors[tensor].count;
     const icma_ops *ops = d->ops;
-    if (!status && k) {
-        status = ops->alloc(ops->device, ICMA_ELEMENT_F32, k, &d->rows[tensor].steps, error);
-        if (!status)
-            status = ops->alloc(ops->device, ICMA_ELEMENT_I16, k * count, &d->rows[tensor].integers, error);
-        if (!status)
-            status = ops->upload(ops->device, d->rows[tensor].steps, 0, steps, k, error);
-        if (!status)
-            status = ops->upload(ops->device, d->rows[tensor].integers, 0, integers, k * count, error);
+    rows *to = &d->rows[tensor];
+    icma_status status = ops->alloc(ops->device, ICMA_ELEMENT_F32, k, &to->steps, error);
+    if (!status)
+        status = ops->alloc(ops->device, ICMA_ELEMENT_I16, cells, &to->integers, error);
+    if (!status)
+        status = ops->upload(ops->device, to->steps, 0, steps, k, error);
+    if (!status)
+        status = ops->upload(ops->device, to->integers, 0, integers, cells, error);
+    return status;
+}
+
+static icma_status upload_chunk(icma_decoder *d, const icma_section *chunk, const uint8_t *payload, icma_error *error) {
+    size_t step_count = 0, cell_count = 0;
+    icma_head_extent(d->signature, d->generator, chunk->first, chunk->count, &step_count, &cell_count);
+    float *steps = icma_alloc_array(step_count + 1, sizeof *steps), *step = steps;
+    int16_t *integers = icma_alloc_array(cell_count + 1, sizeof *integers), *cell = integers;
+    icma_status status = steps && integers ? icma_head_read(payload, step_count, cell_count, steps, integers, error)
+                                           : icma_fail(error, ICMA_E_MEMORY, NULL, "no memory for the basis");
+    for (size_t t = chunk->first; !status && t < (size_t)chunk->first + chunk->count; t++) {
+        size_t k = icma_generator_is_modelled(d->generator, t) ? rows_of(d, t) : 0;
+        if (k)
+            status = upload_rows(d, t, step, cell, error);
+        step += k;
+        cell += k * (size_t)d->signature->tensors[t].count;
     }
     icma_free(steps);
     icma_free(integers);
@@ -160,10 +161,7 @@ static icma_status load_chunk(icma_decoder *d, const icma_section *chunk, icma_e
     icma_status status = d->loader.load(d->loader.context, chunk, (size_t)chunk->raw_size, &raw, error);
     if (status)
         return status;
-    icma_cursor from = icma_cursor_over(raw, (size_t)chunk->raw_size);
-    for (size_t t = chunk->first; !status && t < (size_t)chunk->first + chunk->count; t++)
-        if (icma_generator_is_modelled(d->generator, t))
-            status = upload_rows(d, t, &from, error);
+    status = upload_chunk(d, chunk, raw, error);
     icma_free(raw);
     if (status)
         forget_chunk(d, chunk);

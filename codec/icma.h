@@ -187,7 +187,7 @@ typedef struct icma_generator_info {
 } icma_generator_info;
 icma_status icma_bundle_generator(icma_bundle *bundle, uint32_t group, icma_generator_info *info,
                                   icma_error *error);
-/* The group's record (spec 4.8): options, seed, losses, errors by tensor and module, as JSON text. *text is
+/* The group's record (spec 4.9): options, seed, losses, errors by tensor and module, as JSON text. *text is
  * owned by the caller (icma_free), NULL if the archive has none. */
 icma_status icma_bundle_record(icma_bundle *bundle, uint32_t group, char **text, icma_error *error);
 
@@ -209,7 +209,7 @@ void icma_decoded_free(icma_decoded *decoded); /* leaves it zeroed */
  * the stored one. */
 icma_status icma_bundle_decode(icma_bundle *bundle, size_t task, size_t checkpoint, icma_decoded *out,
                                icma_error *error);
-/* Generates an adapter from the task's condition alone: z ~ N(0, I) from `seed` (paper eq. 9; spec 4.7), no
+/* Generates an adapter from the task's condition alone: z ~ N(0, I) from `seed` (paper eq. 9; spec 4.8), no
  * latent, no corrections. Tensors that are not modelled come from the task's last checkpoint with the same
  * signature. ICMA_E_UNSUPPORTED for a task whose group has no generator. */
 icma_status icma_bundle_sample(icma_bundle *bundle, size_t task, uint64_t seed, icma_decoded *out,

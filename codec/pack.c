@@ -349,7 +349,7 @@ static icma_status sample_zstd(icma_packer *p, icma_error *error) {
 static void find_break_even(icma_pack_result *r) {
     double files = (double)r->original_files, each = (double)(r->bytes.latents + r->bytes.residuals + r->bytes.verbatim) / files;
     double cast = 2 * (double)r->original_parameters / files, fixed = (double)r->bytes.total - each * files;
-    r->break_even = cast > each ? (uint64_t)ceil(fixed / (cast - each)) : 0;
+    r->break_even = cast > each ? (uint64_t)floor(fixed / (cast - each)) + 1 : 0;
 }
 
 static icma_status pack_all(icma_packer *p, const char *path, icma_error *error) {

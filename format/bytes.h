@@ -52,8 +52,8 @@ void icma_write_varint(icma_buffer *buffer, uint64_t value);
 void icma_write_varint_signed(icma_buffer *buffer, int64_t value);
 void icma_write_bytes(icma_buffer *buffer, const void *data, size_t size);
 void icma_write_zeros(icma_buffer *buffer, size_t size);
-/* Grows by `size` bytes and returns where they start, uninitialised; NULL and `failed` when memory is short.
- */
+/* Grows by `size` bytes and returns where they start, uninitialised; NULL and `failed` when memory is short,
+ * and only then (size may be 0). */
 uint8_t *icma_buffer_extend(icma_buffer *buffer, size_t size);
 /* ICMA_E_MEMORY if any write failed. */
 icma_status icma_buffer_status(const icma_buffer *buffer, icma_error *error);

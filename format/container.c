@@ -253,10 +253,12 @@ typedef struct index_place {
     uint8_t coding;
 } index_place;
 
-/* No index is larger than this: each section takes at least 64 bytes of the file, so a short file cannot
- * make us allocate for a long index. */
+/* No index is larger than this: each section takes at least 64 bytes of the file, and each task at least one
+ * section, so a short file cannot make us allocate for a long index. */
 static uint64_t largest_index(uint64_t file_size) {
-    return INDEX_HEAD_SIZE + file_size / ALIGNMENT * ENTRY_SIZE + (uint64_t)ICMA_MAX_TASKS * (MAX_NAME + 1);
+    uint64_t sections = file_size / ALIGNMENT;
+    uint64_t tasks = sections < ICMA_MAX_TASKS ? sections : ICMA_MAX_TASKS;
+    return INDEX_HEAD_SIZE + sections * ENTRY_SIZE + tasks * (MAX_NAME + 1);
 }
 
 static icma_status check_place(const index_place *place, uint64_t size, const char *path, icma_error *error) {
@@ -450,6 +452,8 @@ static icma_status check_counts(uint32_t sections, uint32_t groups, uint32_t tas
             error, ICMA_E_LIMIT, path,
             "%" PRIu32 " sections, %" PRIu32 " groups, %" PRIu32 " tasks; the limits are %d, %d and %d",
             sections, groups, tasks, (int)ICMA_MAX_SECTIONS, (int)ICMA_MAX_GROUPS, (int)ICMA_MAX_TASKS);
+    if (groups > sections || tasks > sections)
+        return icma_fail(error, ICMA_E_CORRUPT, path, "more groups or tasks than sections");
     return ICMA_OK;
 }
 

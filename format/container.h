@@ -30,7 +30,7 @@ typedef enum icma_section_kind {
     ICMA_SECTION_TEXTS = 5,     /* group, task: other headers, side files (verbatim) */
     ICMA_SECTION_VERBATIM =
         6, /* group, task: tensors not modelled, of checkpoints first .. first + count - 1 */
-    ICMA_SECTION_RECORD = 7, /* group: training record and measured errors, JSON; optional */
+    ICMA_SECTION_RECORD = 7,    /* group: training record and measured errors, JSON; optional */
     ICMA_SECTION_CONDITION = 8, /* group, task: condition vector */
 } icma_section_kind;
 

@@ -201,8 +201,9 @@ done:
 
 /* --- the temporaries that a fatal signal must remove --------------------------------------------------- */
 
-/* A slot's path belongs to whoever exchanges it for NULL: to its output, or to a signal handler on its way
- * out of the process. So the handler never reads freed memory, and needs nothing but atomics and unlink. */
+/* Whoever exchanges a slot's path for NULL may use it: its output, to free it, or a signal handler, to unlink
+ * it. So the handler never reads freed memory, and needs nothing but atomics and unlink; where the two meet,
+ * the output leaks its path, which a process on its way out may. */
 enum { MAX_OUTPUTS = 256 };
 static _Atomic(char *) temporaries[MAX_OUTPUTS];
 
@@ -217,11 +218,17 @@ static bool remember_temporary(char *path, size_t *slot) {
     return false;
 }
 
+static bool forget_temporary(char *path, size_t slot) {
+    return slot == MAX_OUTPUTS || atomic_compare_exchange_strong(&temporaries[slot], &path, NULL);
+}
+
 void icma_output_unlink_all(void) {
     for (size_t i = 0; i < MAX_OUTPUTS; i++) {
-        char *path = atomic_exchange(&temporaries[i], NULL);
-        if (path)
-            unlink(path); /* never freed: free() is not for signal handlers */
+        char *path = atomic_exchange(&temporaries[i], NULL), *expected = NULL;
+        if (!path)
+            continue;
+        unlink(path);
+        atomic_compare_exchange_strong(&temporaries[i], &expected, path);
     }
 }
 
@@ -239,10 +246,7 @@ struct icma_output {
 };
 
 static void free_output(icma_output *output) {
-    bool taken = false; /* by a signal handler, which may still be reading it */
-    if (output->slot < MAX_OUTPUTS)
-        taken = atomic_exchange(&temporaries[output->slot], NULL) == NULL;
-    if (!taken)
+    if (forget_temporary(output->temporary, output->slot))
         icma_free(output->temporary);
     close_once(&output->descriptor);
     close_once(&output->folder);

@@ -51,7 +51,8 @@ uint64_t icma_output_size(const icma_output *output); /* bytes written so far */
 const char *icma_output_temporary(
     const icma_output *output); /* where the bytes are until commit: to read back and check */
 /* fsync, mode 0666 less the umask, rename, fsync of the folder. Frees `output` in every case; on failure the
- * temporary is removed and `path` is as it was. */
+ * temporary is removed and `path` is as it was (unless it is the folder's fsync that fails: then `path` is
+ * the new file, but may not survive a power cut). */
 icma_status icma_output_commit(icma_output *output, icma_error *error);
 void icma_output_abandon(icma_output *output); /* removes the temporary, frees; NULL is fine */
 
@@ -60,8 +61,8 @@ void icma_output_abandon(icma_output *output); /* removes the temporary, frees; 
 void icma_output_unlink_all(void);
 
 /* Makes the folders of `relative` (its last segment is the file's name and is not made) beneath `root`, and
- * `root` itself. Each segment must be safe (icma_path_segment_is_safe), links are not followed beneath root:
- * ICMA_E_IO otherwise. *path (owned by the caller) is the joined path. */
+ * `root` itself, whose parent must exist. Each segment must be safe (icma_path_segment_is_safe), links are
+ * not followed beneath root: ICMA_E_IO otherwise. *path (owned by the caller) is the joined path. */
 icma_status icma_make_folders(const char *root, const char *relative, char **path, icma_error *error);
 
 /* One path segment that cannot leave its folder or hide: not empty, ".", "..", no '/', '\\', control bytes or

@@ -327,7 +327,7 @@ icma_status icma_safetensors_read(icma_file *file, icma_safetensors *out, icma_e
 
 icma_status icma_safetensors_view(const uint8_t *image, size_t size, icma_safetensors *out,
                                   const uint8_t **data, icma_error *error) {
-    size_t header_size;
+    size_t header_size = 0;
     memset(out, 0, sizeof *out);
     *data = NULL;
     if (size < LENGTH_BYTES)

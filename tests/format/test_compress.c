@@ -93,7 +93,10 @@ static void only_one_exact_frame_will_do(void **state) {
     static const uint8_t unsized[] = {0x28, 0xb5, 0x2f, 0xfd, 0x00, 0x58, 0x19, 0, 0, 'a', 'b', 'c'};
     static const uint8_t dictionary[] = {0x28, 0xb5, 0x2f, 0xfd, 0x21, 7, 3, 0x19, 0, 0, 'a', 'b', 'c'};
     static const uint8_t lies[] = {0x28, 0xb5, 0x2f, 0xfd, 0x20, 4, 0x19, 0, 0, 'a', 'b', 'c'};
+    static const uint8_t garbage[] = {0x28, 0xb5, 0x2f, 0xfd, 0x20, 8, 0x1d, 0, 0, 0xff, 0xff, 0xff};
+    static const uint8_t empty[] = {0x28, 0xb5, 0x2f, 0xfd, 0x20, 0, 1, 0, 0};
     uint8_t back[8];
+    assert_status(icma_zstd_decompress(garbage, sizeof garbage, back, 8, NULL), ICMA_E_CORRUPT);
     assert_status(icma_zstd_decompress(good, sizeof good, back, 3, NULL), ICMA_OK);
     assert_memory_equal(back, "abc", 3);
     assert_status(icma_zstd_decompress(good, sizeof good, back, 2, NULL), ICMA_E_CORRUPT);
@@ -110,6 +113,11 @@ static void only_one_exact_frame_will_do(void **state) {
     assert_status(icma_zstd_decompress(twice, sizeof twice, back, 3, NULL), ICMA_E_CORRUPT);
     assert_status(icma_zstd_decompress(twice, sizeof twice, back, 6, NULL), ICMA_E_CORRUPT);
     assert_status(icma_zstd_decompress(twice, sizeof good + 1, back, 3, NULL), ICMA_E_CORRUPT);
+    /* zstd itself takes these two */
+    memcpy(twice + sizeof good, skippable, sizeof skippable);
+    assert_status(icma_zstd_decompress(twice, sizeof good + sizeof skippable, back, 3, NULL), ICMA_E_CORRUPT);
+    memcpy(twice + sizeof good, empty, sizeof empty);
+    assert_status(icma_zstd_decompress(twice, sizeof good + sizeof empty, back, 3, NULL), ICMA_E_CORRUPT);
 }
 
 static void memory_may_run_out(void **state) {

@@ -14,7 +14,7 @@
 static void add(icma_container_writer *writer, uint16_t kind, uint32_t group, uint32_t task, uint32_t first,
                 const void *data, size_t size, int level) {
     icma_section section = {.kind = kind, .group = group, .task = task, .first = first, .count = 1};
-    section.flags = kind > ICMA_SECTION_RECORD ? ICMA_SECTION_OPTIONAL : 0;
+    section.flags = kind == 999 ? ICMA_SECTION_OPTIONAL : 0;
     assert_status(icma_container_add(writer, &section, data, size, level, NULL), ICMA_OK);
     assert_int_equal(section.offset % 64, 0);
     assert_int_equal(section.raw_size, size);
@@ -202,6 +202,47 @@ static void nothing_may_follow(void **state) {
     icma_free(image);
 }
 
+/* The status of each section of write_small's archive, in index order, by load and by check. */
+static void assert_only_this_fails(const uint8_t *image, size_t size, size_t damaged) {
+    icma_container *container;
+    assert_status(icma_container_open_memory(image, size, &container, NULL), ICMA_OK);
+    for (size_t i = 0; i < icma_container_section_count(container); i++) {
+        uint8_t *data;
+        const icma_section *section = icma_container_section(container, i);
+        icma_status wanted = i == damaged ? ICMA_E_CORRUPT : ICMA_OK;
+        assert_int_equal(icma_container_check(container, section, NULL), wanted);
+        assert_int_equal(icma_container_load(container, section, 1000, &data, NULL), wanted);
+        assert_true((data == NULL) == (wanted != ICMA_OK));
+        icma_free(data);
+    }
+    icma_container_close(container);
+}
+
+static void one_damaged_section_leaves_the_others(void **state) {
+    icma_container *container;
+    uint8_t *image;
+    size_t size;
+    write_small(scratch_path(state, "a.icma"));
+    read_image(scratch_path(state, "a.icma"), &image, &size);
+    assert_only_this_fails(image, size, SIZE_MAX);
+    assert_status(icma_container_open_memory(image, size, &container, NULL), ICMA_OK);
+    for (size_t i = 0; i < icma_container_section_count(container); i++) {
+        const icma_section *section = icma_container_section(container, i);
+        size_t last = (size_t)(section->offset + section->stored_size - 1);
+        size_t padding = last / 64 * 64 + 63;
+        image[last] ^= 1;
+        assert_only_this_fails(image, size, i);
+        image[last] ^= 1;
+        if (padding == last)
+            continue;
+        image[padding] = 1;
+        assert_only_this_fails(image, size, i);
+        image[padding] = 0;
+    }
+    icma_container_close(container);
+    icma_free(image);
+}
+
 /* --- archives forged by hand ---------------------------------------------------------------------------- */
 
 /* An archive written from the spec, not with the writer: what it says can be made wrong piece by piece, with
@@ -214,9 +255,10 @@ typedef struct forgery {
     const char *names; /* length-prefixed */
     size_t names_size;
     uint8_t index_padding;
-    uint64_t index_gap; /* bytes between sections and index */
-    uint64_t index_cut; /* bytes that the index lacks at its end */
-    uint64_t footer[6]; /* xor-ed into the footer's fields; [5]: coding and reserved */
+    uint64_t footer_gap; /* bytes between the index's padding and the footer */
+    uint64_t index_gap;  /* bytes between sections and index */
+    uint64_t index_cut;  /* bytes that the index lacks at its end */
+    uint64_t footer[6];  /* xor-ed into the footer's fields; [5]: coding and reserved */
 } forgery;
 
 static forgery honest(void) {
@@ -273,6 +315,7 @@ static void forge(const forgery *f, icma_buffer *image) {
     icma_write_bytes(image, index.data, index.size);
     while (image->size % 64)
         icma_write_u8(image, f->index_padding);
+    icma_write_zeros(image, (size_t)f->footer_gap);
     size_t start = image->size;
     icma_write_u64(image, offset ^ f->footer[0]);
     icma_write_u64(image, index.size ^ f->footer[1]);
@@ -347,9 +390,10 @@ static void indexes_in_impossible_places(void **state) {
     /* more than a file of this size can have an index for: refused before it is allocated */
     EXPECT(ICMA_E_CORRUPT, f.footer[5] = ICMA_CODING_ZSTD, f.footer[2] = UINT64_C(1) << 29);
     EXPECT(ICMA_E_CORRUPT, f.footer[5] = ICMA_CODING_ZSTD, f.footer[2] = 1 << 20); /* not zstd after all */
-    EXPECT(ICMA_E_CORRUPT, f.index_padding = 1);
+    EXPECT(ICMA_E_CORRUPT, f.names = "\3cat\4dogs", f.names_size = 9, f.index_padding = 1);
     EXPECT(ICMA_E_CORRUPT, f.index_gap = 64);
     EXPECT(ICMA_E_CORRUPT, f.index_gap = 8);
+    EXPECT(ICMA_E_CORRUPT, f.footer_gap = 64);
 }
 
 static void indexes_with_impossible_lengths(void **state) {
@@ -359,7 +403,8 @@ static void indexes_with_impossible_lengths(void **state) {
     EXPECT(ICMA_E_CORRUPT, f.index_cut = 20);
     EXPECT(ICMA_E_CORRUPT, f.index_cut = 8 + 3 * 56);
     EXPECT(ICMA_E_CORRUPT, f.index_cut = 8 + 3 * 56 + 1);
-    EXPECT(ICMA_E_CORRUPT, f.section_count = 4);
+    EXPECT(ICMA_E_CORRUPT, f.section_count = 5);
+    EXPECT(ICMA_E_UNSUPPORTED, f.section_count = 4); /* the fourth is all zero, and there is no kind 0 */
     EXPECT(ICMA_E_CORRUPT, f.section_count = 2);
     EXPECT(ICMA_E_CORRUPT, f.section_count = 0);
     EXPECT(ICMA_E_CORRUPT, f.section_count = ICMA_MAX_SECTIONS);
@@ -398,6 +443,19 @@ static void swap_places(forgery *f, size_t a, size_t b) {
     y->hash = held.hash;
 }
 
+/* Sizes that add up are not enough: a hole first, and the last section in the index. Refused on opening. */
+static void sections_that_are_shifted(void **state) {
+    (void)state;
+    forgery f = honest();
+    icma_buffer image = {0};
+    icma_container *container;
+    for (size_t i = 0; i < 3; i++)
+        f.sections[i].offset += 64;
+    forge(&f, &image);
+    assert_status(icma_container_open_memory(image.data, image.size, &container, NULL), ICMA_E_CORRUPT);
+    icma_buffer_free(&image);
+}
+
 static void sections_that_do_not_tile(void **state) {
     (void)state;
     EXPECT(ICMA_E_CORRUPT, f.sections[0].offset = 0);   /* the header */
@@ -415,9 +473,9 @@ static void sections_that_do_not_tile(void **state) {
 
 static void sections_that_make_no_sense(void **state) {
     (void)state;
-    EXPECT(ICMA_E_UNSUPPORTED, f.sections[2].kind = 8);
+    EXPECT(ICMA_E_UNSUPPORTED, f.sections[2].kind = 999);
     EXPECT(ICMA_E_UNSUPPORTED, f.sections[0].kind = 0);
-    EXPECT(ICMA_OK, f.sections[2].kind = 8, f.sections[2].flags = ICMA_SECTION_OPTIONAL);
+    EXPECT(ICMA_OK, f.sections[2].kind = 999, f.sections[2].flags = ICMA_SECTION_OPTIONAL);
     EXPECT(ICMA_OK, f.sections[2].flags = ICMA_SECTION_OPTIONAL);
     EXPECT(ICMA_E_UNSUPPORTED, f.sections[2].flags = 2);
     EXPECT(ICMA_E_UNSUPPORTED, f.sections[2].flags = 0x81);
@@ -622,12 +680,14 @@ int main(void) {
         WITH_SCRATCH(every_bit_flip_is_noticed),
         WITH_SCRATCH(every_prefix_is_noticed),
         WITH_SCRATCH(nothing_may_follow),
+        WITH_SCRATCH(one_damaged_section_leaves_the_others),
         cmocka_unit_test(the_spec_suffices_for_an_archive),
         cmocka_unit_test(headers_and_footers_from_the_future),
         cmocka_unit_test(indexes_in_impossible_places),
         cmocka_unit_test(indexes_with_impossible_lengths),
         cmocka_unit_test(names_that_will_not_do),
         cmocka_unit_test(sections_that_do_not_tile),
+        cmocka_unit_test(sections_that_are_shifted),
         cmocka_unit_test(sections_that_make_no_sense),
         WITH_SCRATCH(an_archive_may_be_empty),
         WITH_SCRATCH(bad_names_are_not_written),

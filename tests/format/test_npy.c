@@ -43,6 +43,13 @@ static const vector vectors[] = {
     {"bad: no end", "{'descr': '<f4', 'fortran_order': False, 'shape': (2,)", 8, ICMA_E_CORRUPT},
     {"bad: a string without an end", "{'descr': '<f4", 8, ICMA_E_CORRUPT},
     {"bad: an escape", "{'descr': '\\x3cf4', 'fortran_order': False, 'shape': (2,)}\n", 8, ICMA_E_CORRUPT},
+    {"bad: a key without quotes", "{descr: '<f4', 'fortran_order': False, 'shape': (2,)}\n", 8,
+     ICMA_E_CORRUPT},
+    {"bad: no colon", "{'descr' '<f4', 'fortran_order': False, 'shape': (2,)}\n", 8, ICMA_E_CORRUPT},
+    {"bad: no comma between keys", "{'descr': '<f4' 'fortran_order': False, 'shape': (2,)}\n", 8,
+     ICMA_E_CORRUPT},
+    {"bad: a control character", "{'descr': '<f4\n', 'fortran_order': False, 'shape': (2,)}\n", 8,
+     ICMA_E_CORRUPT},
     {"bad: no dict", "[]", 8, ICMA_E_CORRUPT},
     {"bad: empty", "", 8, ICMA_E_CORRUPT},
     {"unsupported: no dimension", HEADER("'<f4'", "False", "()"), 4, ICMA_E_UNSUPPORTED},
@@ -159,6 +166,23 @@ static void framing(void **state) {
     assert_status(icma_npy_read_vector(path, 4, &values, &count, NULL), ICMA_E_CORRUPT);
 }
 
+static void long_headers(void **state) {
+    const char *path = scratch_path(state, "x.npy");
+    static char header[65538];
+    static const char dict[] = HEADER("'<f4'", "False", "(1,)");
+    for (size_t size = 65536; size <= 65537; size++) {
+        float *values;
+        size_t count;
+        memset(header, ' ', size);
+        memcpy(header, dict, sizeof dict - 2);
+        header[size] = '\0';
+        put_npy(path, 2, header, "\0\0\0\0", 4);
+        icma_status wanted = size == 65536 ? ICMA_OK : ICMA_E_LIMIT;
+        assert_int_equal(icma_npy_read_vector(path, 4, &values, &count, NULL), wanted);
+        icma_free(values);
+    }
+}
+
 static void every_allocation_may_fail(void **state) {
     const char *path = scratch_path(state, "x.npy");
     put_npy(path, 1, HEADER("'<f4'", "False", "(1,)"), "\0\0\0\0", 4);
@@ -181,11 +205,8 @@ static void every_allocation_may_fail(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        WITH_SCRATCH(every_vector),
-        WITH_SCRATCH(three_widths),
-        WITH_SCRATCH(only_finite_values),
-        WITH_SCRATCH(framing),
-        WITH_SCRATCH(every_allocation_may_fail),
+        WITH_SCRATCH(every_vector), WITH_SCRATCH(three_widths), WITH_SCRATCH(only_finite_values),
+        WITH_SCRATCH(framing),      WITH_SCRATCH(long_headers), WITH_SCRATCH(every_allocation_may_fail),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

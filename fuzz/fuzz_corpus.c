@@ -1,0 +1,219 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Writes the seeds: icma_fuzz_corpus FOLDER makes FOLDER/json, FOLDER/safetensors, FOLDER/container. The same
+ * on every run. */
+#include "bytes.h"
+#include "compress.h"
+#include "container.h"
+#include "memory.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+
+static const char *root;
+
+static void die(const char *what) {
+    fprintf(stderr, "icma_fuzz_corpus: %s\n", what);
+    exit(1);
+}
+
+static void put(const char *folder, const char *name, const void *data, size_t size) {
+    char path[4096];
+    snprintf(path, sizeof path, "%s/%s/%s", root, folder, name);
+    FILE *file = fopen(path, "wb");
+    if (!file || (size && fwrite(data, 1, size, file) != size) || fclose(file) != 0)
+        die(path);
+}
+
+static void make_folder(const char *name) {
+    char path[4096];
+    snprintf(path, sizeof path, "%s/%s", root, name);
+    if (mkdir(path, 0777) != 0 && errno != EEXIST)
+        die(path);
+}
+
+/* --- JSON ---------------------------------------------------------------------------------------------- */
+
+static const struct {
+    const char *name, *text;
+} json_seeds[] = {
+    {"good-config",
+     "{\"r\": 8, \"lora_alpha\": 16.0, \"target_modules\": [\"q_proj\", \"v_proj\"], \"bias\": null}"},
+    {"good-escapes", "[\"\\\"\\\\\\/\\b\\f\\n\\r\\t\\u00e9\\ud83d\\ude00\xe2\x82\xac\"]"},
+    {"good-numbers", "[0, -0, 1.5, -2e3, 1E+2, 9007199254740991, 1e-400, 9.9e307]"},
+    {"good-nested", "[[[[[[[[{\"a\":{\"b\":{}}}]]]]]]]]"},
+    {"good-scalar", " true "},
+    {"bad-duplicate", "{\"a\": 1, \"\\u0061\": 2}"},
+    {"bad-surrogate", "\"\\ud83d\""},
+    {"bad-utf8", "\"\xc0\xaf\""},
+    {"bad-number", "[01, 1., .5, 1e, +1]"},
+    {"bad-trailing", "{} x"},
+    {"edge-empty", ""},
+    {"edge-deep", "[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[["},
+};
+
+/* --- safetensors --------------------------------------------------------------------------------------- */
+
+#define ONE(dtype, shape, begin, end)                                                                        \
+    "{\"t\":{\"dtype\":\"" dtype "\",\"shape\":" shape ",\"data_offsets\":[" begin "," end "]}}"
+
+static const struct {
+    const char *name, *header;
+    size_t data_size;
+} safetensors_seeds[] = {
+    {"good-empty", "{}", 0},
+    {"good-metadata", "{\"__metadata__\":{\"format\":\"pt\"}}   ", 0},
+    {"good-scalar", ONE("F32", "[]", "0", "4"), 4},
+    {"good-matrix", ONE("BF16", "[2,3]", "0", "12"), 12},
+    {"good-zero", ONE("F16", "[0,4]", "0", "0"), 0},
+    {"good-subbyte", ONE("F4", "[2,3]", "0", "3"), 3},
+    {"good-pair",
+     "{\"b\":{\"dtype\":\"I64\",\"shape\":[1],\"data_offsets\":[4,12]},"
+     "\"a\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[0,4]}}",
+     12},
+    {"good-lora",
+     "{\"base.q_proj.lora_A.weight\":{\"dtype\":\"F32\",\"shape\":[2,4],\"data_offsets\":[0,32]},"
+     "\"base.q_proj.lora_B.weight\":{\"dtype\":\"F32\",\"shape\":[4,2],\"data_offsets\":[32,64]}}",
+     64},
+    {"bad-dtype", ONE("F128", "[1]", "0", "16"), 16},
+    {"bad-hole", ONE("F32", "[1]", "4", "8"), 8},
+    {"bad-overflow", ONE("U8", "[4294967296,4294967296]", "0", "0"), 0},
+    {"bad-rank", ONE("U8", "[1,1,1,1,1,1,1,1,1]", "0", "1"), 1},
+    {"bad-short", ONE("F32", "[4]", "0", "16"), 3},
+};
+
+static void put_safetensors(void) {
+    for (size_t i = 0; i < sizeof safetensors_seeds / sizeof *safetensors_seeds; i++) {
+        icma_buffer image = {0};
+        const char *header = safetensors_seeds[i].header;
+        char name[64];
+        icma_write_u64(&image, strlen(header));
+        icma_write_bytes(&image, header, strlen(header));
+        icma_write_zeros(&image, safetensors_seeds[i].data_size);
+        put("safetensors", safetensors_seeds[i].name, image.data, image.size);
+        snprintf(name, sizeof name, "%s-header", safetensors_seeds[i].name);
+        put("safetensors", name, header, strlen(header));
+        icma_buffer_free(&image);
+    }
+    static const uint8_t pickle[] = "\x80\x02\x8a\nl\xfc\x9c\x46\xf9 j\xa8P\x19.";
+    put("safetensors", "edge-pickle", pickle, sizeof pickle - 1);
+    put("safetensors", "edge-zip", "PK\3\4\x14\0\0\0\x08\0", 10);
+    put("safetensors", "edge-huge", "\xff\xff\xff\xff\xff\xff\xff\xff{}", 10);
+    put("safetensors", "edge-none", "", 0);
+}
+
+/* --- containers ---------------------------------------------------------------------------------------- */
+
+/* What an archive is made of: sections_of[kind] for each of the tasks. */
+typedef struct recipe {
+    const char *name;
+    uint32_t tasks;
+    size_t section_size;
+    int level;
+} recipe;
+
+static const recipe recipes[] = {
+    {"none", 0, 0, 0},     {"one", 1, 10, 0},  {"two-packed", 2, 300, 3},
+    {"aligned", 1, 64, 0}, {"nine", 9, 65, 0},
+};
+
+static void write_archive(const char *path, const recipe *made) {
+    static const char *const names[] = {"ant", "bee", "Cat", "dog 4",       "eel",
+                                        "fox", "gnu", "hen", "\xc3\xa9ider"};
+    uint8_t data[512];
+    icma_container_writer *writer;
+    icma_error error = {0};
+    for (size_t i = 0; i < sizeof data; i++)
+        data[i] = (uint8_t)(i / 7);
+    if (icma_container_create(path, true, &writer, &error) != ICMA_OK)
+        die(error.message);
+    for (uint32_t task = 0; task < made->tasks; task++) {
+        icma_section sections[] = {
+            {.kind = ICMA_SECTION_HEAD, .group = 0, .task = ICMA_NO_OWNER, .first = 2 * task, .count = 2},
+            {.kind = ICMA_SECTION_TASK, .group = 0, .task = task, .count = 5},
+            {.kind = 99, .flags = ICMA_SECTION_OPTIONAL, .group = ICMA_NO_OWNER, .task = task},
+        };
+        for (size_t i = 0; i < 3; i++)
+            if (icma_container_add(writer, &sections[i], data + i, made->section_size, made->level, &error) !=
+                ICMA_OK)
+                die(error.message);
+    }
+    if (icma_container_finish(writer, names, made->tasks, made->tasks > 0, &error) != ICMA_OK ||
+        icma_container_commit(writer, &error) != ICMA_OK)
+        die(error.message);
+}
+
+/* The same archive with its index stored raw, which mutations change more gently. */
+static void put_with_raw_index(const char *name, const uint8_t *image, size_t size) {
+    const uint8_t *footer = image + size - 64;
+    size_t offset = (size_t)icma_load_u64(footer), stored = (size_t)icma_load_u64(footer + 8);
+    size_t raw_size = (size_t)icma_load_u64(footer + 16);
+    icma_buffer out = {0};
+    if (footer[40] == ICMA_CODING_RAW)
+        return;
+    icma_write_bytes(&out, image, offset);
+    uint8_t *raw = icma_buffer_extend(&out, raw_size);
+    if (!raw || icma_zstd_decompress(image + offset, stored, raw, raw_size, NULL) != ICMA_OK)
+        die("cannot unpack an index");
+    uint64_t hash = icma_hash(raw, raw_size);
+    icma_write_zeros(&out, (64 - out.size % 64) % 64);
+    size_t start = out.size;
+    icma_write_u64(&out, offset);
+    icma_write_u64(&out, raw_size);
+    icma_write_u64(&out, raw_size);
+    icma_write_u64(&out, hash);
+    icma_write_u64(&out, start + 64);
+    icma_write_u64(&out, 0);
+    icma_write_bytes(&out, footer + 48, 8);
+    icma_write_u64(&out, icma_hash(out.data + start, 56));
+    put("container", name, out.data, out.size);
+    icma_buffer_free(&out);
+}
+
+static void put_variants(const char *name, uint8_t *image, size_t size) {
+    char variant[64];
+    snprintf(variant, sizeof variant, "good-%s", name);
+    put("container", variant, image, size);
+    snprintf(variant, sizeof variant, "good-%s-raw", name);
+    put_with_raw_index(variant, image, size);
+    snprintf(variant, sizeof variant, "bad-%s-cut", name);
+    put("container", variant, image, size - 64);
+    snprintf(variant, sizeof variant, "bad-%s-version", name);
+    image[8] = 1;
+    icma_store_u64(image + 56, icma_hash(image, 56));
+    put("container", variant, image, size);
+}
+
+static void put_containers(void) {
+    char path[4096];
+    snprintf(path, sizeof path, "%s/seed.icma", root);
+    for (size_t i = 0; i < sizeof recipes / sizeof *recipes; i++) {
+        uint8_t *image;
+        size_t size;
+        write_archive(path, &recipes[i]);
+        if (icma_file_read_all(path, 1 << 20, &image, &size, NULL) != ICMA_OK)
+            die(path);
+        put_variants(recipes[i].name, image, size);
+        icma_free(image);
+    }
+    remove(path);
+    put("container", "edge-none", "", 0);
+    put("container", "edge-magic", "\x89ICMA\r\n\x1a", 8);
+}
+
+int main(int count, char **arguments) {
+    if (count != 2)
+        die("usage: icma_fuzz_corpus FOLDER");
+    root = arguments[1];
+    make_folder("");
+    make_folder("json");
+    make_folder("safetensors");
+    make_folder("container");
+    for (size_t i = 0; i < sizeof json_seeds / sizeof *json_seeds; i++)
+        put("json", json_seeds[i].name, json_seeds[i].text, strlen(json_seeds[i].text));
+    put_safetensors();
+    put_containers();
+    return 0;
+}
