@@ -53,9 +53,14 @@ static icma_status scan_allocate(scan *s, icma_error *error) {
     return status ? status : s->ops->alloc(s->ops->device, ICMA_ELEMENT_F32, n * n, &s->g, error);
 }
 
+/* What is neither a factor of a pair nor named as a part of a low-rank adapter (DoRA's magnitudes are) is a module that was trained whole (PEFT's
+ * modules_to_save): its owner wants it as it is. */
 static bool may_be_modelled(const icma_tensor_info *info, icma_role role) {
-    return icma_dtype_is_modelled(info->dtype) && info->count >= FEWEST_ELEMENTS &&
-           info->count <= (role == ICMA_ROLE_OTHER ? most_other_elements : most_elements);
+    if (!icma_dtype_is_modelled(info->dtype) || info->count < FEWEST_ELEMENTS)
+        return false;
+    if (role == ICMA_ROLE_OTHER)
+        return info->count <= most_other_elements && (strstr(info->name, "lora_") || strstr(info->name, "dora_"));
+    return info->count <= most_elements;
 }
 
 /* Notes the range of each row and zeroes rows that are not finite, so that they do not spoil the products. */
@@ -127,9 +132,10 @@ static size_t except_rows(scan *s, size_t tensor) {
     return stay;
 }
 
+/* One number throughout in every source (not the same one in all of them): as verbatim bytes it costs next to nothing. */
 static bool is_constant(const scan *s) {
     for (size_t i = 0; i < s->gram->count; i++)
-        if (!s->finite[i] || s->lowest[i] != s->lowest[0] || s->highest[i] != s->lowest[0])
+        if (!s->finite[i] || s->lowest[i] != s->highest[i])
             return false;
     return true;
 }

@@ -19,7 +19,8 @@ typedef struct icma_gram {
 } icma_gram;
 
 /* One pass over the data. Decides for every tensor how it is treated and sets generator->treatment and ->scale (allocated by the caller for the signature):
- * verbatim are dtypes that are not modelled, tensors under 16 or over 2^26 elements (2^20 for "other" ones), constants, and those that are nowhere finite or
+ * verbatim are dtypes that are not modelled, tensors under 16 or over 2^26 elements (2^20 for "other" ones),
+ * "other" tensors whose name is not a low-rank adapter's (modules_to_save), constants, and those that are nowhere finite or
  * nowhere but zero; a single source whose tensor is non-finite or all zero becomes an exception. At most `limit` sources take part: beyond that a sample from `seed`, task by
  * task. */
 icma_status icma_gram_compute(icma_group *group, const icma_ops *ops, size_t limit, uint64_t seed, const icma_progress *progress,

@@ -32,10 +32,14 @@ typedef void (*icma_basis_kernel)(const float *a, size_t rows, const int16_t *he
 typedef void (*icma_linear_kernel)(const float *x, size_t inputs, const float *w, size_t stride, size_t count, float *y);
 
 typedef struct icma_kernels {
+    const char *name; /* "scalar", "avx2", "avx512" */
     icma_basis_kernel basis;
     icma_linear_kernel linear;
 } icma_kernels;
-/* The best that this processor runs, or scalar ones. */
+enum { ICMA_KERNEL_SETS = 3 };
+/* Every set that this processor runs, slowest ("scalar") first; returns how many. All give the same bits. */
+size_t icma_kernels_all(icma_kernels list[ICMA_KERNEL_SETS]);
+/* The last of them. */
 icma_kernels icma_kernels_best(void);
 void icma_basis_scalar(const float *a, size_t rows, const int16_t *head, size_t stride, size_t count, float scale, float *y);
 void icma_linear_scalar(const float *x, size_t inputs, const float *w, size_t stride, size_t count, float *y);

@@ -67,18 +67,27 @@ __attribute__((target("avx512f,avx512bw"))) static void basis_avx512(const float
     basis_avx2(a, rows, head + l, stride, count - l, scale, y + l);
 }
 
-icma_kernels icma_kernels_best(void) {
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("fma"))
-        return (icma_kernels){basis_avx512, linear_avx2};
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
-        return (icma_kernels){basis_avx2, linear_avx2};
-    return (icma_kernels){icma_basis_scalar, icma_linear_scalar};
+size_t icma_kernels_all(icma_kernels list[ICMA_KERNEL_SETS]) {
+    size_t count = 0;
+    list[count++] = (icma_kernels){"scalar", icma_basis_scalar, icma_linear_scalar};
+    if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma"))
+        return count;
+    list[count++] = (icma_kernels){"avx2", basis_avx2, linear_avx2};
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw"))
+        list[count++] = (icma_kernels){"avx512", basis_avx512, linear_avx2};
+    return count;
 }
 
 #else
 
-icma_kernels icma_kernels_best(void) {
-    return (icma_kernels){icma_basis_scalar, icma_linear_scalar};
+size_t icma_kernels_all(icma_kernels list[ICMA_KERNEL_SETS]) {
+    list[0] = (icma_kernels){"scalar", icma_basis_scalar, icma_linear_scalar};
+    return 1;
 }
 
 #endif
+
+icma_kernels icma_kernels_best(void) {
+    icma_kernels list[ICMA_KERNEL_SETS];
+    return list[icma_kernels_all(list) - 1];
+}

@@ -109,6 +109,13 @@ uint16_t icma_f32_to_bf16(float value) {
     return (uint16_t)((bits + 0x7fffu + (bits >> 16 & 1)) >> 16);
 }
 
+/* Where bytes lie as in the file, f32 arrays are copied whole: a loop over bytes costs more than the rest of a decode. */
+#if defined(__BYTE_ORDER__) && defined(__ORDER_LITTLE_ENDIAN__)
+enum { HOST_IS_LITTLE_ENDIAN = __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__ };
+#else
+enum { HOST_IS_LITTLE_ENDIAN = 0 };
+#endif
+
 void icma_load_floats(icma_dtype dtype, const uint8_t *in, size_t count, float *out) {
     if (dtype == ICMA_F16)
         for (size_t i = 0; i < count; i++)
@@ -116,6 +123,8 @@ void icma_load_floats(icma_dtype dtype, const uint8_t *in, size_t count, float *
     else if (dtype == ICMA_BF16)
         for (size_t i = 0; i < count; i++)
             out[i] = icma_bf16_to_f32(icma_load_u16(in + 2 * i));
+    else if (dtype == ICMA_F32 && HOST_IS_LITTLE_ENDIAN && count)
+        memcpy(out, in, count * sizeof *out);
     else if (dtype == ICMA_F32)
         for (size_t i = 0; i < count; i++)
             out[i] = float_of_bits(icma_load_u32(in + 4 * i));
@@ -128,6 +137,8 @@ void icma_store_floats(icma_dtype dtype, const float *in, size_t count, uint8_t 
     else if (dtype == ICMA_BF16)
         for (size_t i = 0; i < count; i++)
             icma_store_u16(out + 2 * i, icma_f32_to_bf16(in[i]));
+    else if (dtype == ICMA_F32 && HOST_IS_LITTLE_ENDIAN && count)
+        memcpy(out, in, count * sizeof *in);
     else if (dtype == ICMA_F32)
         for (size_t i = 0; i < count; i++)
             icma_store_u32(out + 4 * i, bits_of_float(in[i]));

@@ -1,0 +1,38 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The conditional VAE of codec/cvae.h once more, in double and plain loops, as an oracle: the loss, and its gradient by the chain rule.
+ *
+ * It differs in one thing: what the encoder sees (`inputs` numbers) and what the trunk predicts (`targets` numbers) may have different lengths, so that
+ * it can also stand for a model whose last layer gives all L weights.
+ */
+#ifndef ICMA_TESTS_MODEL_H
+#define ICMA_TESTS_MODEL_H
+
+#include "cvae.h"
+
+typedef struct model {
+    size_t inputs, targets, latent, coordinates, hidden, encoder_hidden, tasks;
+    double *parameter[ICMA_PARAMETERS], *gradient[ICMA_PARAMETERS]; /* owned */
+} model;
+
+typedef struct model_batch {
+    size_t count;
+    const double *p, *u;    /* count x targets, count x inputs */
+    const double *weight;   /* targets */
+    const uint32_t *task;   /* count */
+    const double *noise;    /* count x latent */
+    double kl_weight;
+} model_batch;
+
+/* Sizes are set by the caller; makes zeroed parameters and gradients. */
+void model_allocate(model *m);
+void model_free(model *m);
+void model_shape(const model *m, int which, size_t *rows, size_t *columns);
+size_t model_cells(const model *m, int which);
+
+/* Returns reconstruction + kl_weight * KL, batch means; the parts where wanted. `q` (count x targets) may be NULL. */
+double model_loss(const model *m, const model_batch *b, double *reconstruction, double *kl, double *q);
+/* Sets the gradients of model_loss; returns it. */
+double model_backward(model *m, const model_batch *b);
+
+#endif

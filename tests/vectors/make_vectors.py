@@ -1,0 +1,293 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""Makes the golden vectors again: small trees of adapters with fixed contents, packed with the program that ICMA names.
+
+    ICMA=build/release/icma tests/vectors/make_vectors.py [--keep DIR] [NAME]...
+
+Packing gives the same bytes for one build and one type of CPU only, so a vector that is made again is another vector: the
+committed ones stay, and only a new NAME is added. Without names it makes those that are missing. The SHA-256 sums that it
+writes into vectors.json are those of the program's output; check_vectors.py has the second reader confirm them.
+"""
+import argparse
+import hashlib
+import json
+import os
+import pathlib
+import random
+import shutil
+import struct
+import subprocess
+import sys
+import tempfile
+
+HERE = pathlib.Path(__file__).resolve().parent
+PROGRAM = os.environ.get('ICMA', 'icma')
+
+
+def f32(values):
+    return struct.pack(f'<{len(values)}f', *values)
+
+
+def f16(values):
+    return struct.pack(f'<{len(values)}e', *values)
+
+
+def bf16(values):
+    words = struct.unpack(f'<{len(values)}I', f32(values))
+    return struct.pack(f'<{len(values)}H', *((w + 0x7fff + (w >> 16 & 1)) >> 16 for w in words))
+
+
+FLOATS = {'F32': f32, 'F16': f16, 'BF16': bf16}
+
+
+def safetensors(tensors, metadata=None, spread=False):
+    """{name: (dtype, shape, bytes)} as a file's bytes. The data lie in the order given; `spread` lists them backwards."""
+    header, at = {}, 0
+    for name, (dtype, shape, data) in tensors.items():
+        header[name] = {'dtype': dtype, 'shape': list(shape), 'data_offsets': [at, at + len(data)]}
+        at += len(data)
+    if spread:
+        header = dict(reversed(header.items()))
+    if metadata is not None:
+        header = {'__metadata__': metadata, **header}
+    text = json.dumps(header, ensure_ascii=False, separators=(', ', ': ') if spread else (',', ':')).encode()
+    text += b' ' * (-len(text) % 8)
+    return struct.pack('<Q', len(text)) + text + b''.join(data for _, _, data in tensors.values())
+
+
+def numbers(key, count, size=1.0):
+    draw = random.Random(key)
+    return [draw.gauss(0, size) for _ in range(count)]
+
+
+def moving(key, task, progress, count, size):
+    """What training does: a start that all share, an average of the task, a drift along two directions, a little noise."""
+    parts = [numbers(f'{key} shared', count, size), numbers(f'{key} {task}', count, size),
+             numbers(f'{key} {task} drift', count, size * 0.3), numbers(f'{key} bend', count, size * 0.2),
+             numbers(f'{key} {task} {progress} noise', count, size * 0.02)]
+    weights = [1.0, 0.7, progress, progress * progress, 1.0]
+    return [sum(w * v for w, v in zip(weights, row)) for row in zip(*parts)]
+
+
+def lora(task, progress, modules=('q', 'v'), rank=2, width=12, dtypes=('F32',)):
+    """LoRA pairs in PEFT's names."""
+    tensors = {}
+    for m, module in enumerate(modules):
+        for f, (factor, shape) in enumerate((('A', (rank, width)), ('B', (width, rank)))):
+            dtype = dtypes[(2 * m + f) % len(dtypes)]
+            values = moving(f'{module} {factor} {rank} {width}', task, progress, rank * width, 0.05 if factor == 'A' else 0.02)
+            tensors[f'base_model.model.{module}_proj.lora_{factor}.weight'] = (dtype, shape, FLOATS[dtype](values))
+    return tensors
+
+
+def put(path, data):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data if isinstance(data, bytes) else data.encode())
+
+
+def config(rank=2, **more):
+    return json.dumps({'peft_type': 'LORA', 'r': rank, 'lora_alpha': 2 * rank, 'target_modules': ['q_proj', 'v_proj'], **more})
+
+
+def adapter(folder, image, rank=2, **more):
+    put(folder / 'adapter_model.safetensors', image)
+    put(folder / 'adapter_config.json', config(rank, **more))
+
+
+def condition(folder, values, dtype='F32'):
+    put(folder / 'task_vector.safetensors', safetensors({'task_vector': (dtype, (len(values),), FLOATS[dtype](values))}))
+
+
+QUICK = ('--epochs', '40', '-T', '1')
+
+
+def basis_given(root):
+    """basis, latents; 3 tasks x 5 checkpoints of F32, given conditions of 6 numbers"""
+    for task in ('bird', 'cat', 'dog'):
+        for n, step in enumerate((10, 20, 30, 40, 100)):
+            adapter(root / task / f'checkpoint-{step}', safetensors(lora(task, n / 4), {'format': 'pt'}))
+        condition(root / task, numbers(f'{task} condition', 6))
+    return QUICK
+
+
+def basis_learned(root):
+    """basis, latents; 4 tasks with 1 to 6 checkpoints, learned conditions, no metadata, no side files, loose files"""
+    for task, count in (('one', 1), ('two', 2), ('four', 4), ('six', 6)):
+        for n in range(count):
+            put(root / task / f'{task}-{n + 1:06}.safetensors', safetensors(lora(task, n / 5, rank=3)))
+    return (*QUICK, '--latent-dim', '4', '--explain', '0.95')
+
+
+def basis_mixed(root):
+    """basis; F32, F16 and BF16 in one file, other roles, verbatim integers, 0-d, zero-size and boolean tensors, NaN and
+    infinities as exceptions, zero B, metadata that differ, side files shared and not, UTF-8 names; given conditions"""
+    for task in ('Ärger', 'plain', 'zero B', 'UPPER.v1'):
+        for n, step in enumerate((5, 7, 1000, 123456)):
+            tensors = lora(task, n / 3, dtypes=('F32', 'F16', 'BF16', 'F32'))
+            names = list(tensors)
+            if task == 'zero B':
+                for name in names:
+                    dtype, shape, data = tensors[name]
+                    if 'lora_B' in name and (n == 0 or 'v_proj' in name):
+                        tensors[name] = (dtype, shape, bytes(len(data)))
+            if task == 'plain' and n in (1, 3):
+                dtype, shape, data = tensors[names[0]]
+                tensors[names[0]] = (dtype, shape, struct.pack('<If', 0x7fc01234, float('inf')) + data[8:])
+            if task == 'plain' and n == 3:
+                dtype, shape, data = tensors[names[2]]
+                tensors[names[2]] = (dtype, shape, data[:-2] + b'\xc0\xff')
+            tensors['norm.weight'] = ('F32', (40,), f32([1 + v for v in moving('norm', task, n / 3, 40, 0.1)]))
+            tensors['classifier.bias'] = ('F16', (4, 9), f16(moving('bias', task, n / 3, 36, 0.1)))
+            tensors['count'] = ('I64', (), struct.pack('<q', step * 1000 - 7))
+            tensors['empty'] = ('F32', (0, 4), b'')
+            tensors['mask'] = ('BOOL', (5,), bytes(int(v > 0) for v in numbers(f'mask {task}', 5)))
+            tensors['ids'] = ('I32', (2, 3), struct.pack('<6i', *(int(1000 * v) for v in numbers(f'ids {task} {n}', 6))))
+            tensors['wide'] = ('F64', (4,), struct.pack('<4d', *numbers(f'wide {n}', 4)))
+            tensors['bytes'] = ('U8', (7,), bytes(random.Random(f'{task} {n}').randrange(256) for _ in range(7)))
+            image = safetensors(tensors, {'format': 'pt', 'note': f'{task} "{step}"'} if n == 2 else {'format': 'pt'}, task == 'plain')
+            folder = root / task / f'checkpoint-{step}'
+            adapter(folder, image, **({'use_dora': False} if n == 3 else {}))
+            if task == 'UPPER.v1':
+                put(folder / 'README.md', f'# {task}\n\nSaved at {step if n > 1 else "start"}.\n')
+        condition(root / task, numbers(f'{task} mixed', 5), 'F16' if task == 'plain' else 'F32')
+    return (*QUICK, '--explain', '0.9')
+
+
+def basis_wide(root):
+    """basis; more tensors and rows than the others: 6 modules of two widths, 12 checkpoints, 9 components a role, 24 latents"""
+    for task in ('left', 'right'):
+        for n in range(6):
+            tensors = {**lora(task, n / 5, ('q', 'k', 'v'), 1, 40), **lora(task, n / 5, ('up', 'down', 'gate'), 2, 17, ('BF16',))}
+            put(root / task / f'checkpoint-{n + 1}' / 'adapter_model.safetensors', safetensors(tensors, {'format': 'pt'}))
+        condition(root / task, numbers(f'{task} condition', 3))
+    return (*QUICK, '--components', '9', '--latent-dim', '24')
+
+
+def paper(root):
+    """basis, --preset paper: 2 tasks x 4 checkpoints of F16"""
+    for task in ('a', 'b'):
+        for n in range(4):
+            put(root / task / f'checkpoint-{n + 1}' / 'adapter_model.safetensors', safetensors(lora(task, n / 3, dtypes=('F16',))))
+    return (*QUICK, '--preset', 'paper', '--latent-dim', '2')
+
+
+def generate(root):
+    """tier generate: 3 tasks x 3 checkpoints, given conditions; an exception and integers beside it"""
+    for task in ('sun', 'moon', 'star'):
+        for n in range(3):
+            tensors = lora(task, n / 2)
+            if task == 'moon' and n == 2:
+                name = next(iter(tensors))
+                dtype, shape, data = tensors[name]
+                tensors[name] = (dtype, shape, b'\x01\x00\x80\xff' + data[4:])
+            tensors['steps'] = ('I32', (1,), struct.pack('<i', n))
+            adapter(root / task / f'checkpoint-{n + 1}', safetensors(tensors, {'format': 'pt'}))
+        condition(root / task, numbers(f'{task} condition', 4))
+    return (*QUICK, '--tier', 'generate')
+
+
+def stepless(root):
+    """basis; tasks with one step-less checkpoint, with steps and a step-less last one, and a single loose file"""
+    for task in ('with', 'without'):
+        if task == 'with':
+            for n in range(3):
+                adapter(root / task / f'checkpoint-{10 * n}', safetensors(lora(task, n / 3), {'format': 'pt'}))
+        adapter(root / task, safetensors(lora(task, 1.0), {'format': 'pt'}))
+    put(root / 'loose.safetensors', safetensors(lora('loose', 0.5), {'format': 'pt'}))
+    return QUICK
+
+
+def none(root):
+    """no generator: nothing that can be modelled: integers, doubles, constants, tensors without elements, NaN"""
+    for task in ('ints', 'more'):
+        for n in range(2):
+            tensors = {'i': ('I64', (3,), struct.pack('<3q', n, -1, 1 << 40)), 'd': ('F64', (2,), struct.pack('<2d', 0.1, n)),
+                       'e': ('I32', (0,), b''), 's': ('U8', (), bytes([n]))}
+            adapter(root / task / f'checkpoint-{n + 1}', safetensors(tensors, {'task': task}))
+    return QUICK
+
+
+def one(root):
+    """one task with one checkpoint"""
+    adapter(root / 'only', safetensors(lora('only', 0.5), {'format': 'pt'}))
+    return QUICK
+
+
+def two_groups(root):
+    """two groups; one task has checkpoints in both, one of them with other roles, steps interleaved"""
+    for n in range(8):
+        rank = 2 if n % 2 else 3
+        adapter(root / 'both' / f'checkpoint-{n + 1}', safetensors(lora('both', n / 7, rank=rank), {'format': 'pt'}), rank)
+    for n in range(3):
+        adapter(root / 'low' / f'checkpoint-{n + 1}', safetensors(lora('low', n / 2, rank=2), {'format': 'pt'}), 2)
+        adapter(root / 'high' / f'checkpoint-{n + 1}', safetensors(lora('high', n / 2, rank=3), {'format': 'pt'}), 3)
+    for n, task in enumerate(('both', 'low', 'high')):
+        condition(root / task, numbers(f'{task} condition', 4))
+    return QUICK
+
+
+MAKERS = {f.__name__.replace('_', '-'): f for f in (basis_given, basis_learned, basis_mixed, basis_wide, paper, generate,
+                                                     stepless, none, one, two_groups)}
+
+
+def sha256(data):
+    return hashlib.sha256(data).hexdigest()
+
+
+def run(*arguments, unsupported=False):
+    done = subprocess.run([PROGRAM, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    if unsupported and done.returncode == 6:
+        return None
+    if done.returncode:
+        sys.exit(f'{PROGRAM} {" ".join(map(str, arguments))}: exit {done.returncode}\n{done.stderr.decode()}')
+    return done.stdout
+
+
+def make(name, shop):
+    tree, bundle = shop / name, HERE / f'{name}.icma'
+    options = MAKERS[name](tree)
+    run('pack', tree, '-o', bundle, '-f', *options)
+    tasks = {}
+    for task in json.loads(run('list', bundle, '-v', '--json'))['tasks']:
+        out = {'checkpoints': {}, 'samples': {}}
+        for checkpoint in task['checkpoints']:
+            step = 'final' if checkpoint['step'] is None else str(checkpoint['step'])
+            out['checkpoints'][step] = None
+        tasks[task['task']] = out
+    folder = shop / f'{name} out'
+    for item in json.loads(run('unpack', bundle, '--checkpoint', 'all', '-C', folder, '--json'))['adapters']:
+        step = 'final' if item['step'] is None else str(item['step'])
+        path = pathlib.Path(item['path'])
+        tasks[item['task']]['checkpoints'][step] = sha256(path.read_bytes())
+    for task, out in tasks.items():
+        for seed in (1, 2):
+            drawn = run('unpack', bundle, '--task', task, '--sample', '--seed', seed, '-o', '-', unsupported=True)
+            out['samples'][str(seed)] = drawn and sha256(drawn)
+    return {'description': ' '.join(MAKERS[name].__doc__.split()), 'size': bundle.stat().st_size,
+            'sha256': sha256(bundle.read_bytes()), 'tasks': tasks}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    parser.add_argument('--keep', metavar='DIR', help='leave the trees of adapters there')
+    parser.add_argument('names', nargs='*', metavar='NAME', help=', '.join(MAKERS))
+    options = parser.parse_args()
+    listing = HERE / 'vectors.json'
+    known = json.loads(listing.read_text()) if listing.exists() else {}
+    names = options.names or [name for name in MAKERS if name not in known]
+    for name in names:
+        if name not in MAKERS:
+            parser.error(f'{name}: not a vector; there are {", ".join(MAKERS)}')
+    shop = pathlib.Path(options.keep or tempfile.mkdtemp(prefix='icma-vectors-'))
+    try:
+        for name in names:
+            known[name] = make(name, shop)
+            print(f'{name}: {known[name]["size"]} bytes', file=sys.stderr)
+    finally:
+        if not options.keep:
+            shutil.rmtree(shop, ignore_errors=True)
+        listing.write_text(json.dumps(dict(sorted(known.items())), indent=1, ensure_ascii=False) + '\n')
+
+
+if __name__ == '__main__':
+    main()
