@@ -55,7 +55,7 @@ static const cli_option pack_options[] = {
     CLI_ROW(CLI_TEXT, 0, "device", "NAME", AT(device), "auto, cpu, cuda or cuda:N (default auto)"),
     CLI_ROW_RANGE(CLI_WHOLE, 'T', "threads", "N", AT(threads), 1, 4096,
                   "threads (default: as many as the machine has)"),
-    CLI_ROW_FLAG(0, "scalar", AT(scalar), "compute with the scalar reference: the same bits, slowly"),
+    CLI_ROW_FLAG(0, "scalar", AT(scalar), "encode and check with the scalar reference: the same bytes, slowly"),
     CLI_ROW_HEADING("Talk"),
     CLI_ROW_QUIET,
     CLI_ROW_VERBOSE("with --dry-run: every checkpoint"),
@@ -182,8 +182,6 @@ static icma_status read_options(const pack_arguments *a, icma_pack_options *opti
         return usage(error, "the output's name is empty; name a file with -o");
     if (a->output && strcmp(a->output, "-") == 0)
         return usage(error, "an archive cannot be written to a pipe; name a file with -o");
-    if (a->scalar && a->device)
-        return usage(error, "--scalar computes on the CPU; leave out --device");
     icma_status status = read_training(a, options, error); /* the preset comes before what overrides it */
     if (!status)
         status = read_tier(a->tier, options, error);
@@ -203,10 +201,7 @@ static icma_status read_options(const pack_arguments *a, icma_pack_options *opti
 static icma_status pack_found(const pack_arguments *a, const icma_inputs *inputs,
                               const icma_pack_options *options, icma_error *error) {
     const struct icma_ops *ops;
-    icma_status status = icma_device_open(a->scalar   ? "reference"
-                                          : a->device ? a->device
-                                                      : "auto",
-                                          &ops, error);
+    icma_status status = icma_device_open(a->device ? a->device : "auto", &ops, error);
     if (status)
         return status;
     icma_pack_result result;

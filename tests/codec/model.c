@@ -197,3 +197,133 @@ double model_backward(model *m, const model_batch *b) {
     free_pass(&s);
     return parts[0] + b->kl_weight * parts[1];
 }
+
+/* --- the twin ------------------------------------------------------------------------------------------ */
+
+double *model_normals(uint64_t *random, size_t count, double scale) {
+    double *values = make(count);
+    for (size_t i = 0; i < count; i++)
+        values[i] = (float)(scale * support_normal(random));
+    return values;
+}
+
+static icma_tensor *put(const icma_ops *ops, const double *values, size_t count) {
+    icma_tensor *tensor;
+    icma_error error = {0};
+    float *rounded = malloc((count + 1) * sizeof *rounded);
+    assert_non_null(rounded);
+    for (size_t i = 0; i < count; i++)
+        rounded[i] = (float)values[i];
+    assert_int_equal(ops->alloc(ops->device, ICMA_ELEMENT_F32, count + 1, &tensor, &error), ICMA_OK);
+    assert_int_equal(ops->upload(ops->device, tensor, 0, rounded, count, &error), ICMA_OK);
+    free(rounded);
+    return tensor;
+}
+
+static icma_tensor *put_indices(const icma_ops *ops, const uint32_t *values, size_t count) {
+    icma_tensor *tensor;
+    icma_error error = {0};
+    assert_int_equal(ops->alloc(ops->device, ICMA_ELEMENT_U32, count, &tensor, &error), ICMA_OK);
+    assert_int_equal(ops->upload(ops->device, tensor, 0, values, count, &error), ICMA_OK);
+    return tensor;
+}
+
+static void get(const icma_ops *ops, icma_matrix from, double *to) {
+    size_t count = from.rows * from.columns;
+    float *values = malloc((count + 1) * sizeof *values);
+    icma_error error = {0};
+    assert_non_null(values);
+    assert_int_equal(ops->download(ops->device, from.tensor, 0, values, count, &error), ICMA_OK);
+    for (size_t i = 0; i < count; i++)
+        to[i] = values[i];
+    free(values);
+}
+
+/* Rows in reverse. */
+static icma_tensor *put_reversed(const icma_ops *ops, const double *values, size_t rows, size_t columns) {
+    double *reversed = make(rows * columns);
+    for (size_t i = 0; i < rows; i++)
+        memcpy(reversed + (rows - 1 - i) * columns, values + i * columns, columns * sizeof *reversed);
+    icma_tensor *tensor = put(ops, reversed, rows * columns);
+    free(reversed);
+    return tensor;
+}
+
+enum { TWIN_FIRST = 3 };
+
+void twin_make(twin *t, const icma_ops *ops, const model *m, const model_batch *b) {
+    icma_cvae_shape shape = {m->targets, m->latent, m->coordinates, m->hidden, m->encoder_hidden, m->tasks, b->count + 2};
+    icma_rng rng = icma_rng_seed(1);
+    icma_error error = {0};
+    size_t n = b->count, total = n + TWIN_FIRST;
+    uint32_t *rows = calloc(total, sizeof *rows), *tasks = calloc(total, sizeof *tasks);
+    assert_true(rows && tasks && m->inputs == m->targets);
+    for (size_t i = 0; i < n; i++) {
+        rows[TWIN_FIRST + i] = (uint32_t)(n - 1 - i);
+        tasks[TWIN_FIRST + i] = b->task[i];
+    }
+    *t = (twin){.ops = ops};
+    assert_int_equal(icma_cvae_create(ops, shape, &rng, &t->cvae, &error), ICMA_OK);
+    t->p = put_reversed(ops, b->p, n, m->targets);
+    t->u = put_reversed(ops, b->u, n, m->inputs);
+    t->weight = put(ops, b->weight, m->targets);
+    t->noise = put(ops, b->noise, n * m->latent);
+    t->rows = put_indices(ops, rows, total);
+    t->tasks = put_indices(ops, tasks, total);
+    t->batch = (icma_cvae_batch){
+        .p = icma_matrix_of(t->p, n, m->targets),
+        .u = icma_matrix_of(t->u, n, m->inputs),
+        .weight = icma_matrix_of(t->weight, 1, m->targets),
+        .rows = t->rows,
+        .tasks = t->tasks,
+        .first = TWIN_FIRST,
+        .count = n,
+        .noise = icma_matrix_of(t->noise, n, m->latent),
+        .kl_weight = (float)b->kl_weight,
+    };
+    free(rows);
+    free(tasks);
+    twin_set(t, m);
+}
+
+void twin_free(twin *t) {
+    icma_tensor *all[] = {t->p, t->u, t->weight, t->rows, t->tasks, t->noise};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++)
+        t->ops->release(t->ops->device, all[i]);
+    icma_cvae_free(t->cvae);
+}
+
+void twin_set(twin *t, const model *m) {
+    for (int p = 0; p < ICMA_PARAMETERS; p++) {
+        size_t count = model_cells(m, p);
+        float *values = malloc((count + 1) * sizeof *values);
+        icma_error error = {0};
+        assert_non_null(values);
+        for (size_t i = 0; i < count; i++)
+            values[i] = (float)m->parameter[p][i];
+        assert_int_equal(icma_cvae_set(t->cvae, p, values, &error), ICMA_OK);
+        free(values);
+    }
+}
+
+double twin_loss(twin *t, double *reconstruction, double *kl) {
+    icma_error error = {0};
+    double parts[2];
+    icma_cvae_forward(t->cvae, &t->batch);
+    assert_int_equal(icma_cvae_loss(t->cvae, &t->batch, &parts[0], &parts[1], &error), ICMA_OK);
+    if (reconstruction)
+        *reconstruction = parts[0];
+    if (kl)
+        *kl = parts[1];
+    return parts[0] + (double)t->batch.kl_weight * parts[1];
+}
+
+void twin_backward(twin *t, double *const *gradient) {
+    icma_cvae_backward(t->cvae, &t->batch);
+    for (int p = 0; p < ICMA_PARAMETERS; p++)
+        get(t->ops, icma_cvae_gradient(t->cvae, p), gradient[p]);
+}
+
+void twin_output(twin *t, double *q) {
+    get(t->ops, icma_cvae_output(t->cvae, t->batch.count), q);
+}

@@ -35,4 +35,24 @@ double model_loss(const model *m, const model_batch *b, double *reconstruction, 
 /* Sets the gradients of model_loss; returns it. */
 double model_backward(model *m, const model_batch *b);
 
+/* The same model and batch as an icma_cvae on some op table (inputs = targets). The batch's elements start at 3 and name their rows in
+ * reverse, so that an index forgotten somewhere shows. */
+typedef struct twin {
+    const icma_ops *ops;
+    icma_cvae *cvae;
+    icma_tensor *p, *u, *weight, *rows, *tasks, *noise;
+    icma_cvae_batch batch;
+} twin;
+
+void twin_make(twin *t, const icma_ops *ops, const model *m, const model_batch *b);
+void twin_free(twin *t);
+void twin_set(twin *t, const model *m); /* the model's parameters, rounded to float */
+double twin_loss(twin *t, double *reconstruction, double *kl); /* runs forward */
+/* After twin_loss: runs backward, and copies all gradients to `gradient` (as model.gradient). */
+void twin_backward(twin *t, double *const *gradient);
+void twin_output(twin *t, double *q); /* after twin_loss: count x targets */
+
+/* `count` random normals that floats hold exactly, times `scale`; the caller frees. */
+double *model_normals(uint64_t *random, size_t count, double scale);
+
 #endif

@@ -187,9 +187,11 @@ def generate(root):
 
 
 def stepless(root):
-    """basis; tasks with one step-less checkpoint, with steps and a step-less last one, and a single loose file"""
+    """basis; tasks with one step-less checkpoint, with steps and a step-less last one, and a single loose file; one condition
+    given, the others learned"""
     for task in ('with', 'without'):
         if task == 'with':
+            condition(root / task, numbers('with condition', 5))
             for n in range(3):
                 adapter(root / task / f'checkpoint-{10 * n}', safetensors(lora(task, n / 3), {'format': 'pt'}))
         adapter(root / task, safetensors(lora(task, 1.0), {'format': 'pt'}))
@@ -198,12 +200,15 @@ def stepless(root):
 
 
 def none(root):
-    """no generator: nothing that can be modelled: integers, doubles, constants, tensors without elements, NaN"""
+    """no generator: LoRA factors too small to be modelled, integers, doubles, 8-bit floats, tensors without elements, no side
+    files; given conditions, which nothing reads"""
     for task in ('ints', 'more'):
-        for n in range(2):
-            tensors = {'i': ('I64', (3,), struct.pack('<3q', n, -1, 1 << 40)), 'd': ('F64', (2,), struct.pack('<2d', 0.1, n)),
-                       'e': ('I32', (0,), b''), 's': ('U8', (), bytes([n]))}
-            adapter(root / task / f'checkpoint-{n + 1}', safetensors(tensors, {'task': task}))
+        for n in range(3):
+            tensors = {**lora(task, n, width=3), 'i': ('I64', (3,), struct.pack('<3q', n, -1, 1 << 40)),
+                       'd': ('F64', (2,), struct.pack('<2d', 0.1, n)), 'e': ('I32', (0,), b''), 's': ('U8', (), bytes([n])),
+                       'f': ('F8_E4M3', (2, 2), bytes([0, 56, 126, n]))}
+            put(root / task / f'checkpoint-{n + 1}' / 'adapter_model.safetensors', safetensors(tensors, {'task': task, 'n': str(n // 2)}))
+        condition(root / task, numbers(f'{task} condition', 4))
     return QUICK
 
 

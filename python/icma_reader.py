@@ -1,0 +1,977 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""A second reader of icma archives, written from spec/icma-format.md and from nothing else; its chapters stand in the comments.
+
+    icma_reader.py list B.icma
+    icma_reader.py decode B.icma TASK STEP|final|last -o FILE
+    icma_reader.py sample B.icma TASK SEED -o FILE
+    icma_reader.py check B.icma
+
+    archive = icma_reader.open('B.icma')
+    archive.tasks(); archive.checkpoints('cat'); archive.decode('cat', 300); archive.sample('cat', seed=7)
+
+It is meant to be read beside the specification and to disagree with the C program wherever one of the three is wrong. It
+needs numpy, and either the zstandard module or the zstd command.
+"""
+import argparse
+import builtins
+import dataclasses
+import fractions
+import json
+import math
+import os
+import struct
+import subprocess
+import sys
+
+import numpy
+
+from xxh3 import xxh3_64
+
+NONE = 0xffffffff
+SIGNATURE, GENERATOR, HEAD, TASK, TEXTS, VERBATIM, RECORD, CONDITION = range(1, 9)
+# 3.5: kind: (in a group, of a task, covers a range, the range starts at 0)
+OWNERS = {SIGNATURE: (True, False), GENERATOR: (True, False), HEAD: (True, False), TASK: (True, True), TEXTS: (True, True),
+          VERBATIM: (True, True), RECORD: (True, False), CONDITION: (True, True)}
+GENERATE, LATENT, KEPT = 0, 1, 15
+BITS = {'BOOL': 8, 'F4': 4, 'F6_E2M3': 6, 'F6_E3M2': 6, 'U8': 8, 'I8': 8, 'F8_E5M2': 8, 'F8_E4M3': 8, 'F8_E8M0': 8,
+        'F8_E4M3FNUZ': 8, 'F8_E5M2FNUZ': 8, 'I16': 16, 'U16': 16, 'F16': 16, 'BF16': 16, 'I32': 32, 'U32': 32, 'F32': 32,
+        'C64': 64, 'F64': 64, 'I64': 64, 'U64': 64}
+MODELLED = {'F32', 'F16', 'BF16'}
+
+
+class IcmaError(Exception):
+    """Why a reader refuses (1.2). `kind` is the class: format, corrupt, unsupported, limit, or missing."""
+    CODES = {'format': 4, 'corrupt': 4, 'unsupported': 6, 'missing': 7, 'limit': 10}
+
+    def __init__(self, kind, message):
+        super().__init__(message)
+        self.kind, self.code = kind, self.CODES[kind]
+
+
+def corrupt(message):
+    raise IcmaError('corrupt', message)
+
+
+def unsupported(message):
+    raise IcmaError('unsupported', message)
+
+
+def limit(message):
+    raise IcmaError('limit', message)
+
+
+def printable(name):
+    return ''.join(c if c.isprintable() else f'\\u{ord(c):04x}' for c in name)
+
+
+def safe_segment(name):
+    """3.7"""
+    if not 1 <= len(name) <= 255 or name in (b'.', b'..') or name[:1] == b'-':
+        return False
+    if any(c < 0x20 or c == 0x7f or c in b'/\\' for c in name):
+        return False
+    try:
+        name.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def ungroup(data, width):
+    """2.4"""
+    return numpy.frombuffer(data, numpy.uint8).reshape(width, -1).T.tobytes()
+
+
+class Cursor:
+    """Reads a payload to its last byte."""
+
+    def __init__(self, data, what):
+        self.data, self.at, self.what = data, 0, what
+
+    def take(self, count):
+        if count > len(self.data) - self.at:
+            corrupt(f'{self.what} ends too soon')
+        self.at += count
+        return self.data[self.at - count:self.at]
+
+    def u8(self):
+        return self.take(1)[0]
+
+    def varint(self):
+        """2.2"""
+        value = 0
+        for n in range(10):
+            byte = self.u8()
+            value |= (byte & 0x7f) << 7 * n
+            if byte < 0x80:
+                if byte == 0 and n or n == 9 and byte != 1:
+                    corrupt(f'{self.what} holds a number that is not in its shortest form')
+                return value
+        corrupt(f'{self.what} holds a number that is too long')
+
+    def signed(self):
+        value = self.varint()
+        return -(value + 1) // 2 if value & 1 else value // 2
+
+    def array(self, kind, count):
+        return numpy.frombuffer(self.take(count * numpy.dtype(kind).itemsize), kind)
+
+    def end(self):
+        if self.at != len(self.data):
+            corrupt(f'{self.what} has bytes after its end')
+
+
+# 2.6: zstd
+
+def check_frame(data, raw):
+    """One frame that declares its size, without dictionary, that ends where the data do; RFC 8878, 3.1.1."""
+    def need(count):
+        if count > len(data):
+            corrupt('a zstd frame is cut off')
+    need(5)
+    if data[:4] != b'\x28\xb5\x2f\xfd':
+        corrupt('not a zstd frame')
+    flags, at = data[4], 5
+    single, content, dictionary = flags >> 5 & 1, flags >> 6, flags & 3
+    if flags & 8:
+        corrupt('a zstd frame has a reserved bit set')
+    window = None
+    if not single:
+        need(at + 1)
+        base = 1 << 10 + (data[at] >> 3)
+        window = base + base // 8 * (data[at] & 7)
+        at += 1
+    size = (0, 1, 2, 4)[dictionary]
+    need(at + size)
+    if any(data[at:at + size]):
+        corrupt('a zstd frame wants a dictionary')
+    at += size
+    size = (single, 2, 4, 8)[content]
+    if not size:
+        corrupt('a zstd frame does not declare its size')
+    need(at + size)
+    declared = int.from_bytes(data[at:at + size], 'little') + (256 if size == 2 else 0)
+    at += size
+    if declared != raw:
+        corrupt('a zstd frame declares another size')
+    if (declared if window is None else window) > 1 << 27:
+        corrupt('a zstd frame has a window over 128 MiB')
+    last = False
+    while not last:
+        need(at + 3)
+        block = int.from_bytes(data[at:at + 3], 'little')
+        last, kind, size = block & 1, block >> 1 & 3, block >> 3
+        if kind == 3:
+            corrupt('a zstd frame has a block of an unknown type')
+        at += 3 + (1 if kind == 1 else size)
+        need(at)
+    at += 4 if flags & 4 else 0
+    if at != len(data):
+        corrupt('a zstd frame does not end where its section does')
+
+
+def decompress(data, raw):
+    check_frame(data, raw)
+    try:
+        import zstandard
+    except ImportError:
+        done = subprocess.run(['zstd', '-d', '-c', '-q'], input=data, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        out = done.stdout if done.returncode == 0 else None
+    else:
+        try:
+            out = zstandard.ZstdDecompressor().decompress(data, max_output_size=raw)
+        except zstandard.ZstdError:
+            out = None
+    if out is None or len(out) != raw:
+        corrupt('a zstd frame does not decompress')
+    return out
+
+
+# 3: the container
+
+@dataclasses.dataclass
+class Section:
+    offset: int
+    stored: int
+    raw: int
+    hash: int
+    kind: int
+    coding: int
+    flags: int
+    group: int
+    task: int
+    first: int
+    count: int
+    reserved: int
+
+    @property
+    def key(self):
+        return self.kind, self.group, self.task, self.first
+
+
+ENTRY = struct.Struct('<QQQQHBBIIIII')
+
+
+def up(size):
+    return -(-size // 64) * 64
+
+
+class Container:
+    def __init__(self, path):
+        self.file = builtins.open(path, 'rb')
+        try:
+            self.size = os.fstat(self.file.fileno()).st_size
+            self.read_header()
+            self.read_footer()
+        except BaseException:
+            self.file.close()
+            raise
+
+    def close(self):
+        self.file.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+    def read(self, offset, size):
+        data = b''
+        while len(data) < size:
+            part = os.pread(self.file.fileno(), size - len(data), offset + len(data))
+            if not part:
+                corrupt('the file shrank while it was read')
+            data += part
+        return data
+
+    def read_header(self):
+        """3.2"""
+        head = self.read(0, min(64, self.size))
+        if head[:8] != b'\x89ICMA\r\n\x1a':
+            raise IcmaError('format', 'not an icma archive')
+        if len(head) < 64 or struct.unpack_from('<Q', head, 56)[0] != xxh3_64(head[:56]):
+            corrupt('the header is damaged')
+        version, reserved, required, _ = struct.unpack_from('<HHII', head, 8)
+        if version != 0:
+            unsupported(f'format version {version}')
+        if required or reserved or any(head[20:56]):
+            unsupported('the header has features or reserved bits set')
+
+    def read_footer(self):
+        """3.3"""
+        if self.size < 192 or self.size % 64:
+            corrupt('the length is not that of an archive')
+        foot = self.read(self.size - 64, 64)
+        if foot[48:56] != b'\x8aICMAend' or struct.unpack_from('<Q', foot, 56)[0] != xxh3_64(foot[:56]):
+            corrupt('the footer is damaged')
+        offset, stored, raw, digest, length, coding = struct.unpack_from('<QQQQQB', foot)
+        if any(foot[41:48]):
+            unsupported('the footer has reserved bits set')
+        if length != self.size or offset % 64 or offset < 64 or offset + up(stored) != self.size - 64:
+            corrupt('the footer does not fit the file')
+        if coding > 1:
+            unsupported(f'the index has coding {coding}')
+        if raw > 1 << 30:
+            limit('the index is over 1 GiB')
+        n = self.size // 64
+        if not 16 <= raw <= 16 + 56 * n + 256 * min(n, 131072):
+            corrupt('the index has an impossible size')
+        self.index_offset = offset
+        index = self.load_bytes(offset, stored, raw, digest, coding, 'the index')
+        self.read_index(index)
+
+    def load_bytes(self, offset, stored, raw, digest, coding, what):
+        """3.6"""
+        if stored < 1 or (stored != raw if coding == 0 else stored >= raw):
+            corrupt(f'{what} has sizes that contradict its coding')
+        data = self.read(offset, up(stored))
+        if any(data[stored:]):
+            corrupt(f'{what} has padding that is not zero')
+        data = data[:stored]
+        if xxh3_64(data) != digest:
+            corrupt(f'{what} is damaged')
+        return decompress(data, raw) if coding else data
+
+    def read_index(self, index):
+        """3.4"""
+        s, g, t, reserved = struct.unpack_from('<IIII', index)
+        if reserved:
+            unsupported('the index has reserved bits set')
+        if s > 1 << 22 or g > 1 << 16 or t > 1 << 17:
+            limit('too many sections, groups or tasks')
+        if g > s or t > s:
+            corrupt('more groups or tasks than sections')
+        if len(index) - 16 < 56 * s:
+            corrupt('the index is too short for its entries')
+        entries = ungroup(index[16:16 + 56 * s], 56) if s else b''
+        self.sections = [Section(*ENTRY.unpack_from(entries, 56 * i)) for i in range(s)]
+        for i, section in enumerate(self.sections):
+            optional = section.flags & 1
+            if section.reserved or section.flags & 0xfe or section.coding > 1 or section.kind not in OWNERS and not optional:
+                unsupported(f'section {i} has an unknown kind, coding or flag')
+            if section.raw > 1 << 40:
+                limit(f'section {i} is over 1 TiB')
+            if section.stored < 1 or section.raw < 1:
+                corrupt(f'section {i} is empty')
+            if section.stored != section.raw if section.coding == 0 else section.stored >= section.raw:
+                corrupt(f'section {i} has sizes that contradict its coding')
+            if i and self.sections[i - 1].key >= section.key:
+                corrupt(f'section {i} is out of order')
+        self.read_names(index[16 + 56 * s:], t)
+        self.groups = g
+        groups, tasks = set(), set()
+        for i, section in enumerate(self.sections):
+            if section.group != NONE and section.group >= g or section.task != NONE and section.task >= t:
+                corrupt(f'section {i} has a group or a task that is not there')
+            if section.first + section.count > NONE:
+                corrupt(f'section {i} has an impossible range')
+            groups.add(section.group)
+            tasks.add(section.task)
+        if len(groups - {NONE}) != g or len(tasks - {NONE}) != t:
+            corrupt('a group or a task has no section')
+        at = 64
+        for section in sorted(self.sections, key=lambda section: section.offset):
+            if section.offset != at:
+                corrupt('the sections do not tile the file')
+            at += up(section.stored)
+        if at != self.index_offset:
+            corrupt('the sections do not end where the index starts')
+        for i, section in enumerate(self.sections):
+            if section.kind in OWNERS:
+                group, task = OWNERS[section.kind]
+                bad = (section.group != NONE) != group or (section.task != NONE) != task
+                if section.kind not in (HEAD, VERBATIM):
+                    bad = bad or section.first != 0 or section.kind != TASK and section.count != 0
+                if bad:
+                    corrupt(f'section {i} belongs where its kind cannot')
+
+    def read_names(self, data, count):
+        """3.7"""
+        cursor = Cursor(data, 'the list of names')
+        self.names, seen = [], set()
+        for _ in range(count):
+            name = cursor.take(cursor.u8())
+            if not safe_segment(name):
+                corrupt('a task has an unsafe name')
+            if name.lower() in seen:
+                corrupt('two tasks have one name')
+            seen.add(name.lower())
+            self.names.append(name.decode())
+        cursor.end()
+
+    def load(self, section):
+        what = f'section {self.sections.index(section)} (kind {section.kind})'
+        return self.load_bytes(section.offset, section.stored, section.raw, section.hash, section.coding, what)
+
+
+# Safetensors headers (4.1)
+
+@dataclasses.dataclass
+class Tensor:
+    name: str
+    dtype: str
+    shape: tuple
+    begin: int
+    end: int
+
+    @property
+    def elements(self):
+        return math.prod(self.shape)
+
+    @property
+    def width(self):
+        return max(1, BITS[self.dtype] // 8)
+
+
+def unique(pairs):
+    if len({key for key, _ in pairs}) != len(pairs):
+        corrupt('a safetensors header names something twice')
+    return dict(pairs)
+
+
+def whole(value):
+    return type(value) is int and 0 <= value < 1 << 64
+
+
+def parse_header(text):
+    """The tensors in data order, and the size of the data."""
+    try:
+        header = json.loads(text.decode(), object_pairs_hook=unique, parse_constant=lambda _: corrupt('not a number'))
+        json.dumps(header, ensure_ascii=False).encode()
+    except (ValueError, RecursionError):
+        corrupt('a safetensors header is not JSON')
+    if text[:1] != b'{' or type(header) is not dict:
+        corrupt('a safetensors header is not an object')
+    metadata = header.pop('__metadata__', {})
+    if type(metadata) is not dict or not all(type(value) is str for value in metadata.values()):
+        corrupt('__metadata__ maps to something else than strings')
+    tensors = []
+    for name, entry in header.items():
+        if type(entry) is not dict or set(entry) != {'dtype', 'shape', 'data_offsets'}:
+            corrupt('a tensor is not described as it must be')
+        dtype, shape, ends = entry['dtype'], entry['shape'], entry['data_offsets']
+        if type(dtype) is not str or type(shape) is not list or type(ends) is not list or len(ends) != 2:
+            corrupt('a tensor is not described as it must be')
+        if not all(map(whole, shape)) or not all(map(whole, ends)):
+            corrupt('a tensor has a shape or range that is not of whole numbers')
+        if dtype not in BITS:
+            unsupported(f'dtype {printable(dtype)}')
+        tensor = Tensor(name, dtype, tuple(shape), *ends)
+        bits = tensor.elements * BITS[dtype]
+        if bits % 8 or ends[0] > ends[1] or bits // 8 != ends[1] - ends[0]:
+            corrupt('a tensor has a range that is not of its size')
+        tensors.append(tensor)
+    tensors.sort(key=lambda tensor: (tensor.begin, tensor.begin == tensor.end))
+    at = 0
+    for tensor in tensors:
+        if tensor.begin == tensor.end:
+            if tensor.begin > max(t.end for t in tensors):
+                corrupt('a tensor lies outside the data')
+        elif tensor.begin != at:
+            corrupt('the tensors do not tile the data')
+        at = max(at, tensor.end)
+    return tensors, at
+
+
+# 4.5: arithmetic
+
+def fma32(a, b, c):
+    """a b + c in binary32, rounded once, for every element. The product is exact in binary64; the sum is rounded to odd there, so
+    that rounding it again to binary32 gives what one rounding gives."""
+    product = numpy.multiply(a, b, dtype=numpy.float64)
+    c = c.astype(numpy.float64)
+    total = product + c
+    back = total - product
+    rest = (product - (total - back)) + (c - back)
+    even = (total.view(numpy.int64) & 1) == 0
+    odd = numpy.nextafter(total, numpy.where(rest > 0, numpy.inf, -numpy.inf))
+    return numpy.where(numpy.isfinite(total) & (rest != 0) & even, odd, total).astype(numpy.float32)
+
+
+def linear(x, matrix, y):
+    for value, row in zip(x, matrix):
+        y = fma32(value, row, y)
+    return y
+
+
+def softsign(v):
+    return v / (numpy.float32(1) + numpy.abs(v))
+
+
+def to_bfloat16(x):
+    words = x.view(numpy.uint32).astype(numpy.uint64)
+    return ((words + 0x7fff + (words >> 16 & 1)) >> 16).astype('<u2')
+
+
+CASTS = {'F32': lambda x: x.astype('<f4'), 'F16': lambda x: x.astype('<f2'), 'BF16': to_bfloat16}
+
+
+def fma64(a, b, c):
+    """In binary64, rounded once: exact fractions, whose conversion to float rounds correctly."""
+    exact = fractions.Fraction(a) * fractions.Fraction(b) + fractions.Fraction(c)
+    return exact.numerator / exact.denominator
+
+
+def log64(x):
+    """4.8"""
+    f, e = math.frexp(x)
+    if f < float.fromhex('0x1.6a09e667f3bcdp-1'):
+        f, e = 2 * f, e - 1
+    t = (f - 1) / (f + 1)
+    y = t * t
+    total = 1 / 19
+    for k in range(17, 0, -2):
+        total = fma64(total, y, 1 / k)
+    return fma64(float(e), float.fromhex('0x1.62e42fefa39efp-1'), 2 * t * total)
+
+
+def normals(seed, count):
+    """4.8"""
+    mask, state = (1 << 64) - 1, seed
+
+    def uniform():
+        nonlocal state
+        state = state + 0x9e3779b97f4a7c15 & mask
+        z = state
+        z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9 & mask
+        z = (z ^ z >> 27) * 0x94d049bb133111eb & mask
+        return ((z ^ z >> 31) >> 11) * 2.0 ** -52 - 1
+
+    out = []
+    while len(out) < count:
+        u, v = uniform(), uniform()
+        s = fma64(u, u, v * v)
+        if 0 < s < 1:
+            out.append(u * math.sqrt(-2 * log64(s) / s))
+    return numpy.array(out, numpy.float64).astype(numpy.float32)
+
+
+# 4: what is in the sections
+
+def plain(values, what, positive=False):
+    """f32 or, as u16, bfloat16; zero or normal."""
+    if values.dtype == numpy.dtype('<u2'):
+        values = (values.astype('<u4') << 16).view('<f4')
+    exponent = values.view('<u4') >> 23 & 0xff
+    if numpy.any(exponent == 255) or numpy.any((exponent == 0) & (values != 0)):
+        corrupt(f'{what}: a number is not finite, or too small')
+    if positive and not numpy.all(values > 0):
+        corrupt(f'{what}: a number is not positive')
+    return values
+
+
+class Generator:
+    """4.3"""
+
+    def __init__(self, data, tensors):
+        self.tensors = tensors
+        cursor = Cursor(data, 'the generator')
+        self.kind = cursor.u8()
+        if self.kind > 1:
+            unsupported(f'generator of kind {self.kind}')
+        if cursor.varint() != len(tensors):
+            corrupt('the generator is for another number of tensors')
+        self.treatment = list(cursor.take(len(tensors)))
+        for treatment, tensor in zip(self.treatment, tensors):
+            if treatment > 3:
+                unsupported(f'treatment {treatment}')
+            if treatment < 3 and (tensor.dtype not in MODELLED or not tensor.elements or self.kind == 0):
+                corrupt('the generator models a tensor that cannot be modelled')
+        self.modelled = [t for t, treatment in enumerate(self.treatment) if treatment < 3]
+        if self.kind == 0:
+            cursor.end()
+            return
+
+        def size(most, least=0):
+            value = cursor.varint()
+            if not least <= value <= most:
+                corrupt('the generator has a size out of its range')
+            return value
+
+        self.roles = [size(4096) for _ in range(3)]
+        k = self.k = sum(self.roles)
+        if not k:
+            corrupt('the generator has no rows')
+        d, m, h = self.d, self.m, self.h = size(1024), size(1024), size(1024, 1)
+        c, m_g = self.c, self.m_g = size(1 << 20), size(1024)
+        if m_g > m or (m_g == 0) != (c == 0):
+            corrupt('the generator has a size out of its range')
+
+        def floats(*shape, kind='<f4', positive=False):
+            return plain(cursor.array(kind, math.prod(shape)), 'the generator', positive).reshape(shape)
+
+        self.scale = dict(zip(self.modelled, floats(len(self.modelled), positive=True)))
+        self.condition = floats(m_g, c)
+        self.latent_step = floats(d, positive=True)
+        self.correction_step = floats(k, positive=True)
+        self.v1, self.b1 = floats(d + m, h, kind='<u2'), floats(h)
+        self.v2, self.b2 = floats(h, h, kind='<u2'), floats(h)
+        self.v3, self.s, self.b3 = floats(h, k, kind='<u2'), floats(d + m, k), floats(k)
+        cursor.end()
+
+    def coordinates(self, origin, values):
+        if origin == 2:
+            return values
+        a = numpy.zeros(self.m, numpy.float32)
+        a[:self.m_g] = linear(values, self.condition.T, a[:self.m_g])
+        return a
+
+    def coefficients(self, z, a):
+        x = numpy.concatenate([z, a])
+        with numpy.errstate(all='ignore'):
+            h1 = softsign(linear(x, self.v1, self.b1))
+            h2 = softsign(linear(h1, self.v2, self.b2))
+            q = linear(x, self.s, linear(h2, self.v3, self.b3))
+        if not numpy.all(numpy.isfinite(q)):
+            corrupt('a coefficient is not finite')
+        return q
+
+    def weights(self, head, t, q):
+        """The bytes of modelled tensor t."""
+        role = self.treatment[t]
+        start = sum(self.roles[:role])
+        steps, rows = head[t]
+        with numpy.errstate(all='ignore'):
+            a = q[start:start + self.roles[role]] * steps
+            w = linear(a, rows.astype(numpy.float32), numpy.zeros(self.tensors[t].elements, numpy.float32))
+            x = w * self.scale[t]
+            if not numpy.all(numpy.isfinite(x)):
+                corrupt('a weight is not finite')
+            return CASTS[self.tensors[t].dtype](x).tobytes()
+
+
+@dataclasses.dataclass
+class Checkpoint:
+    """A row of a task's table (4.6). `step` is None where there is none."""
+    step: int = None
+    tier: int = LATENT
+    header: int = 0
+    side: list = None
+    exceptions: list = None
+    latents: list = None
+    corrections: list = None
+    errors: list = None
+    hash: int = 0
+    part: object = None
+    number: int = 0
+
+
+def read_table(cursor, n, generator):
+    """4.6"""
+    table = [Checkpoint(number=i) for i in range(n)]
+    step = 0
+    for i, row in enumerate(table):
+        value = cursor.varint()
+        if value == 0 and i != n - 1:
+            corrupt('a checkpoint that is not the last has no step')
+        if value == 1 and i:
+            corrupt('steps do not ascend')
+        if value:
+            step += value - 1
+            row.step = step
+            if step >= 1 << 64:
+                corrupt('a step is too large')
+    for row in table:
+        row.tier = cursor.u8()
+        if row.tier not in (GENERATE, LATENT, KEPT):
+            unsupported(f'tier {row.tier}')
+        if (row.tier == KEPT) != (generator.kind == 0):
+            corrupt('a tier that its group cannot have')
+    for row in table:
+        row.header = cursor.varint()
+        row.side = []
+        for _ in range(cursor.varint()):
+            name = cursor.varint()
+            row.side.append((name, cursor.varint()))
+        row.exceptions, tensor = [], -1
+        for _ in range(cursor.varint()):
+            tensor += cursor.varint() + 1
+            if tensor >= len(generator.treatment) or generator.treatment[tensor] == 3:
+                corrupt('an exception that is not a modelled tensor')
+            row.exceptions.append(tensor)
+    latent = [row for row in table if row.tier == LATENT]
+
+    def column(differences):
+        last, out = 0, []
+        for _ in latent:
+            value = cursor.signed() + (last if differences else 0)
+            if abs(value) > 1 << 23:
+                corrupt('a latent or a correction is too large')
+            last = value
+            out.append(value)
+        return out
+
+    if generator.kind == 1:
+        latents = [column(True) for _ in range(generator.d)]
+        corrections = [column(False) for _ in range(generator.k)]
+        for i, row in enumerate(latent):
+            row.latents, row.corrections = [c[i] for c in latents], [c[i] for c in corrections]
+    errors = [cursor.array('<u2', n) for _ in range(3)]
+    for measure in errors:
+        if numpy.any(measure > 0x7f80):
+            corrupt('an error measure is negative or not a number')
+    hashes = cursor.array('<u8', n)
+    cursor.end()
+    for i, row in enumerate(table):
+        row.errors, row.hash = [int(measure[i]) for measure in errors], int(hashes[i])
+    return table
+
+
+class Group:
+    def __init__(self, archive, number):
+        self.archive, self.number = archive, number
+        own = [s for s in archive.container.sections if s.group == number]
+        self.signature_section = archive.only(own, SIGNATURE, 'signature')
+        self.generator_section = archive.only(own, GENERATOR, 'generator')
+        self.head_sections = [s for s in own if s.kind == HEAD]
+        self.header = archive.container.load(self.signature_section)
+        self.tensors, self.size = parse_header(self.header)
+        self.generator = Generator(archive.container.load(self.generator_section), self.tensors)
+        self.heads = None
+        at = 0
+        for section in self.head_sections:
+            if section.first != at or not section.count:
+                corrupt('the head has a gap or an overlap')
+            at += section.count
+        if at > len(self.tensors) or at <= max(self.generator.modelled, default=-1) or self.head_sections and not self.generator.kind:
+            corrupt('the head is not that of its group')
+
+    def head(self):
+        """4.4: {tensor: (steps, rows)}"""
+        if self.heads is None:
+            heads, generator = {}, self.generator
+            for section in self.head_sections:
+                cursor = Cursor(self.archive.container.load(section), 'the head')
+                covered = [t for t in generator.modelled if section.first <= t < section.first + section.count]
+                rows = {t: generator.roles[generator.treatment[t]] for t in covered}
+                steps = {t: plain(cursor.array('<f4', rows[t]), 'the head', True) for t in covered}
+                count = sum(rows[t] * self.tensors[t].elements for t in covered)
+                if len(cursor.data) - cursor.at != 2 * count:
+                    corrupt('the head has another size than its tensors need')
+                planes = cursor.array('u1', 2 * count).astype('<u2')
+                numbers = (planes[:count] | planes[count:] << 8).view('<i2')
+                if numpy.any(numbers == -32768):
+                    corrupt('the head holds -32768')
+                at = 0
+                for t in covered:
+                    size = rows[t] * self.tensors[t].elements
+                    heads[t] = steps[t], numbers[at:at + size].reshape(rows[t], -1)
+                    at += size
+            self.heads = heads
+        return self.heads
+
+
+class Part:
+    """What one task has in one group."""
+
+    def __init__(self, archive, group, task):
+        self.archive, self.group, self.task = archive, group, task
+        own = [s for s in archive.container.sections if s.group == group.number and s.task == task]
+        table = archive.only(own, TASK, 'task')
+        self.texts = self.read_texts([s for s in own if s.kind == TEXTS])
+        self.verbatim_sections = [s for s in own if s.kind == VERBATIM]
+        self.rows = read_table(Cursor(archive.container.load(table), 'a task table'), table.count, group.generator)
+        if not self.rows:
+            corrupt('a task part without checkpoints')
+        conditions = [s for s in own if s.kind == CONDITION]
+        if group.generator.kind and len(conditions) != 1:
+            corrupt('a task part has no condition')
+        self.origin, self.condition = 0, None
+        if conditions:
+            self.read_condition(archive.container.load(conditions[0]))
+        for row in self.rows:
+            row.part = self
+            if row.header > len(self.texts) or any(max(pair) >= len(self.texts) for pair in row.side):
+                corrupt('a checkpoint has a text that is not there')
+            for name, _ in row.side:
+                if not safe_segment(self.texts[name]):
+                    corrupt('a side file has an unsafe name')
+        self.headers = {}
+        for number in {row.header for row in self.rows} - {0}:
+            self.check_header(self.texts[number - 1])
+        self.data = {}
+        at = 0
+        for section in self.verbatim_sections:
+            if section.first < at or not section.count or section.first + section.count > len(self.rows):
+                corrupt('a verbatim section has another range than its task')
+            at = section.first + section.count
+
+    def read_texts(self, sections):
+        """4.2"""
+        if not sections:
+            return []
+        cursor = Cursor(self.archive.container.load(sections[0]), 'the texts')
+        texts = []
+        for _ in range(cursor.varint()):
+            texts.append(cursor.take(cursor.varint()))
+        cursor.end()
+        return texts
+
+    def read_condition(self, data):
+        """4.6"""
+        cursor = Cursor(data, 'a condition')
+        self.origin = cursor.u8()
+        if self.origin not in (1, 2):
+            unsupported(f'condition of origin {self.origin}')
+        if 0 in cursor.take(cursor.u8()):
+            corrupt('a condition has a file name with NUL')
+        count, rest = divmod(len(data) - cursor.at, 4)
+        generator = self.group.generator
+        if rest or not count or generator.kind and count != (generator.c if self.origin == 1 else generator.m):
+            corrupt('a condition has another size than its generator takes')
+        self.condition = cursor.array('<f4', count)
+        if not numpy.all(numpy.isfinite(self.condition)):
+            corrupt('a condition is not finite')
+
+    def check_header(self, text):
+        """4.2"""
+        mine = {t.name: t for t in parse_header(text)[0]}
+        if mine != {t.name: t for t in self.group.tensors}:
+            corrupt('a header describes other tensors than its group')
+
+    def kept(self, row):
+        """The tensors that a checkpoint keeps verbatim and that have bytes."""
+        return [t for t, tensor in enumerate(self.group.tensors) if tensor.begin < tensor.end and
+                (self.group.generator.treatment[t] == 3 or t in row.exceptions)]
+
+    def verbatim(self, row):
+        """4.7: {tensor: bytes}"""
+        if not self.kept(row):
+            return {}
+        for section in self.verbatim_sections:
+            if section.first <= row.number < section.first + section.count:
+                break
+        else:
+            corrupt('a checkpoint has no verbatim section')
+        if section.first not in self.data:
+            cursor = Cursor(self.archive.container.load(section), 'a verbatim section')
+            rows = self.rows[section.first:section.first + section.count]
+            kept = {r.number: {} for r in rows}
+            for t, tensor in enumerate(self.group.tensors):
+                having = [r for r in rows if t in self.kept(r)]
+                size = tensor.end - tensor.begin
+                data = cursor.take(size * len(having))
+                data = ungroup(data, tensor.width) if data else b''
+                for i, r in enumerate(having):
+                    kept[r.number][t] = data[i * size:(i + 1) * size]
+            cursor.end()
+            self.data[section.first] = kept
+        return self.data[section.first][row.number]
+
+    def file(self, row, q):
+        """4.5: the safetensors file, from the coefficients (None where the group has no basis)."""
+        header = self.texts[row.header - 1] if row.header else self.group.header
+        verbatim = self.verbatim(row)
+        parts = [struct.pack('<Q', len(header)), header]
+        for t, tensor in enumerate(self.group.tensors):
+            if tensor.begin < tensor.end:
+                parts.append(verbatim[t] if t in verbatim else self.group.generator.weights(self.group.head(), t, q))
+        return b''.join(parts)
+
+    def decode(self, row):
+        generator, q = self.group.generator, None
+        if generator.kind:
+            z = numpy.zeros(generator.d, numpy.float32)
+            if row.tier == LATENT:
+                z = numpy.array(row.latents, numpy.float32) * generator.latent_step
+            q = generator.coefficients(z, generator.coordinates(self.origin, self.condition))
+            if row.tier == LATENT:
+                q = fma32(numpy.array(row.corrections, numpy.float32), generator.correction_step, q)
+        data = self.file(row, q)
+        if xxh3_64(data) != row.hash:
+            corrupt('a decoded checkpoint does not have its hash')
+        return data
+
+    def sample(self, row, seed):
+        """4.8"""
+        generator = self.group.generator
+        if not generator.kind:
+            unsupported('the task has no generator to sample from')
+        z = normals(seed, generator.d)
+        return self.file(row, generator.coefficients(z, generator.coordinates(self.origin, self.condition)))
+
+
+class Archive:
+    def __init__(self, path):
+        self.container = Container(path)
+        try:
+            sections = [s for s in self.container.sections if s.kind in OWNERS]
+            groups = [Group(self, number) for number in range(self.container.groups)]
+            pairs = sorted({(s.task, s.group) for s in sections if s.task != NONE})
+            parts = [Part(self, groups[group], task) for task, group in pairs]
+            self.table = {name: [] for name in self.container.names}
+            for part in parts:
+                self.table[self.container.names[part.task]] += part.rows
+            for rows in self.table.values():
+                rows.sort(key=lambda row: (row.step is None, row.step or 0))
+        except BaseException:
+            self.container.close()
+            raise
+
+    def close(self):
+        self.container.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+    def only(self, sections, kind, name):
+        found = [s for s in sections if s.kind == kind]
+        if len(found) != 1:
+            corrupt(f'there is not one {name} section')
+        return found[0]
+
+    def tasks(self):
+        return list(self.table)
+
+    def checkpoints(self, task):
+        if task not in self.table:
+            raise IcmaError('missing', f'no task {printable(task)}')
+        return list(self.table[task])
+
+    def find(self, task, checkpoint):
+        """By step; None or 'final' is the one without a step, 'last' the last."""
+        rows = self.checkpoints(task)
+        if checkpoint == 'last' and rows:
+            return rows[-1]
+        step = None if checkpoint in (None, 'final') else int(checkpoint)
+        for row in rows:
+            if row.step == step:
+                return row
+        raise IcmaError('missing', f'task {printable(task)} has no checkpoint {checkpoint}')
+
+    def decode(self, task, checkpoint='last'):
+        row = checkpoint if isinstance(checkpoint, Checkpoint) else self.find(task, checkpoint)
+        return row.part.decode(row)
+
+    def side_files(self, task, checkpoint='last'):
+        row = checkpoint if isinstance(checkpoint, Checkpoint) else self.find(task, checkpoint)
+        return {row.part.texts[name].decode(): row.part.texts[text] for name, text in row.side}
+
+    def sample(self, task, seed):
+        row = self.find(task, 'last')
+        return row.part.sample(row, seed)
+
+    def check(self):
+        """Loads every section that is known and decodes everything; the number of checkpoints."""
+        for section in self.container.sections:
+            if section.kind in OWNERS:
+                self.container.load(section)
+        rows = [row for rows in self.table.values() for row in rows]
+        for row in rows:
+            row.part.group.head()
+            row.part.decode(row)
+        return len(rows)
+
+
+def open(path):
+    return Archive(path)
+
+
+def write(path, data):
+    if path == '-':
+        sys.stdout.buffer.write(data)
+    else:
+        with builtins.open(path, 'wb') as file:
+            file.write(data)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    verbs = parser.add_subparsers(dest='verb', required=True)
+    for verb, more in (('list', ()), ('check', ()), ('decode', ('task', 'step')), ('sample', ('task', 'seed'))):
+        sub = verbs.add_parser(verb)
+        sub.add_argument('bundle')
+        for name in more:
+            sub.add_argument(name, type=int if name == 'seed' else str)
+        if more:
+            sub.add_argument('-o', '--output', required=True)
+    options = parser.parse_args()
+    try:
+        with open(options.bundle) as archive:
+            if options.verb == 'list':
+                for task in archive.tasks():
+                    for row in archive.checkpoints(task):
+                        tier = {GENERATE: 'generate', LATENT: 'latent', KEPT: 'verbatim'}[row.tier]
+                        print(printable(task), 'final' if row.step is None else row.step, tier, f'{row.hash:016x}', sep='\t')
+            elif options.verb == 'check':
+                print(f'{archive.check()} checkpoints have their hashes')
+            elif options.verb == 'decode':
+                write(options.output, archive.decode(options.task, options.step))
+            else:
+                write(options.output, archive.sample(options.task, options.seed))
+    except IcmaError as error:
+        print(f'icma_reader: {error.kind}: {options.bundle}: {error}', file=sys.stderr)
+        return error.code
+    except OSError as error:
+        print(f'icma_reader: {error}', file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,882 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Archives that are made while the tests run, by taking a golden vector apart, changing one thing, and putting it together
+again with checksums that fit. MUTANTS lists them: each is (name, vector, what a reader must say, what was done).
+
+What a reader must say: 'good' (decodes to the vector's own SHA-256 sums), or the class of spec 1.2 with which it refuses.
+"""
+import copy
+import dataclasses
+import pathlib
+import struct
+import subprocess
+import sys
+import tempfile
+
+HERE = pathlib.Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parents[1] / 'python'))
+
+import icma_reader as reader  # noqa: E402
+from icma_reader import CONDITION, GENERATOR, HEAD, NONE, RECORD, SIGNATURE, TASK, TEXTS, VERBATIM  # noqa: E402
+from xxh3 import portable as xxh3_64  # noqa: E402
+
+MUTANTS = []
+
+
+def up(size):
+    return -(-size // 64) * 64
+
+
+def varint(value):
+    out = b''
+    while value > 127:
+        out, value = out + bytes([value & 127 | 128]), value >> 7
+    return out + bytes([value])
+
+
+def signed(value):
+    return varint(2 * value if value >= 0 else -2 * value - 1)
+
+
+def zstd(data, *options):
+    """With the content's size and a checksum, as the command writes it."""
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(data)
+        file.flush()
+        return subprocess.run(['zstd', '-q', '-c', '-19', *options, file.name], stdout=subprocess.PIPE, check=True).stdout
+
+
+def wide_frame(data, window):
+    """A frame of raw blocks whose header has a window byte and a content size of 4 bytes."""
+    return struct.pack('<IBBI', 0xfd2fb528, 0x80, window, len(data)) + (len(data) << 3 | 1).to_bytes(3, 'little') + data
+
+
+@dataclasses.dataclass
+class Piece:
+    """A section: its entry's fields, its stored bytes, and its raw bytes while they are worked on."""
+    kind: int
+    group: int = NONE
+    task: int = NONE
+    first: int = 0
+    count: int = 0
+    data: bytes = b''
+    coding: int = 0
+    raw: int = None
+    flags: int = 0
+    reserved: int = 0
+    hash: int = None
+    offset: int = None
+    padding: bytes = None
+    at: int = 1 << 60
+
+    @property
+    def key(self):
+        return self.kind, self.group, self.task, self.first
+
+
+class Draft:
+    """An archive in pieces. What is None is computed when it is put together."""
+
+    def __init__(self, name):
+        with reader.Container(HERE / f'{name}.icma') as container:
+            self.names = [name.encode() for name in container.names]
+            self.groups = container.groups
+            self.pieces = [Piece(s.kind, s.group, s.task, s.first, s.count, container.read(s.offset, s.stored), s.coding, s.raw,
+                                 at=s.offset) for s in container.sections]
+        self.version = self.reserved = self.required = self.optional = 0
+        self.magic, self.tail = b'\x89ICMA\r\n\x1a', bytes(36)
+        self.counts, self.index_reserved, self.index_coding, self.sort = [None, None, None], 0, 0, True
+        self.footer, self.more_names, self.index_padding, self.hole = {}, b'', b'', 0
+        self.patch_header = self.patch_index = self.patch_entries = self.patch_footer = self.patch = lambda data: data
+
+    def find(self, kind, task=None, group=None):
+        for piece in self.pieces:
+            if piece.kind == kind and task in (None, piece.task) and group in (None, piece.group):
+                return piece
+        raise KeyError(kind)
+
+    def raw(self, piece):
+        return reader.decompress(piece.data, piece.raw) if piece.coding else piece.data
+
+    def store(self, piece, raw):
+        piece.data, piece.coding, piece.raw = raw, 0, len(raw)
+
+    def edit(self, kind, change, **where):
+        piece = self.find(kind, **where)
+        self.store(piece, bytes(change(bytearray(self.raw(piece)))))
+        return piece
+
+    def tensors(self, group=0):
+        return reader.parse_header(self.raw(self.find(SIGNATURE, group=group)))[0]
+
+    def generator(self, group=0):
+        return reader.Generator(self.raw(self.find(GENERATOR, group=group)), self.tensors(group))
+
+    def build(self):
+        if self.sort:
+            self.pieces.sort(key=lambda piece: piece.key)
+        body, at, entries = b'', 64, {}
+        for piece in sorted(self.pieces, key=lambda piece: piece.at):
+            size = len(piece.data)
+            padding = piece.padding if piece.padding is not None else bytes(up(size) - size)
+            offset = at if piece.offset is None else piece.offset(at) if callable(piece.offset) else piece.offset
+            digest = xxh3_64(piece.data) if piece.hash is None else piece.hash
+            raw = size if piece.raw is None else piece.raw
+            entries[id(piece)] = struct.pack('<QQQQHBBIIIII', offset, size, raw, digest, piece.kind, piece.coding, piece.flags,
+                                             piece.group, piece.task, piece.first, piece.count, piece.reserved)
+            body, at = body + piece.data + padding, at + size + len(padding)
+        entries = self.patch_entries(b''.join(entries[id(piece)] for piece in self.pieces))
+        grouped = bytes(entries[56 * i + b] for b in range(56) for i in range(len(entries) // 56))
+        own = [len(self.pieces), self.groups, len(self.names)]
+        counts = [c if c is not None else o for c, o in zip(self.counts, own)]
+        names = b''.join(bytes([len(name)]) + name for name in self.names) + self.more_names
+        index = self.patch_index(struct.pack('<IIII', *counts, self.index_reserved) + grouped + names)
+        stored = zstd(index) if self.index_coding == 1 else index
+        body += bytes(self.hole)
+        offset = 64 + len(body)
+        tail = stored + (bytes(up(len(stored)) - len(stored)) if not self.index_padding else self.index_padding)
+        head = self.magic + struct.pack('<HHII', self.version, self.reserved, self.required, self.optional) + self.tail
+        head = self.patch_header(head + struct.pack('<Q', xxh3_64(head)))
+        fields = dict(offset=offset, stored=len(stored), raw=len(index), hash=xxh3_64(stored), length=offset + len(tail) + 64,
+                      coding=self.index_coding, reserved=bytes(7), magic=b'\x8aICMAend')
+        fields.update(self.footer)
+        foot = struct.pack('<QQQQQB7s8s', *(fields[k] for k in ('offset', 'stored', 'raw', 'hash', 'length', 'coding', 'reserved', 'magic')))
+        foot = self.patch_footer(foot + struct.pack('<Q', xxh3_64(foot)))
+        return self.patch(head + body + tail + foot)
+
+
+def mutant(verdict, base='basis-given', what=None):
+    """Registers a function that changes a Draft; its name and docstring go into the table."""
+    def add(function):
+        MUTANTS.append((function.__name__.replace('_', '-').strip('-'), base, verdict, what or ' '.join(function.__doc__.split()), function))
+        return function
+    return add
+
+
+def build(function, base):
+    draft = Draft(base)
+    function(draft)
+    return draft.build()
+
+
+def simple(name, verdict, what, change, base='basis-given'):
+    """Registers a change that one expression makes."""
+    MUTANTS.append((name, base, verdict, what, change))
+
+
+def set_(draft, **fields):
+    for name, value in fields.items():
+        if not hasattr(draft, name):
+            raise AttributeError(name)
+        setattr(draft, name, value)
+
+
+def at(offset, value):
+    """A change of bytes: those at offset become value."""
+    def change(data):
+        data = bytearray(data)
+        where = offset if offset >= 0 else len(data) + offset
+        data[where:where + len(value)] = value
+        return bytes(data)
+    return change
+
+
+def flip(offset):
+    return lambda data: at(offset, bytes([data[offset] ^ 1]))(data)
+
+
+# Good: other ways to write the same
+
+@mutant('good')
+def same_again(draft):
+    """taken apart and put together again, index not compressed"""
+
+
+@mutant('good', 'basis-mixed')
+def all_raw(draft):
+    """no section compressed, index compressed with a zstd checksum"""
+    for piece in draft.pieces:
+        draft.store(piece, draft.raw(piece))
+    draft.index_coding = 1
+
+
+@mutant('good', 'two-groups')
+def backwards(draft):
+    """sections in the opposite order in the file"""
+    for piece in draft.pieces:
+        piece.at = -piece.at
+
+
+@mutant('good')
+def unknown_optional(draft):
+    """sections of unknown kinds with the optional flag: of nothing, of a group, of a task, empty of sense"""
+    draft.pieces += [Piece(9, data=b'?', flags=1), Piece(77, 0, data=b'to come' * 30, flags=1, first=5, count=7),
+                     Piece(65535, 0, 1, data=b'zstd?', raw=6, coding=1, flags=1), Piece(0, NONE, 2, data=bytes(64), flags=1)]
+
+
+@mutant('good')
+def optional_features(draft):
+    """optional feature bits that nobody knows"""
+    draft.optional = 0xffffffff
+
+
+@mutant('good', 'basis-wide')
+def head_in_chunks(draft):
+    """the head in three sections of 1, 4 and 7 tensors"""
+    generator, tensors, head = draft.generator(), draft.tensors(), draft.find(HEAD)
+    data = draft.raw(head)
+    rows = [generator.roles[t] for t in generator.treatment]
+    sizes = [r * tensor.elements for r, tensor in zip(rows, tensors)]
+    draft.pieces.remove(head)
+    steps, numbers = data[:4 * sum(rows)], data[4 * sum(rows):]
+    low, high = numbers[:sum(sizes)], numbers[sum(sizes):]
+    first = 0
+    for count in (1, 4, len(rows) - 5):
+        r, s = slice(sum(rows[:first]), sum(rows[:first + count])), slice(sum(sizes[:first]), sum(sizes[:first + count]))
+        draft.pieces.append(Piece(HEAD, 0, NONE, first, count, steps[4 * r.start:4 * r.stop] + low[s] + high[s]))
+        first += count
+
+
+@mutant('good', 'basis-mixed')
+def verbatim_in_pieces(draft):
+    """one verbatim section a checkpoint"""
+    tensors, generator = draft.tensors(), draft.generator()
+    for piece in [p for p in draft.pieces if p.kind == VERBATIM]:
+        rows, kept = table_of(draft, piece.task), {}
+        data, draft_at = draft.raw(piece), 0
+        for t, tensor in enumerate(tensors):
+            having = [r for r in rows if generator.treatment[t] == 3 or t in r.exceptions]
+            size = tensor.end - tensor.begin
+            if size and having:
+                plain = reader.ungroup(data[draft_at:draft_at + size * len(having)], tensor.width)
+                draft_at += size * len(having)
+                for i, row in enumerate(having):
+                    own = plain[i * size:(i + 1) * size]
+                    kept.setdefault(row.number, []).append(bytes(own[e + b] for b in range(tensor.width) for e in range(0, size, tensor.width)))
+        draft.pieces.remove(piece)
+        for number, parts in kept.items():
+            draft.pieces.append(Piece(VERBATIM, piece.group, piece.task, number, 1, b''.join(parts)))
+
+
+@mutant('good')
+def no_record(draft):
+    """without the optional training record"""
+    draft.pieces.remove(draft.find(RECORD))
+
+
+@mutant('good')
+def window_128_MiB(draft):
+    """a zstd frame that declares the largest window, with a raw block"""
+    piece = draft.find(SIGNATURE)
+    raw = draft.raw(piece) + b' ' * 1000
+    piece.data = wide_frame(raw, 17 << 3)
+    piece.raw = len(raw)
+    piece.data = bytes(piece.data)
+
+
+# The header
+
+for name, verdict, what, fields in (
+        ('version-1', 'unsupported', 'format version 1', dict(version=1)),
+        ('version-65535', 'unsupported', 'format version 65535', dict(version=65535)),
+        ('required-feature', 'unsupported', 'a required feature bit', dict(required=1 << 31)),
+        ('header-reserved-word', 'unsupported', 'reserved u16 of the header is 1', dict(reserved=1)),
+        ('header-reserved-byte', 'unsupported', 'last reserved byte of the header is 1', dict(tail=bytes(35) + b'\1')),
+        ('magic', 'format', 'line end of the magic number converted', dict(magic=b'\x89ICMA\n\x1a\0')),
+        ('header-hash', 'corrupt', "header's hash is wrong", dict(patch_header=flip(60)))):
+    simple(name, verdict, what, lambda draft, fields=fields: set_(draft, **fields))
+
+# The file as a whole
+
+for name, verdict, what, patch in (
+        ('empty-file', 'format', 'no bytes', lambda data: b''),
+        ('seven-bytes', 'format', 'cut after 7 bytes', lambda data: data[:7]),
+        ('eight-bytes', 'corrupt', 'cut after the magic number', lambda data: data[:8]),
+        ('header-only', 'corrupt', 'cut after the header', lambda data: data[:64]),
+        ('truncated-1', 'corrupt', 'last byte missing', lambda data: data[:-1]),
+        ('truncated-64', 'corrupt', 'footer missing', lambda data: data[:-64]),
+        ('trailing-byte', 'corrupt', 'a byte after the footer', lambda data: data + b'\0'),
+        ('trailing-64', 'corrupt', '64 zero bytes after the footer', lambda data: data + bytes(64)),
+        ('second-footer', 'corrupt', 'the footer twice', lambda data: data + data[-64:]),
+        ('prefix-64', 'format', '64 zero bytes before the header', lambda data: bytes(64) + data)):
+    simple(name, verdict, what, lambda draft, patch=patch: set_(draft, patch=patch))
+
+# The footer
+
+for name, verdict, what, fields in (
+        ('footer-magic', 'corrupt', 'another second magic number', dict(magic=b'\x89ICMAend')),
+        ('footer-reserved', 'unsupported', 'a reserved byte of the footer is 1', dict(reserved=b'\1' + bytes(6))),
+        ('footer-length', 'corrupt', "the footer's length is 64 more than the file's", None),
+        ('index-coding', 'unsupported', 'the index has coding 2', dict(coding=2)),
+        ('index-hash', 'corrupt', "the index's hash is wrong", dict(hash=1)),
+        ('index-offset', 'corrupt', 'the index starts at 1', dict(offset=1)),
+        ('index-offset-huge', 'corrupt', 'the index starts at 2^64 - 64', dict(offset=2**64 - 64)),
+        ('index-stored-huge', 'corrupt', 'the index has 2^64 - 1 stored bytes', dict(stored=2**64 - 1)),
+        ('index-raw-limit', 'limit', 'the index has 2^30 + 1 raw bytes', dict(raw=2**30 + 1)),
+        ('index-raw-impossible', 'corrupt', 'the index has more raw bytes than the file can need', dict(raw=2**20, coding=1)),
+        ('index-raw-other', 'corrupt', 'raw and stored size of an index that is not compressed differ', dict(raw=17))):
+    if fields is not None:
+        simple(name, verdict, what, lambda draft, fields=fields: set_(draft, footer=fields))
+simple('footer-length', 'corrupt', "the footer's length is 64 more than the file's", lambda draft: set_(draft, footer={'length': 1 << 12}))
+simple('footer-hash', 'corrupt', "the footer's hash is wrong", lambda draft: set_(draft, patch_footer=flip(63)))
+simple('footer-hole', 'corrupt', '64 zero bytes between index and footer',
+       lambda draft: set_(draft, index_padding=bytes(64 + up(len(draft.pieces) * 56 + 16 + 12) - (len(draft.pieces) * 56 + 16 + 12))))
+
+
+@mutant('corrupt')
+def index_padding(draft):
+    """the index's padding is not zero"""
+    size = 16 + 56 * len(draft.pieces) + sum(1 + len(name) for name in draft.names)
+    draft.index_padding = b'\1' * (up(size) - size)
+
+
+@mutant('corrupt')
+def index_zstd(draft):
+    """a compressed index whose zstd frame is followed by another byte"""
+    size = 16 + 56 * len(draft.pieces) + sum(1 + len(name) for name in draft.names)
+
+    def patch(index):
+        frame = zstd(index) + b'\0'
+        draft.footer.update(coding=1, raw=size)
+        return frame
+    draft.patch_index = patch
+
+
+# The index
+
+for name, verdict, what, fields in (
+        ('index-reserved', 'unsupported', "the index's reserved field is 1", dict(index_reserved=1)),
+        ('sections-limit', 'limit', '2^22 + 1 sections', dict(counts=[2**22 + 1, None, None])),
+        ('groups-limit', 'limit', '2^16 + 1 groups', dict(counts=[None, 2**16 + 1, None])),
+        ('tasks-limit', 'limit', '2^17 + 1 tasks', dict(counts=[None, None, 2**17 + 1])),
+        ('sections-lie', 'corrupt', 'a section more than there is', dict(counts=[14, None, None])),
+        ('sections-lie-less', 'corrupt', 'a section less than there is', dict(counts=[12, None, None])),
+        ('sections-2-22', 'corrupt', '2^22 sections in a small index', dict(counts=[2**22, None, None])),
+        ('groups-lie', 'corrupt', 'a group that has no section', dict(counts=[None, 2, None])),
+        ('groups-over-sections', 'corrupt', 'more groups than sections', dict(counts=[None, 14, None])),
+        ('groups-none', 'corrupt', 'no groups, but sections of one', dict(counts=[None, 0, None])),
+        ('tasks-lie', 'corrupt', 'a task without a name', dict(counts=[None, None, 4])),
+        ('tasks-lie-less', 'corrupt', 'a name too many', dict(counts=[None, None, 2])),
+        ('names-more', 'corrupt', 'bytes after the names', dict(more_names=b'\0')),
+        ('names-cut', 'corrupt', "the last name's end is missing", dict(patch_index=lambda data: data[:-1])),
+        ('task-without-section', 'corrupt', 'a name that no section has', dict(more_names=b'\4none', counts=[None, None, 4]))):
+    simple(name, verdict, what, lambda draft, fields=fields: set_(draft, **fields))
+
+for name, what, first in (
+        ('name-up', 'a task is called ../x', b'../x'), ('name-dots', 'a task is called ..', b'..'), ('name-dot', 'a task is called .', b'.'),
+        ('name-empty', 'a task has an empty name', b''), ('name-dash', 'a task is called -rf', b'-rf'),
+        ('name-absolute', 'a task is called /x', b'/x'), ('name-backslash', 'a task is called a\\b', b'a\\b'),
+        ('name-nul', 'a name with NUL', b'a\0b'), ('name-newline', 'a name with a newline', b'a\nb'), ('name-delete', 'a name with 0x7f', b'a\x7f'),
+        ('name-utf8', 'a name that is not UTF-8', b'\xff'), ('name-overlong', 'a name with an overlong slash', b'a\xc0\xaf'),
+        ('name-surrogate', 'a name with a lone surrogate', b'\xed\xa0\x80'), ('name-beyond', 'a name beyond U+10FFFF', b'\xf4\x90\x80\x80'),
+        ('name-twice', 'two tasks of one name', b'cat'), ('name-case', 'two names that differ in case', b'DOG')):
+    simple(name, 'corrupt', what, lambda draft, first=first: set_(draft, names=[first, *draft.names[1:]]))
+
+
+@mutant('good')
+def names_allowed(draft):
+    """names that are safe though odd: spaces, a trailing dot, U+0085, a bidi control, 255 bytes"""
+    draft.names = ['x . '.encode(), 'a\u0085\u202e'.encode(), b'n' * 255]
+
+
+@mutant('corrupt')
+def swapped_entries(draft):
+    """two index entries in the wrong order"""
+    draft.sort = False
+    draft.pieces.sort(key=lambda piece: piece.key)
+    draft.pieces[3], draft.pieces[4] = draft.pieces[4], draft.pieces[3]
+
+
+@mutant('corrupt')
+def entry_twice(draft):
+    """a section twice: equal kind, group, task and first"""
+    draft.pieces.append(copy.copy(draft.find(TASK)))
+
+
+@mutant('corrupt')
+def overlap(draft):
+    """two sections at one place"""
+    draft.find(TEXTS, task=0).offset = lambda at: 64
+
+
+@mutant('corrupt')
+def overlap_footer(draft):
+    """the last section reaches over the index"""
+    draft.patch_entries = at(0, struct.pack('<Q', 2**63))
+
+
+@mutant('corrupt')
+def hole(draft):
+    """64 zero bytes between two sections"""
+    piece = draft.find(TEXTS, task=0)
+    piece.padding = bytes(up(len(piece.data)) - len(piece.data) + 64)
+
+
+@mutant('corrupt')
+def hole_before_index(draft):
+    """64 zero bytes before the index"""
+    draft.hole = 64
+
+
+@mutant('corrupt')
+def padding(draft):
+    """a section's padding is not zero"""
+    piece = draft.find(TASK, task=1)
+    piece.padding = bytes(up(len(piece.data)) - len(piece.data) - 1) + b'\x80'
+
+
+@mutant('corrupt')
+def in_header(draft):
+    """a section that starts in the header"""
+    draft.patch_entries = at(0, struct.pack('<Q', 0))
+
+
+@mutant('corrupt')
+def empty_section(draft):
+    """an optional section of no bytes"""
+    draft.pieces.append(Piece(99, data=b'', flags=1))
+
+
+for name, verdict, what, fields in (
+        ('section-hash', 'corrupt', "a section's hash is wrong", dict(hash=0)),
+        ('section-coding', 'unsupported', 'a section of coding 2', dict(coding=2)),
+        ('section-flag', 'unsupported', 'a reserved flag', dict(flags=2)),
+        ('section-reserved', 'unsupported', "a section's reserved field is 1", dict(reserved=1)),
+        ('section-raw-limit', 'limit', 'a section of 2^40 + 1 raw bytes', dict(raw=2**40 + 1)),
+        ('section-raw-more', 'corrupt', 'a raw size that is one more than the frame holds', None),
+        ('section-raw-equal', 'corrupt', 'a compressed section whose raw size is its stored size', None),
+        ('section-group', 'corrupt', 'a group that is not there', dict(group=1)),
+        ('section-task', 'corrupt', 'a task that is not there', dict(task=3)),
+        ('section-range', 'corrupt', 'first + count over 2^32 - 1', dict(first=2**32 - 5)),
+        ('kind-unknown', 'unsupported', 'a section of kind 9 that is not optional', dict(kind=9)),
+        ('kind-0', 'unsupported', 'a section of kind 0 that is not optional', dict(kind=0))):
+    if fields is not None:
+        simple(name, verdict, what, lambda draft, fields=fields: set_(draft.find(TASK, task=2), **fields))
+
+
+@mutant('corrupt')
+def section_raw_more(draft):
+    """a raw size that is one more than the frame declares"""
+    draft.find(TASK).raw += 1
+
+
+@mutant('corrupt')
+def section_raw_equal(draft):
+    """a compressed section whose raw size is its stored size"""
+    draft.find(TASK).raw = len(draft.find(TASK).data)
+
+
+@mutant('corrupt')
+def owner(draft):
+    """a signature that belongs to a task"""
+    draft.find(SIGNATURE).task = 0
+
+
+@mutant('corrupt')
+def owner_none(draft):
+    """a condition that belongs to no group"""
+    draft.find(CONDITION).group = NONE
+
+
+@mutant('corrupt')
+def owner_first(draft):
+    """a task section that starts at 1"""
+    draft.find(TASK).first = 1
+
+
+@mutant('corrupt')
+def owner_count(draft):
+    """a generator with a count"""
+    draft.find(GENERATOR).count = 1
+
+
+@mutant('corrupt')
+def known_kind_optional(draft):
+    """a damaged task section with the optional flag, which has no effect on known kinds"""
+    piece = draft.find(TASK)
+    piece.flags, piece.hash = 1, 1
+
+
+# zstd frames
+
+def frame(change):
+    """The signature's section as another frame; it is padded with spaces so that it is smaller than raw."""
+    def change_draft(draft):
+        piece = draft.find(SIGNATURE)
+        raw = draft.raw(piece) + b' ' * 1000
+        piece.coding, piece.raw = 1, len(raw)
+        piece.data = change(raw)
+    return change_draft
+
+
+for name, verdict, what, change in (
+        ('frame-checksum', 'good', 'a zstd frame with a checksum', lambda raw: zstd(raw)),
+        ('frame-two-blocks', 'good', 'a zstd frame of two blocks, one of them RLE',
+         lambda raw: struct.pack('<IBBI', 0xfd2fb528, 0x80, 0, len(raw)) + (len(raw) - 1000 << 3).to_bytes(3, 'little') + raw[:-1000]
+         + (1000 << 3 | 3).to_bytes(3, 'little') + b' '),
+        ('frame-checksum-wrong', 'corrupt', "a zstd frame's checksum is wrong", lambda raw: at(-1, bytes([zstd(raw)[-1] ^ 1]))(zstd(raw))),
+        ('frame-second', 'corrupt', 'a second, empty zstd frame', lambda raw: zstd(raw) + bytes.fromhex('28b52ffd2000010000')),
+        ('frame-skippable', 'corrupt', 'a skippable frame after it', lambda raw: zstd(raw) + bytes.fromhex('502a4d1800000000')),
+        ('frame-skippable-before', 'corrupt', 'a skippable frame before it', lambda raw: bytes.fromhex('502a4d1800000000') + zstd(raw)),
+        ('frame-trailing', 'corrupt', 'a byte after the frame', lambda raw: zstd(raw) + b'\0'),
+        ('frame-cut', 'corrupt', "the frame's last byte is missing", lambda raw: zstd(raw, '--no-check')[:-1]),
+        ('frame-no-size', 'corrupt', 'a frame that does not declare its size', lambda raw: zstd(raw, '--no-content-size')),
+        ('frame-other-size', 'corrupt', 'a frame of one byte less', lambda raw: zstd(raw[:-1])),
+        ('frame-window', 'corrupt', 'a window of 144 MiB', lambda raw: wide_frame_rle(raw, 17 << 3 | 1)),
+        ('frame-window-max', 'good', 'a window of 128 MiB', lambda raw: wide_frame_rle(raw, 17 << 3)),
+        ('frame-dictionary', 'corrupt', 'a frame that names a dictionary', lambda raw: named_dictionary(raw)),
+        ('frame-reserved', 'corrupt', 'a reserved bit of the frame is set', lambda raw: at(4, bytes([zstd(raw)[4] | 8]))(zstd(raw))),
+        ('frame-magic', 'corrupt', 'not a zstd frame', lambda raw: at(0, b'PK')(zstd(raw)))):
+    simple(name, verdict, what, frame(change))
+
+
+def wide_frame_rle(raw, window):
+    return (struct.pack('<IBBI', 0xfd2fb528, 0x80, window, len(raw)) + (len(raw) - 1000 << 3).to_bytes(3, 'little') + raw[:-1000]
+            + (1000 << 3 | 3).to_bytes(3, 'little') + b' ')
+
+
+def named_dictionary(raw):
+    data = wide_frame_rle(raw, 0)
+    return data[:4] + b'\x81' + data[5:6] + b'\x05' + data[6:]
+
+
+MUTANTS[:] = [m for m in MUTANTS if m[0] != 'window-128-MiB']
+
+
+# Signature
+
+def header(change, base='basis-given'):
+    return lambda draft: draft.edit(SIGNATURE, lambda raw: change(bytes(raw)))
+
+
+def replaced(old, new):
+    def change(raw):
+        raw = bytes(raw)
+        assert old in raw, (old, raw)
+        return raw.replace(old, new, 1)
+    return change
+
+
+for name, verdict, what, change in (
+        ('signature-json', 'corrupt', 'the signature is not JSON', replaced(b'{', b'[')),
+        ('signature-twice', 'corrupt', 'a tensor twice', replaced(b'v_proj.lora_A', b'q_proj.lora_A')),
+        ('signature-hole', 'corrupt', 'data ranges with a hole', replaced(b'[288,384]', b'[292,388]')),
+        ('signature-shape', 'corrupt', 'a shape that is not of its range', replaced(b'[2,12]', b'[2,13]')),
+        ('signature-dtype', 'unsupported', 'a dtype that nobody knows', replaced(b'F32', b'F33')),
+        ('signature-other', 'corrupt', 'a model of another shape: the head no longer fits', replaced(b'[288,384]', b'[288,384]   '))):
+    if name != 'signature-other':
+        simple(name, verdict, what, header(change))
+
+
+@mutant('corrupt')
+def signature_missing(draft):
+    """a group without signature"""
+    draft.pieces.remove(draft.find(SIGNATURE))
+
+
+# Generator: where its fields lie
+
+def fields(draft, group=0):
+    raw, tensors = draft.raw(draft.find(GENERATOR, group=group)), draft.tensors(group)
+    g = reader.Generator(raw, tensors)
+    cursor = reader.Cursor(raw, '')
+    cursor.u8()
+    cursor.varint()
+    out = {'treatment': cursor.at}
+    cursor.take(len(tensors))
+    for name in ('K_A', 'K_B', 'K_other', 'd', 'm', 'h', 'C', 'm_g'):
+        out[name] = cursor.at
+        cursor.varint()
+    for name, size in (('s_t', 4 * len(g.modelled)), ('M', 4 * g.m_g * g.c), ('latent step', 4 * g.d), ('correction step', 4 * g.k),
+                       ('V1', 2 * (g.d + g.m) * g.h), ('b1', 4 * g.h), ('V2', 2 * g.h * g.h), ('b2', 4 * g.h), ('V3', 2 * g.h * g.k),
+                       ('S', 4 * (g.d + g.m) * g.k), ('b3', 4 * g.k)):
+        out[name] = cursor.at
+        cursor.take(size)
+    assert cursor.at == len(raw)
+    return out
+
+
+def floats(*values):
+    return struct.pack(f'<{len(values)}f', *values)
+
+
+def trunk(field, value):
+    def change(draft):
+        where = fields(draft)[field]
+        draft.edit(GENERATOR, at(where, value))
+    return change
+
+
+NAN, INF, TINY = b'\0\0\xc0\x7f', b'\0\0\x80\x7f', b'\1\0\0\0'
+for name, verdict, what, change in (
+        ('generator-nan', 'corrupt', 'a weight of V1 is NaN', trunk('V1', b'\xc0\x7f')),
+        ('generator-infinity', 'corrupt', 'a weight of V3 is infinite', trunk('V3', b'\x80\xff')),
+        ('generator-denormal', 'corrupt', 'a weight of V2 is denormal', trunk('V2', b'\1\0')),
+        ('generator-bias-nan', 'corrupt', 'a bias of b1 is NaN', trunk('b1', NAN)),
+        ('generator-skip-denormal', 'corrupt', 'a number of S is denormal', trunk('S', TINY)),
+        ('generator-last-nan', 'corrupt', 'the last bias is NaN',
+         lambda draft: draft.edit(GENERATOR, at(-4, NAN))),
+        ('generator-condition-nan', 'corrupt', 'a number of M is NaN', trunk('M', NAN)),
+        ('scale-zero', 'corrupt', 'a scale of 0', trunk('s_t', floats(0))),
+        ('scale-negative', 'corrupt', 'a negative scale', trunk('s_t', floats(-1))),
+        ('scale-infinite', 'corrupt', 'an infinite scale', trunk('s_t', INF)),
+        ('scale-denormal', 'corrupt', 'a denormal scale', trunk('s_t', TINY)),
+        ('latent-step-zero', 'corrupt', 'a latent step of 0', trunk('latent step', floats(0))),
+        ('correction-step-negative', 'corrupt', 'a negative correction step', trunk('correction step', floats(-1))),
+        ('generator-kind', 'unsupported', 'a generator of kind 2', lambda draft: draft.edit(GENERATOR, at(0, b'\2'))),
+        ('generator-tensors', 'corrupt', 'a generator for another number of tensors', lambda draft: draft.edit(GENERATOR, at(1, b'\5'))),
+        ('treatment-unknown', 'unsupported', 'treatment 4', trunk('treatment', b'\4')),
+        ('rows-other', 'corrupt', 'a row more than is there', trunk('K_other', b'\1')),
+        ('hidden-none', 'corrupt', 'no hidden units', trunk('h', b'\0')),
+        ('hidden-other', 'corrupt', 'another number of hidden units', trunk('h', b'\7')),
+        ('condition-coordinates', 'corrupt', 'm_g over m', trunk('m_g', b'\4')),
+        ('condition-none', 'corrupt', 'C is 0 but m_g is not', trunk('C', b'\0')),
+        ('rows-over-limit', 'corrupt', 'K_other is 4097',
+         lambda draft: draft.edit(GENERATOR, lambda raw, p=fields(draft)['K_other']: raw[:p] + varint(4097) + raw[p + 1:])),
+        ('varint-long', 'corrupt', 'a varint that is not in its shortest form',
+         lambda draft: draft.edit(GENERATOR, lambda raw, p=fields(draft)['K_other']: raw[:p] + b'\x80\0' + raw[p + 1:])),
+        ('varint-65-bits', 'corrupt', 'a varint over 2^64 - 1',
+         lambda draft: draft.edit(GENERATOR, lambda raw, p=fields(draft)['C']: raw[:p] + b'\xff' * 9 + b'\2' + raw[p + 1:])),
+        ('generator-trailing', 'corrupt', 'a byte after the generator', lambda draft: draft.edit(GENERATOR, lambda raw: raw + b'\0')),
+        ('generator-cut', 'corrupt', "the generator's last byte is missing", lambda draft: draft.edit(GENERATOR, lambda raw: raw[:-1])),
+        ('weights-infinite', 'corrupt', 'scales so large that a weight is not finite', trunk('s_t', floats(*[3e38] * 4))),
+        ('coefficients-infinite', 'corrupt', 'numbers of S so large that a coefficient is not finite', trunk('S', floats(*[3e38] * 19 * 11)))):
+    simple(name, verdict, what, change)
+
+
+@mutant('corrupt', 'basis-mixed')
+def treatment_of_integers(draft):
+    """the generator models a tensor of integers"""
+    draft.edit(GENERATOR, at(fields(draft)['treatment'] + 6, b'\2'))
+
+
+@mutant('corrupt', 'basis-mixed')
+def treatment_of_nothing(draft):
+    """the generator models a tensor without elements"""
+    draft.edit(GENERATOR, at(fields(draft)['treatment'] + 8, b'\2'))
+
+
+@mutant('corrupt', 'none')
+def treatment_without_basis(draft):
+    """a group without basis that models a tensor"""
+    draft.edit(GENERATOR, at(2, b'\0'))
+
+
+@mutant('corrupt')
+def generator_missing(draft):
+    """a group without generator section"""
+    draft.pieces.remove(draft.find(GENERATOR))
+
+
+# Head
+
+def head_planes(draft):
+    g, tensors = draft.generator(), draft.tensors()
+    rows = sum(g.roles[g.treatment[t]] for t in g.modelled)
+    return 4 * rows, sum(g.roles[g.treatment[t]] * tensors[t].elements for t in g.modelled)
+
+
+def lowest(draft):
+    start, count = head_planes(draft)
+    draft.edit(HEAD, lambda raw: at(start + count, b'\x80')(at(start, b'\0')(raw)))
+
+
+def lowest_last(draft):
+    start, count = head_planes(draft)
+    draft.edit(HEAD, lambda raw: at(start + 2 * count - 1, b'\x80')(at(start + count - 1, b'\0')(raw)))
+
+
+for name, verdict, what, change in (
+        ('head-step-zero', 'corrupt', 'a head step of 0', lambda draft: draft.edit(HEAD, at(0, floats(0)))),
+        ('head-step-nan', 'corrupt', 'a head step that is NaN', lambda draft: draft.edit(HEAD, at(4, NAN))),
+        ('head-step-negative', 'corrupt', 'a negative head step', lambda draft: draft.edit(HEAD, at(4, floats(-1)))),
+        ('head-step-denormal', 'corrupt', 'a denormal head step', lambda draft: draft.edit(HEAD, at(8, TINY))),
+        ('head-lowest', 'corrupt', 'a head integer of -32768', lowest),
+        ('head-lowest-last', 'corrupt', 'the last head integer is -32768', lowest_last),
+        ('head-short', 'corrupt', 'a head without its last byte', lambda draft: draft.edit(HEAD, lambda raw: raw[:-1])),
+        ('head-long', 'corrupt', 'a head with a byte more', lambda draft: draft.edit(HEAD, lambda raw: raw + b'\0')),
+        ('head-missing', 'corrupt', 'no head', lambda draft: draft.pieces.remove(draft.find(HEAD))),
+        ('head-starts-late', 'corrupt', 'a head that starts at tensor 1', lambda draft: set_(draft.find(HEAD), first=1, count=3)),
+        ('head-ends-early', 'corrupt', 'a head that ends before the last tensor', lambda draft: set_(draft.find(HEAD), count=3)),
+        ('head-ends-late', 'corrupt', 'a head that ends after the last tensor', lambda draft: set_(draft.find(HEAD), count=5))):
+    simple(name, verdict, what, change)
+
+
+@mutant('corrupt', 'none')
+def head_without_basis(draft):
+    """a head in a group without basis"""
+    draft.pieces.append(Piece(HEAD, 0, NONE, 0, 9, b'????'))
+
+
+# Task tables
+
+def group_of(draft, task):
+    return draft.find(TASK, task=task).group
+
+
+def table_of(draft, task, group=None):
+    piece = draft.find(TASK, task=task, group=group)
+    return reader.read_table(reader.Cursor(draft.raw(piece), ''), piece.count, draft.generator(piece.group))
+
+
+def write_table(rows, generator):
+    out, step = b'', 0
+    for i, row in enumerate(rows):
+        out += varint(0 if row.step is None else row.step - step + 1)
+        step = row.step or 0
+    out += bytes(row.tier for row in rows)
+    for row in rows:
+        out += varint(row.header) + varint(len(row.side)) + b''.join(varint(a) + varint(b) for a, b in row.side)
+        out += varint(len(row.exceptions))
+        last = -1
+        for t in row.exceptions:
+            out, last = out + varint(t - last - 1), t
+    latent = [row for row in rows if row.tier == reader.LATENT]
+    if generator.kind:
+        for j in range(generator.d):
+            last = 0
+            for row in latent:
+                out, last = out + signed(row.latents[j] - last), row.latents[j]
+        for j in range(generator.k):
+            out += b''.join(signed(row.corrections[j]) for row in latent)
+    for j in range(3):
+        out += struct.pack(f'<{len(rows)}H', *(row.errors[j] for row in rows))
+    return out + struct.pack(f'<{len(rows)}Q', *(row.hash for row in rows))
+
+
+def table(change, task=1):
+    def change_draft(draft):
+        piece = draft.find(TASK, task=task)
+        generator, rows = draft.generator(piece.group), table_of(draft, task, piece.group)
+        assert write_table(rows, generator) == draft.raw(piece)
+        change(rows)
+        draft.store(piece, write_table(rows, generator))
+    return change_draft
+
+
+def on(number, **values):
+    """A change of one row: fields, or one number of a list as name_index=value."""
+    def change(rows):
+        for name, value in values.items():
+            if '_' in name:
+                name, index = name.split('_')
+                getattr(rows[number], name)[int(index)] = value
+            else:
+                setattr(rows[number], name, value)
+    return change
+
+
+def raw_table(change, task=1):
+    return lambda draft: draft.edit(TASK, change, task=task)
+
+
+for name, verdict, what, change in (
+        ('tier-unknown', 'unsupported', 'tier 2', raw_table(at(5, b'\2'))),
+        ('tier-verbatim', 'corrupt', 'tier verbatim in a group with a basis', raw_table(at(5, b'\x0f'))),
+        ('step-twice', 'corrupt', 'two checkpoints of one step', raw_table(at(1, b'\1'))),
+        ('step-none', 'corrupt', 'a checkpoint without step that is not the last', raw_table(at(1, b'\0'))),
+        ('header-text', 'corrupt', 'a header text that is not there', table(on(0, header=9))),
+        ('side-name', 'corrupt', "a side file's name that is not there", table(on(0, side=[(9, 0)]))),
+        ('side-text', 'corrupt', 'a side file that is not there', table(on(0, side=[(0, 9)]))),
+        ('exception-range', 'corrupt', 'an exception that is no tensor', table(on(0, exceptions=[4]))),
+        ('exception-no-bytes', 'corrupt', 'an exception without verbatim bytes', table(on(0, exceptions=[1]))),
+        ('latent-max', 'corrupt', 'a latent of 2^23 + 1', table(on(0, latents_0=2**23 + 1))),
+        ('latent-min', 'corrupt', 'a latent of -2^23 - 1', table(on(4, latents_3=-2**23 - 1))),
+        ('correction-max', 'corrupt', 'a correction of 2^23 + 1', table(on(0, corrections_0=2**23 + 1))),
+        ('correction-min', 'corrupt', 'a correction of -2^63', table(on(2, corrections_2=-2**63))),
+        ('latent-other', 'corrupt', 'another latent: the decoded file does not have its hash', table(on(0, latents_0=2**23))),
+        ('error-nan', 'corrupt', 'an error measure that is NaN', table(on(0, errors_0=0x7fc0))),
+        ('error-negative', 'corrupt', 'a negative error measure', table(on(0, errors_1=0xbf80))),
+        ('error-minus-zero', 'corrupt', 'an error measure of -0', table(on(0, errors_2=0x8000))),
+        ('file-hash', 'corrupt', "a decoded file's hash is wrong", table(on(3, hash=1))),
+        ('table-trailing', 'corrupt', 'a byte after the table', raw_table(lambda raw: raw + b'\0')),
+        ('table-cut', 'corrupt', "the table's last byte is missing", raw_table(lambda raw: raw[:-1])),
+        ('table-count', 'corrupt', 'a checkpoint more than the table has', lambda draft: set_(draft.find(TASK), count=6)),
+        ('table-count-huge', 'corrupt', '2^32 - 1 checkpoints in a small table', lambda draft: set_(draft.find(TASK), count=2**32 - 1)),
+        ('table-count-none', 'corrupt', 'no checkpoints', lambda draft: set_(draft.find(TASK), count=0)),
+        ('table-missing', 'corrupt', 'a task part without table', lambda draft: draft.pieces.remove(draft.find(TASK))),
+        ('error-infinite', 'good', 'an infinite error measure', table(on(0, errors_2=0x7f80))),
+        ('side-files-many', 'corrupt', '2^64 - 1 side files', raw_table(lambda raw: raw[:10] + b'\0' + b'\xff' * 9 + b'\1' + raw[12:]))):
+    simple(name, verdict, what, change)
+
+
+@mutant('corrupt', 'basis-mixed')
+def exception_verbatim(draft):
+    """an exception that is verbatim anyway"""
+    table(on(0, exceptions=[7]))(draft)
+
+
+@mutant('corrupt', 'none')
+def tier_latent_without_basis(draft):
+    """tier latent in a group without basis"""
+    draft.edit(TASK, at(3, b'\1'), task=0)
+
+
+# Texts, conditions, verbatim bytes
+
+def texts_of(draft, piece):
+    cursor = reader.Cursor(draft.raw(piece), '')
+    return [cursor.take(cursor.varint()) for _ in range(cursor.varint())]
+
+
+def text(number, change, task=2):
+    def change_draft(draft):
+        piece = draft.find(TEXTS, task=task)
+        texts = texts_of(draft, piece)
+        texts[number] = change(texts[number])
+        draft.store(piece, varint(len(texts)) + b''.join(varint(len(t)) + t for t in texts))
+    return change_draft
+
+
+for name, verdict, what, change in (
+        ('side-name-up', 'corrupt', 'a side file is called ../x', text(0, lambda old: b'../x')),
+        ('side-name-empty', 'corrupt', 'a side file has an empty name', text(0, lambda old: b'')),
+        ('side-name-nul', 'corrupt', 'a side file with NUL in its name', text(0, lambda old: b'a\0')),
+        ('texts-trailing', 'corrupt', 'a byte after the texts', lambda draft: draft.edit(TEXTS, lambda raw: raw + b'\0')),
+        ('texts-cut', 'corrupt', 'the last text is cut off', lambda draft: draft.edit(TEXTS, lambda raw: raw[:-1])),
+        ('texts-count', 'corrupt', '2^64 - 1 texts', lambda draft: draft.edit(TEXTS, lambda raw: b'\xff' * 9 + b'\1' + raw[1:])),
+        ('texts-size', 'corrupt', 'a text of 2^64 - 1 bytes', lambda draft: draft.edit(TEXTS, lambda raw: raw[:1] + b'\xff' * 9 + b'\1' + raw[2:])),
+        ('texts-missing', 'corrupt', 'no texts, though checkpoints have some', lambda draft: draft.pieces.remove(draft.find(TEXTS))),
+        ('condition-nan', 'corrupt', 'a condition with NaN', lambda draft: draft.edit(CONDITION, at(-4, NAN))),
+        ('condition-infinite', 'corrupt', 'an infinite condition', lambda draft: draft.edit(CONDITION, at(-4, INF))),
+        ('condition-huge', 'corrupt', 'a condition so large that a coefficient is not finite',
+         lambda draft: draft.edit(CONDITION, at(-24, floats(*[3e38] * 6)))),
+        ('condition-origin', 'unsupported', 'a condition of origin 3', lambda draft: draft.edit(CONDITION, at(0, b'\3'))),
+        ('condition-learned', 'corrupt', 'a given condition that says it was learned', lambda draft: draft.edit(CONDITION, at(0, b'\2'))),
+        ('condition-short', 'corrupt', 'a condition of one number less', lambda draft: draft.edit(CONDITION, lambda raw: raw[:-4])),
+        ('condition-odd', 'corrupt', 'a condition of five bytes more', lambda draft: draft.edit(CONDITION, lambda raw: raw + b'12345')),
+        ('condition-nul', 'corrupt', "NUL in the name of a condition's file", lambda draft: draft.edit(CONDITION, at(3, b'\0'))),
+        ('condition-missing', 'corrupt', 'no condition', lambda draft: draft.pieces.remove(draft.find(CONDITION)))):
+    simple(name, verdict, what, change)
+
+
+@mutant('corrupt', 'basis-mixed')
+def header_of_others(draft):
+    """a header text with another shape"""
+    piece = draft.find(TEXTS, task=1)
+    texts = texts_of(draft, piece)
+    assert any(b'[4, 9]' in t for t in texts)
+    texts = [t.replace(b'[4, 9]', b'[9, 4]') for t in texts]
+    draft.store(piece, varint(len(texts)) + b''.join(varint(len(t)) + t for t in texts))
+
+
+for name, verdict, what, change in (
+        ('verbatim-short', 'corrupt', 'verbatim bytes that end too soon', lambda draft: draft.edit(VERBATIM, lambda raw: raw[:-1])),
+        ('verbatim-long', 'corrupt', 'a byte after the verbatim bytes', lambda draft: draft.edit(VERBATIM, lambda raw: raw + b'\0')),
+        ('verbatim-missing', 'corrupt', 'no verbatim section', lambda draft: draft.pieces.remove(draft.find(VERBATIM))),
+        ('verbatim-range', 'corrupt', 'a verbatim section that ends too soon', lambda draft: set_(draft.find(VERBATIM), count=3)),
+        ('verbatim-beyond', 'corrupt', 'a verbatim section over more checkpoints than there are', lambda draft: set_(draft.find(VERBATIM), count=5)),
+        ('verbatim-overlap', 'corrupt', 'two verbatim sections of one checkpoint',
+         lambda draft: draft.pieces.append(dataclasses.replace(draft.find(VERBATIM), first=3, count=1))),
+        ('verbatim-bytes', 'corrupt', 'other verbatim bytes: the decoded file does not have its hash', lambda draft: draft.edit(VERBATIM, flip(0)))):
+    simple(name, verdict, what, change, 'basis-mixed')
+
+
+# Parts of tasks
+
+@mutant('good', 'two-groups')
+def task_renumbered(draft):
+    """tasks in another order in the index"""
+    draft.names.reverse()
+    for piece in draft.pieces:
+        if piece.task != NONE:
+            piece.task = 2 - piece.task
