@@ -17,6 +17,7 @@ typedef struct chooser {
     double spanned[ICMA_ROLE_COUNT]; /* of which in the rows taken */
     size_t taken[ICMA_ROLE_COUNT];
     double *leftover[ICMA_ROLE_COUNT]; /* of each sampled source */
+    double file_bytes;                 /* of the sources' tensors */
 } chooser;
 
 static void chooser_free(chooser *c) {
@@ -93,18 +94,30 @@ static int best_role(const chooser *c) {
     return best;
 }
 
-static void take_rows(chooser *c, size_t components, double explain, double max_error) {
-    for (int role = 0; role < ICMA_ROLE_COUNT && components; role++)
-        while (c->taken[role] < components && c->taken[role] < c->eigen[role].rank && c->taken[role] < ICMA_MAX_COMPONENTS)
+/* Without a wish, this much of the variance within tasks is worth having while the basis is a small part of the files; beyond that, this much is enough. */
+static const double plenty = 0.85, enough = 0.70, small_part = 0.0275;
+
+static double wanted_share(const chooser *c, double explain) {
+    double head = 0;
+    if (explain > 0)
+        return explain;
+    for (int role = 0; role < ICMA_ROLE_COUNT; role++)
+        head += 2.0 * (double)c->taken[role] * (double)c->gram->weights[role];
+    return head < small_part * c->file_bytes ? plenty : enough;
+}
+
+static void take_rows(chooser *c, icma_basis_target target) {
+    for (int role = 0; role < ICMA_ROLE_COUNT && target.components; role++)
+        while (c->taken[role] < target.components && c->taken[role] < c->eigen[role].rank && c->taken[role] < ICMA_MAX_COMPONENTS)
             take_row(c, role);
-    if (components)
+    if (target.components)
         return;
     /* Every role that is modelled has a row, so that no tensor is modelled by nothing. */
     for (int role = 0; role < ICMA_ROLE_COUNT; role++)
         if (c->eigen[role].rank)
             take_row(c, role);
     for (int role = best_role(c); role >= 0; role = best_role(c)) {
-        if (!(explained(c) < explain) && predicted_error(c) <= max_error)
+        if (!(explained(c) < wanted_share(c, target.explain)) && predicted_error(c) <= target.max_error)
             break;
         take_row(c, role);
     }
@@ -162,10 +175,10 @@ static icma_status keep(const icma_group *group, const chooser *c, icma_basis *o
     return ICMA_OK;
 }
 
-icma_status icma_basis_choose(const icma_group *group, const icma_gram *gram, size_t components, double explain, double max_error,
+icma_status icma_basis_choose(const icma_group *group, const icma_gram *gram, icma_basis_target target,
                               icma_basis *out, icma_error *error) {
     memset(out, 0, sizeof *out);
-    chooser c = {.gram = gram};
+    chooser c = {.gram = gram, .file_bytes = (double)group->count * (double)group->signature.data_size};
     uint32_t *task = icma_alloc_array(gram->count, sizeof *task);
     icma_status status = task ? ICMA_OK : icma_fail(error, ICMA_E_MEMORY, NULL, "no memory for the basis");
     for (size_t i = 0; !status && i < gram->count; i++)
@@ -174,7 +187,7 @@ icma_status icma_basis_choose(const icma_group *group, const icma_gram *gram, si
     for (int role = 0; !status && role < ICMA_ROLE_COUNT; role++)
         status = solve_role(&c, role, error);
     if (!status) {
-        take_rows(&c, components, explain, max_error);
+        take_rows(&c, target);
         status = keep(group, &c, out, error);
     }
     chooser_free(&c);

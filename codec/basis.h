@@ -19,13 +19,19 @@ typedef struct icma_basis {
     double predicted_error;            /* mean over sources of the predicted relative error of dW */
 } icma_basis;
 
+/* What the basis has to reach; as in icma_pack_options. */
+typedef struct icma_basis_target {
+    size_t components;
+    double explain, max_error;
+} icma_basis_target;
+
 /*
  * Chooses rows greedily, always from the role whose next eigenvalue is largest per weight stored, until both targets hold: `explain` of the
  * within-task variance in the span, and a mean predicted relative error of dW of `max_error`. The prediction for a source is sqrt(sum over roles of
  * leftover / energy): dW = B A is linear in each factor, so to first order their relative errors add in squares. `components` > 0 takes that many rows of every role instead.
  * Coordinates of sources outside the sample are zero until icma_basis_write_head has projected them.
  */
-icma_status icma_basis_choose(const icma_group *group, const icma_gram *gram, size_t components, double explain, double max_error,
+icma_status icma_basis_choose(const icma_group *group, const icma_gram *gram, icma_basis_target target,
                               icma_basis *out, icma_error *error);
 void icma_basis_free(icma_basis *basis); /* leaves it zeroed */
 

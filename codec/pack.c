@@ -17,7 +17,7 @@ enum {
 };
 
 icma_pack_options icma_pack_defaults(void) {
-    return (icma_pack_options){.tier = ICMA_TIER_LATENT, .explain = 0.85, .max_error = 0.05, .loss = ICMA_LOSS_WATER_LEVEL, .kld_weight = 0.005,
+    return (icma_pack_options){.tier = ICMA_TIER_LATENT, .explain = ICMA_AUTO, .max_error = 0.05, .loss = ICMA_LOSS_WATER_LEVEL, .kld_weight = 0.005,
                                .latent_dim = 16, .batch = 32, .learning_rate = 2e-3, .seed = 1};
 }
 
@@ -165,7 +165,7 @@ static icma_status learn(icma_packer *p, icma_pack_group *g, icma_error *error) 
     p->result->seconds.gram += icma_lap(&now);
     if (status || !has_modelled(g))
         return status;
-    status = icma_basis_choose(g->group, &g->gram, o->components, o->explain, o->max_error, &g->basis, error);
+    status = icma_basis_choose(g->group, &g->gram, (icma_basis_target){o->components, o->explain, o->max_error}, &g->basis, error);
     if (status)
         return status;
     fill_within(g);

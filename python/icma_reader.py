@@ -546,8 +546,10 @@ class Generator:
 
         def size(most, least=0):
             value = cursor.varint()
-            if not least <= value <= most:
-                corrupt('the generator has a size out of its range')
+            if value > most:
+                limit('the generator has a size over its limit')
+            if value < least:
+                corrupt('the generator has a size that cannot be')
             return value
 
         self.roles = [size(4096) for _ in range(3)]
@@ -620,6 +622,8 @@ class Checkpoint:
 
 def read_table(cursor, n, generator):
     """4.6"""
+    if n > len(cursor.data) // 19:
+        corrupt('a task table is too short for its checkpoints')
     table = [Checkpoint(number=i) for i in range(n)]
     step = 0
     for i, row in enumerate(table):
@@ -670,7 +674,7 @@ def read_table(cursor, n, generator):
             row.latents, row.corrections = [c[i] for c in latents], [c[i] for c in corrections]
     errors = [cursor.array('<u2', n) for _ in range(3)]
     for measure in errors:
-        if numpy.any(measure > 0x7f80):
+        if numpy.any((measure > 0x7f80) & (measure != 0x8000)):
             corrupt('an error measure is negative or not a number')
     hashes = cursor.array('<u8', n)
     cursor.end()
