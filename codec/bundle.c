@@ -185,6 +185,24 @@ static icma_status open_decoder(icma_bundle *b, uint32_t index, icma_error *erro
 
 /* --- tasks ------------------------------------------------------------------------------------------------------- */
 
+static icma_status load_texts(icma_bundle *b, uint32_t task_index, part *p, icma_error *error) {
+    const icma_section *section;
+    if (p->texts_loaded)
+        return ICMA_OK;
+    icma_status status = single(b, ICMA_SECTION_TEXTS, p->group, task_index, &section, error);
+    if (!status && section) {
+        status = icma_container_load(b->container, section, MOST_TEXTS, &p->text_bytes, error);
+        if (!status)
+            status = icma_texts_read(p->text_bytes, (size_t)section->raw_size, &p->texts, error);
+        if (status) {
+            icma_free(p->text_bytes);
+            p->text_bytes = NULL;
+        }
+    }
+    p->texts_loaded = !status;
+    return status;
+}
+
 static icma_status load_part(icma_bundle *b, uint32_t task_index, part *p, const icma_section *table, icma_error *error) {
     uint8_t *raw = NULL;
     const icma_section *condition;
@@ -210,14 +228,22 @@ static icma_status load_part(icma_bundle *b, uint32_t task_index, part *p, const
     icma_free(raw);
     p->table.list = list.list;
     p->table.count = list.count;
+    /* A checkpoint's own header lies among the texts, and the size of its file depends on it. */
+    for (size_t i = 0; !status && i < list.count; i++) {
+        if (list.list[i].header)
+            status = load_texts(b, task_index, p, error);
+        if (!status && list.list[i].header > p->texts.count)
+            status = corrupt(b, error, "a checkpoint's header is missing");
+    }
     return status;
 }
 
 static icma_checkpoint_info describe(const icma_bundle *b, const part *p, const icma_checkpoint *c) {
     const icma_safetensors *s = &b->groups[p->group].signature;
+    size_t header = c->header ? p->texts.list[c->header - 1].size : s->header_size;
     icma_checkpoint_info info = {.group = p->group, .has_step = c->has_step, .step = c->step, .tier = c->tier, .relative_error = c->relative_error,
                                  .dw_error_mean = c->dw_error_mean, .dw_error_max = c->dw_error_max, .hash = c->hash,
-                                 .file_size = icma_safetensors_data_offset(s) + s->data_size};
+                                 .file_size = 8 + header + s->data_size};
     for (size_t t = 0; t < s->tensor_count; t++)
         info.parameters += s->tensors[t].count;
     return info;
@@ -434,24 +460,6 @@ void icma_decoded_free(icma_decoded *d) {
     icma_free(d->files);
     icma_free(d->data);
     memset(d, 0, sizeof *d);
-}
-
-static icma_status load_texts(icma_bundle *b, uint32_t task_index, part *p, icma_error *error) {
-    const icma_section *section;
-    if (p->texts_loaded)
-        return ICMA_OK;
-    icma_status status = single(b, ICMA_SECTION_TEXTS, p->group, task_index, &section, error);
-    if (!status && section) {
-        status = icma_container_load(b->container, section, MOST_TEXTS, &p->text_bytes, error);
-        if (!status)
-            status = icma_texts_read(p->text_bytes, (size_t)section->raw_size, &p->texts, error);
-        if (status) {
-            icma_free(p->text_bytes);
-            p->text_bytes = NULL;
-        }
-    }
-    p->texts_loaded = !status;
-    return status;
 }
 
 /* The checkpoint's own header, if it is not the signature's: it must describe the same tensors. */

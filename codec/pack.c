@@ -145,15 +145,18 @@ static bool has_modelled(const icma_pack_group *g) {
     return false;
 }
 
-static void fill_within(icma_pack_group *g) {
+static icma_status fill_within(icma_pack_group *g, icma_error *error) {
     size_t n = g->gram.count;
     uint32_t *task = icma_alloc_array(n, sizeof *task);
-    for (size_t i = 0; task && i < n; i++)
+    if (!task)
+        return icma_fail(error, ICMA_E_MEMORY, NULL, "no memory for a group");
+    for (size_t i = 0; i < n; i++)
         task[i] = g->group->sources[g->gram.rows[i]].task;
-    for (int role = 0; task && role < ICMA_ROLE_COUNT; role++)
+    for (int role = 0; role < ICMA_ROLE_COUNT; role++)
         if (g->gram.matrix[role])
             g->within += icma_within_task(g->gram.matrix[role], task, n) / (double)n;
     icma_free(task);
+    return ICMA_OK;
 }
 
 /* Gram matrix, basis, head, CVAE: everything that is learned from a group. */
@@ -166,9 +169,10 @@ static icma_status learn(icma_packer *p, icma_pack_group *g, icma_error *error) 
     if (status || !has_modelled(g))
         return status;
     status = icma_basis_choose(g->group, &g->gram, (icma_basis_target){o->components, o->explain, o->max_error}, &g->basis, error);
+    if (!status)
+        status = fill_within(g, error);
     if (status)
         return status;
-    fill_within(g);
     memcpy(g->generator.components, g->basis.components, sizeof g->basis.components);
     status = icma_basis_write_head(g->group, g->index, &g->gram, &g->generator, p->ops, &o->progress, &g->basis, p->writer, &g->chunks, &g->chunk_count,
                                    error);

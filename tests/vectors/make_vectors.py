@@ -219,7 +219,7 @@ def one(root):
 
 
 def two_groups(root):
-    """two groups; one task has checkpoints in both, one of them with other roles, steps interleaved"""
+    """two groups; one task has checkpoints in both, steps interleaved"""
     for n in range(8):
         rank = 2 if n % 2 else 3
         adapter(root / 'both' / f'checkpoint-{n + 1}', safetensors(lora('both', n / 7, rank=rank), {'format': 'pt'}), rank)

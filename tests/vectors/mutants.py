@@ -2,11 +2,13 @@
 """Archives that are made while the tests run, by taking a golden vector apart, changing one thing, and putting it together
 again with checksums that fit. MUTANTS lists them: each is (name, vector, what a reader must say, what was done).
 
-What a reader must say: 'good' (decodes to the vector's own SHA-256 sums), or the class of spec 1.2 with which it refuses.
+What a reader must say: 'good' (decodes to the vector's own SHA-256 sums), 'equal' (to other sums, the same in both readers), or
+the class of spec 1.2 with which it refuses.
 """
 import copy
 import dataclasses
 import pathlib
+import random
 import struct
 import subprocess
 import sys
@@ -290,7 +292,7 @@ for name, verdict, what, patch in (
 for name, verdict, what, fields in (
         ('footer-magic', 'corrupt', 'another second magic number', dict(magic=b'\x89ICMAend')),
         ('footer-reserved', 'unsupported', 'a reserved byte of the footer is 1', dict(reserved=b'\1' + bytes(6))),
-        ('footer-length', 'corrupt', "the footer's length is 64 more than the file's", None),
+        ('footer-length', 'corrupt', "the footer's length is not the file's", dict(length=1 << 12)),
         ('index-coding', 'unsupported', 'the index has coding 2', dict(coding=2)),
         ('index-hash', 'corrupt', "the index's hash is wrong", dict(hash=1)),
         ('index-offset', 'corrupt', 'the index starts at 1', dict(offset=1)),
@@ -299,9 +301,7 @@ for name, verdict, what, fields in (
         ('index-raw-limit', 'limit', 'the index has 2^30 + 1 raw bytes', dict(raw=2**30 + 1)),
         ('index-raw-impossible', 'corrupt', 'the index has more raw bytes than the file can need', dict(raw=2**20, coding=1)),
         ('index-raw-other', 'corrupt', 'raw and stored size of an index that is not compressed differ', dict(raw=17))):
-    if fields is not None:
-        simple(name, verdict, what, lambda draft, fields=fields: set_(draft, footer=fields))
-simple('footer-length', 'corrupt', "the footer's length is 64 more than the file's", lambda draft: set_(draft, footer={'length': 1 << 12}))
+    simple(name, verdict, what, lambda draft, fields=fields: set_(draft, footer=fields))
 simple('footer-hash', 'corrupt', "the footer's hash is wrong", lambda draft: set_(draft, patch_footer=flip(63)))
 simple('footer-hole', 'corrupt', '64 zero bytes between index and footer',
        lambda draft: set_(draft, index_padding=bytes(64 + up(len(draft.pieces) * 56 + 16 + 12) - (len(draft.pieces) * 56 + 16 + 12))))
@@ -427,15 +427,12 @@ for name, verdict, what, fields in (
         ('section-flag', 'unsupported', 'a reserved flag', dict(flags=2)),
         ('section-reserved', 'unsupported', "a section's reserved field is 1", dict(reserved=1)),
         ('section-raw-limit', 'limit', 'a section of 2^40 + 1 raw bytes', dict(raw=2**40 + 1)),
-        ('section-raw-more', 'corrupt', 'a raw size that is one more than the frame holds', None),
-        ('section-raw-equal', 'corrupt', 'a compressed section whose raw size is its stored size', None),
         ('section-group', 'corrupt', 'a group that is not there', dict(group=1)),
         ('section-task', 'corrupt', 'a task that is not there', dict(task=3)),
         ('section-range', 'corrupt', 'first + count over 2^32 - 1', dict(first=2**32 - 5)),
         ('kind-unknown', 'unsupported', 'a section of kind 9 that is not optional', dict(kind=9)),
         ('kind-0', 'unsupported', 'a section of kind 0 that is not optional', dict(kind=0))):
-    if fields is not None:
-        simple(name, verdict, what, lambda draft, fields=fields: set_(draft.find(TASK, task=2), **fields))
+    simple(name, verdict, what, lambda draft, fields=fields: set_(draft.find(TASK, task=2), **fields))
 
 
 @mutant('corrupt')
@@ -493,6 +490,14 @@ def known_kind_optional(draft):
     piece.flags, piece.hash = 1, 1
 
 
+for kind, task, name, field in (
+        (SIGNATURE, NONE, 'signature-first', 'first'), (TEXTS, 2, 'texts-first', 'first'), (CONDITION, 2, 'condition-first', 'first'),
+        (CONDITION, 0, 'condition-count', 'count'), (RECORD, NONE, 'record-count', 'count'), (RECORD, NONE, 'record-task', 'task'),
+        (HEAD, NONE, 'head-task', 'task')):
+    simple(name, 'corrupt', f'a section of kind {kind} whose {field} is 1',
+           lambda draft, kind=kind, task=task, field=field: set_(draft.find(kind, task=task), **{field: 1}))
+
+
 # zstd frames
 
 def frame(change, kind=SIGNATURE):
@@ -536,6 +541,7 @@ for name, verdict, what, change in (
         ('frame-other-size', 'corrupt', 'a frame of one byte less', lambda raw: zstd(raw[:-1])),
         ('frame-window-max', 'good', 'a window of 128 MiB', lambda raw: headed(raw, 17 << 3)),
         ('frame-window', 'corrupt', 'a window of 144 MiB', lambda raw: headed(raw, 17 << 3 | 1)),
+        ('frame-window-4-GiB', 'corrupt', 'a window of 4 GiB', lambda raw: headed(raw, 22 << 3)),
         ('frame-dictionary', 'corrupt', 'a frame that names a dictionary', lambda raw: headed(raw, 0x40, b'\5')),
         ('frame-dictionary-0', 'good', 'a frame with the field for a dictionary, which says none', lambda raw: headed(raw, 0x40, b'\0')),
         ('frame-reserved', 'corrupt', 'a reserved bit of the frame is set', lambda raw: at(4, bytes([zstd(raw)[4] | 8]))(zstd(raw))),
@@ -563,6 +569,26 @@ for name, verdict, what, change in (
         ('signature-hole', 'corrupt', 'data ranges with a hole', replaced(b'[288,384]', b'[292,388]')),
         ('signature-shape', 'corrupt', 'a shape that is not of its range', replaced(b'[2,12]', b'[2,13]')),
         ('signature-dtype', 'unsupported', 'a dtype that nobody knows', replaced(b'F32', b'F33')),
+        ('signature-bom', 'corrupt', 'a byte order mark before the header', lambda raw: b'\xef\xbb\xbf' + raw),
+        ('signature-space', 'corrupt', 'a space before the header', lambda raw: b' ' + raw),
+        ('signature-nul', 'corrupt', 'a zero byte after the header', lambda raw: raw + b'\0'),
+        ('signature-utf8', 'corrupt', 'a header that is not UTF-8', replaced(b'"pt"', b'"\xff"')),
+        ('signature-surrogate', 'corrupt', 'a lone surrogate', replaced(b'"pt"', b'"\\ud800"')),
+        ('signature-escaped-nul', 'corrupt', 'an escaped NUL', replaced(b'"pt"', b'"\\u0000"')),
+        ('signature-key-escaped', 'corrupt', 'a key twice, once escaped', replaced(b'{"format":"pt"}', b'{"a":"x","\\u0061":"y"}')),
+        ('signature-metadata', 'corrupt', 'metadata that are not strings', replaced(b'"pt"', b'1')),
+        ('signature-fraction', 'corrupt', 'a shape of fractions', replaced(b'[2,12]', b'[2.0,12]')),
+        ('signature-sign', 'corrupt', 'an offset of -0', replaced(b'[0,96]', b'[-0,96]')),
+        ('signature-nan', 'corrupt', 'a shape of NaN', replaced(b'[2,12]', b'[NaN,12]')),
+        ('signature-large', 'corrupt', 'a dimension of 2^53', replaced(b'[2,12]', b'[9007199254740992,12]')),
+        ('signature-overflow', 'corrupt', 'dimensions whose product is 2^64 + 24', replaced(b'[2,12]', b'[1688849860263936,10923]')),
+        ('signature-field', 'corrupt', 'a field too many', replaced(b'"dtype"', b'"x":1,"dtype"')),
+        ('signature-field-missing', 'corrupt', 'a tensor without shape', replaced(b'"shape":[2,12],', b'')),
+        ('signature-alias', 'corrupt', 'two tensors at one place', replaced(b'[96,192]', b'[0,96]')),
+        ('signature-dimensions', 'limit', '9 dimensions', replaced(b'[2,12]', b'[2,12,1,1,1,1,1,1,1]')),
+        ('signature-deep', 'limit', 'a header of 4 levels', replaced(b'"pt"', b'{"a":{}}')),
+        ('signature-tensors', 'limit', '65,537 tensors', lambda raw: b'{' + b','.join(
+            b'"%d":{"dtype":"F32","shape":[0],"data_offsets":[0,0]}' % i for i in range(65537)) + b'}'),
         ('signature-changed', 'corrupt', 'a space more in the header: decoded files do not have their hashes', lambda raw: raw + b' ')):
     simple(name, verdict, what, header(change))
 
@@ -636,6 +662,10 @@ for name, verdict, what, change in (
          lambda draft: draft.edit(GENERATOR, lambda raw, p=fields(draft)['K_other']: raw[:p] + b'\x80\0' + raw[p + 1:])),
         ('varint-65-bits', 'corrupt', 'a varint over 2^64 - 1',
          lambda draft: draft.edit(GENERATOR, lambda raw, p=fields(draft)['C']: raw[:p] + b'\xff' * 9 + b'\2' + raw[p + 1:])),
+        ('latents-over-limit', 'limit', 'd is 1025',
+         lambda draft: draft.edit(GENERATOR, lambda raw, p=fields(draft)['d']: raw[:p] + varint(1025) + raw[p + 1:])),
+        ('condition-over-limit', 'limit', 'C is 2^20 + 1',
+         lambda draft: draft.edit(GENERATOR, lambda raw, p=fields(draft)['C']: raw[:p] + varint(2**20 + 1) + raw[p + 1:])),
         ('generator-trailing', 'corrupt', 'a byte after the generator', lambda draft: draft.edit(GENERATOR, lambda raw: raw + b'\0')),
         ('generator-cut', 'corrupt', "the generator's last byte is missing", lambda draft: draft.edit(GENERATOR, lambda raw: raw[:-1])),
         ('weights-infinite', 'corrupt', 'scales so large that a weight is not finite', trunk('s_t', floats(*[3e38] * 4))),
@@ -873,6 +903,37 @@ for name, verdict, what, change in (
 
 # Parts of tasks
 
+@mutant('corrupt', 'two-groups')
+def part_without_table(draft):
+    """texts of a task in a group where it has no checkpoints"""
+    draft.pieces.append(Piece(TEXTS, 1, 1, data=b'\0'))
+
+
+@mutant('corrupt', 'two-groups')
+def step_in_two_parts(draft):
+    """checkpoints of one step in two parts of a task"""
+    piece, rows = draft.find(TASK, task=0, group=0), table_of(draft, 0, 0)
+    for row in rows:
+        row.step += 1
+    draft.store(piece, write_table(rows, draft.generator(0)))
+
+
+@mutant('corrupt', 'two-groups')
+def final_in_two_parts(draft):
+    """a checkpoint without step in each of two parts of a task"""
+    for group in (0, 1):
+        piece, rows = draft.find(TASK, task=0, group=group), table_of(draft, 0, group)
+        rows[-1].step = None
+        draft.store(piece, write_table(rows, draft.generator(group)))
+
+
+@mutant('corrupt')
+def step_over(draft):
+    """a step over 2^64 - 1"""
+    draft.edit(TASK, lambda raw: varint(2**64 - 1) + varint(5) + raw[2:])
+
+
+
 @mutant('good', 'two-groups')
 def task_renumbered(draft):
     """tasks in another order in the index"""
@@ -880,3 +941,75 @@ def task_renumbered(draft):
     for piece in draft.pieces:
         if piece.task != NONE:
             piece.task = 2 - piece.task
+
+
+# Other numbers: the second reader computes the hashes of what they decode to, and the program has to find the same
+
+def rehash(draft):
+    with tempfile.NamedTemporaryFile(suffix='.icma') as file:
+        file.write(draft.build())
+        file.flush()
+        with reader.open(file.name) as archive:
+            for piece in [p for p in draft.pieces if p.kind == TASK]:
+                generator = draft.generator(piece.group)
+                rows = table_of(draft, piece.task, piece.group)
+                for row in archive.checkpoints(draft.names[piece.task].decode()):
+                    if row.part.group.number == piece.group:
+                        rows[row.number].hash = xxh3_64(row.part.compute(row))
+                draft.store(piece, write_table(rows, generator))
+
+
+def scaled(scale):
+    def change(draft):
+        draft.edit(GENERATOR, at(fields(draft)['s_t'], floats(*[scale] * len(draft.generator().modelled))))
+        rehash(draft)
+    return change
+
+
+for name, what, scale in (
+        ('scale-2-120', 'scales of 2^-120: denormal results in every dtype', 2.0 ** -120),
+        ('scale-2-126', 'the smallest scales', 2.0 ** -126),
+        ('scale-2-13', 'scales of 2^-13: F16 results denormal and not', 2.0 ** -13), ('scale-2-20', 'scales of 2^-20', 2.0 ** -20),
+        ('scale-65504', 'scales that make some F16 results infinite', 30000.0), ('scale-2-100', 'scales that make all F16 results infinite', 2.0 ** 100)):
+    simple(name, 'equal', what, scaled(scale), 'basis-mixed')
+
+
+def shuffled(seed, spread):
+    """Every number of a group: weights with exponents over `spread` powers of two and random last bits, heads, latents."""
+    def change(draft):
+        draw = random.Random(f'shuffled {seed}')
+
+        def number(positive=False):
+            value = draw.uniform(1, 2) * 2.0 ** draw.uniform(-spread, spread / 4)
+            return value if positive or draw.random() < 0.5 else -value
+        generator, where = draft.generator(), fields(draft)
+        order = sorted(where.items(), key=lambda item: item[1]) + [('end', len(draft.raw(draft.find(GENERATOR))))]
+        for (name, start), (_, end) in zip(order, order[1:]):
+            if name in ('V1', 'V2', 'V3'):
+                words = [struct.unpack('<I', floats(number()))[0] >> 16 for _ in range((end - start) // 2)]
+                draft.edit(GENERATOR, at(start, struct.pack(f'<{len(words)}H', *words)))
+            elif name[0] in 'sMlcbS':
+                values = [number(name in ('s_t', 'latent step', 'correction step')) for _ in range((end - start) // 4)]
+                draft.edit(GENERATOR, at(start, floats(*values)))
+        start, count = head_planes(draft)
+        integers = [draw.choice((draw.randint(-32767, 32767), draw.randint(-9, 9), 0, 32767, -32767)) & 0xffff for _ in range(count)]
+        draft.edit(HEAD, lambda raw: floats(*(number(True) for _ in range(start // 4))) + bytes(v & 255 for v in integers)
+                   + bytes(v >> 8 for v in integers))
+        for piece in [p for p in draft.pieces if p.kind == TASK]:
+            rows = table_of(draft, piece.task)
+            for row in rows:
+                if row.tier == reader.LATENT:
+                    row.latents = [draw.choice((0, 1, -1, draw.randint(-99, 99), 2**23, -2**23)) for _ in row.latents]
+                    row.corrections = [draw.choice((0, draw.randint(-99, 99), 2**23, -2**23)) for _ in row.corrections]
+            draft.store(piece, write_table(rows, generator))
+        rehash(draft)
+    return change
+
+
+for seed, base in enumerate(('basis-given', 'basis-learned', 'basis-mixed', 'basis-wide', 'generate', 'paper', 'one', 'stepless') * 2):
+    simple(f'shuffled-{seed}', 'equal', 'all numbers of generator, head and latents random', shuffled(seed, 4 if seed < 8 else 16), base)
+
+
+# What the program does not refuse yet although the specification says so. check_vectors.py fails when it does.
+PENDING = {'owner-first', 'owner-count', 'signature-first', 'texts-first', 'condition-first', 'condition-count', 'record-count',
+           'record-task', 'frame-window', 'part-without-table', 'step-in-two-parts', 'final-in-two-parts'}
