@@ -72,6 +72,37 @@ const char *icma_tier_name(icma_tier tier) {
     return "unknown";
 }
 
+/* --- who owns what (spec 3.5) --------------------------------------------------------------------------------------- */
+
+static bool ranges_fit(const icma_section *s) {
+    switch (s->kind) {
+    case ICMA_SECTION_HEAD:
+    case ICMA_SECTION_VERBATIM:
+        return s->count > 0;
+    case ICMA_SECTION_TASK:
+        return s->first == 0 && s->count > 0;
+    default:
+        return s->first == 0 && s->count == 0;
+    }
+}
+
+static bool is_of_task(const icma_section *s) {
+    return s->kind == ICMA_SECTION_TASK || s->kind == ICMA_SECTION_TEXTS || s->kind == ICMA_SECTION_VERBATIM || s->kind == ICMA_SECTION_CONDITION;
+}
+
+/* Every section of a known kind has the owners and ranges that its kind asks for, and what belongs to a task part has that part's table beside it. */
+static icma_status check_owners(const icma_container *c, icma_error *error) {
+    for (size_t i = 0; i < icma_container_section_count(c); i++) {
+        const icma_section *s = icma_container_section(c, i);
+        if (s->kind < ICMA_SECTION_SIGNATURE || s->kind > ICMA_SECTION_CONDITION)
+            continue;
+        bool owned = s->group != ICMA_NO_OWNER && is_of_task(s) == (s->task != ICMA_NO_OWNER);
+        if (!owned || !ranges_fit(s) || (is_of_task(s) && !icma_container_find(c, ICMA_SECTION_TASK, s->group, s->task)))
+            return icma_fail(error, ICMA_E_CORRUPT, icma_container_path(c), "section %zu has owners or a range that its kind cannot have", i);
+    }
+    return ICMA_OK;
+}
+
 /* --- opening ----------------------------------------------------------------------------------------------------- */
 
 icma_status icma_bundle_open(const char *path, const icma_ops *ops, const icma_limits *limits, icma_bundle **out, icma_error *error) {
@@ -82,6 +113,8 @@ icma_status icma_bundle_open(const char *path, const icma_ops *ops, const icma_l
     b->ops = ops;
     b->limits = limits ? *limits : icma_limits_defaults();
     icma_status status = icma_container_open(path, &b->container, error);
+    if (!status)
+        status = check_owners(b->container, error);
     if (!status) {
         b->groups = icma_alloc_zeroed(icma_container_group_count(b->container) + 1, sizeof *b->groups);
         b->tasks = icma_alloc_zeroed(icma_container_task_count(b->container) + 1, sizeof *b->tasks);
@@ -277,6 +310,11 @@ static icma_status merge_parts(icma_bundle *b, task *t, icma_error *error) {
                 best = p;
                 best_info = info;
             }
+        }
+        bool again = i > 0 && t->infos[i - 1].has_step == best_info.has_step && t->infos[i - 1].step == best_info.step;
+        if (again) {
+            icma_free(next);
+            return corrupt(b, error, "a task has two checkpoints of one step");
         }
         t->infos[i] = best_info;
         t->places[i] = (place){(uint32_t)best, next[best]++};

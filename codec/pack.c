@@ -391,13 +391,23 @@ static icma_status pack_all(icma_packer *p, const char *path, icma_error *error)
     return status;
 }
 
+static icma_status check_options(const icma_pack_options *o, icma_error *error) {
+    if (o->tier != ICMA_TIER_GENERATE && o->tier != ICMA_TIER_LATENT)
+        return icma_fail(error, ICMA_E_USAGE, NULL, "this tier cannot be asked for; use generate or latent");
+    if (o->batch == 0 || !(o->learning_rate > 0) || !(o->max_error > 0) || !(o->explain >= 0 && o->explain <= 1) || !(o->kld_weight >= 0))
+        return icma_fail(error, ICMA_E_USAGE, NULL, "a pack option is out of range; start from icma_pack_defaults()");
+    return ICMA_OK;
+}
+
 icma_status icma_pack(const icma_inputs *inputs, const char *path, const icma_pack_options *options, const icma_ops *ops, icma_pack_result *result,
                       icma_error *error) {
     icma_packer p = {.inputs = inputs, .options = options, .ops = ops, .decode_ops = options->scalar ? icma_ops_reference() : ops, .result = result};
     memset(result, 0, sizeof *result);
     if (options->threads)
         icma_set_threads(options->threads);
-    icma_status status = pack_all(&p, path, error);
+    icma_status status = check_options(options, error);
+    if (!status)
+        status = pack_all(&p, path, error);
     icma_container_abandon(p.writer);
     icma_dataset_close(&p.dataset);
     for (size_t t = 0; p.conditions && t < inputs->task_count; t++)

@@ -1009,7 +1009,3 @@ def shuffled(seed, spread):
 for seed, base in enumerate(('basis-given', 'basis-learned', 'basis-mixed', 'basis-wide', 'generate', 'paper', 'one', 'stepless') * 2):
     simple(f'shuffled-{seed}', 'equal', 'all numbers of generator, head and latents random', shuffled(seed, 4 if seed < 8 else 16), base)
 
-
-# What the program does not refuse yet although the specification says so. check_vectors.py fails when it does.
-PENDING = {'owner-first', 'owner-count', 'signature-first', 'texts-first', 'condition-first', 'condition-count', 'record-count',
-           'record-task', 'frame-window', 'part-without-table', 'step-in-two-parts', 'final-in-two-parts'}
