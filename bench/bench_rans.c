@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* bench_rans: symbols that each entropy decoder decodes a second, 4 bytes each, and the coded size against the ideal. Prints Markdown. */
+/* bench_rans: symbols that each entropy decoder decodes a second, 4 bytes each, and the coded size against
+ * the ideal. Prints Markdown. */
 #include "rans_host.h"
 #include "rng.h"
 
@@ -16,8 +17,8 @@ static double now(void) {
 }
 
 /* Seconds of one decode, best of several; negative if it went wrong. */
-static double decode_seconds(const icma_rans_decoder *decoder, const icma_buffer *coded, icma_rans_run run, const int32_t *symbols,
-                             int32_t *back) {
+static double decode_seconds(const icma_rans_decoder *decoder, const icma_buffer *coded, icma_rans_run run,
+                             const int32_t *symbols, int32_t *back) {
     double best = INFINITY;
     int times = run.count < 100000 ? 200 : 20;
     for (int i = 0; i < times; i++) {
@@ -45,7 +46,8 @@ static int bench(size_t count, double spread, int32_t *symbols, int32_t *back) {
     icma_rans_decoder list[ICMA_RANS_DECODERS];
     size_t decoders = icma_rans_decoders_all(list);
     printf("| %g | %zu | %.4f | %.3f | %.0f | %.0f |", spread, count, 8 * (double)coded.size / (double)count,
-           100 * (8 * (double)coded.size / bits - 1), 4e-6 * (double)count / choosing, 4e-6 * (double)count / encoding);
+           100 * (8 * (double)coded.size / bits - 1), 4e-6 * (double)count / choosing,
+           4e-6 * (double)count / encoding);
     for (size_t d = 0; d < ICMA_RANS_DECODERS; d++)
         if (d < decoders)
             printf(" %.0f |", 4e-6 * (double)count / decode_seconds(&list[d], &coded, run, symbols, back));
@@ -61,7 +63,8 @@ int main(void) {
     const size_t counts[] = {4096, 65536, 4000000};
     int32_t *symbols = malloc(4000000 * sizeof *symbols), *back = malloc(4000000 * sizeof *back);
     int failed = !symbols || !back;
-    printf("| spread | symbols | bits/symbol | %% over cost | choose MB/s | encode MB/s | scalar MB/s | avx2 | avx512 |\n"
+    printf("| spread | symbols | bits/symbol | %% over cost | choose MB/s | encode MB/s | scalar MB/s | avx2 "
+           "| avx512 |\n"
            "|---|---|---|---|---|---|---|---|---|\n");
     for (size_t c = 0; !failed && c < sizeof counts / sizeof *counts; c++)
         for (size_t s = 0; !failed && s < sizeof spreads / sizeof *spreads; s++)

@@ -36,7 +36,7 @@ static const cli_option pack_options[] = {
             "which checkpoints of each task to use at all (default all)"),
     CLI_ROW_HEADING("Size against fidelity"),
     CLI_ROW_RANGE(CLI_REAL, 0, "explain", "X", AT(explain), 1e-6, 1,
-                  "share of the variance within tasks that the basis spans"),
+                  "share of the variance within tasks to span"),
     CLI_ROW(CLI_TEXT, 0, "max-error", "dw=X", AT(max_error),
             "mean relative error of dW that the basis is to reach"),
     CLI_ROW_RANGE(CLI_WHOLE, 0, "components", "N", AT(components), 1, 4096,

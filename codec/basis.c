@@ -293,6 +293,7 @@ typedef struct head_writer {
     icma_basis *basis;
     uint32_t *others;     /* sources outside the sample */
     size_t other_count;
+    bool *zero;           /* of each of those: nothing but zeros in the tensor so far */
     size_t columns;       /* of a tile */
     float *tile;          /* max(n, others) x columns */
     float *projection;    /* others x K of a role */
@@ -305,6 +306,7 @@ typedef struct head_writer {
 
 static void head_free(head_writer *h) {
     icma_free(h->others);
+    icma_free(h->zero);
     icma_free(h->tile);
     icma_free(h->projection);
     icma_head_free(&h->chunk);
@@ -336,6 +338,7 @@ static icma_status head_allocate(head_writer *h, icma_error *error) {
     size_t n = h->gram->count, total = h->basis->total, widest = 0;
     h->other_count = h->group->count - n;
     h->others = h->other_count ? icma_alloc_array(h->other_count, sizeof *h->others) : NULL;
+    h->zero = h->other_count ? icma_alloc_array(h->other_count, sizeof *h->zero) : NULL;
     for (size_t i = 0, next = 0, o = 0; h->others && i < h->group->count; i++)
         if (next < n && h->gram->rows[next] == i)
             next++;
@@ -345,7 +348,7 @@ static icma_status head_allocate(head_writer *h, icma_error *error) {
     h->columns = HEAD_CELLS / widest < HEAD_TILE ? HEAD_CELLS / widest : HEAD_TILE;
     h->tile = icma_alloc_array(widest * h->columns, sizeof *h->tile);
     h->projection = h->other_count ? icma_alloc_array(h->other_count * total, sizeof *h->projection) : NULL;
-    if (!h->tile || (h->other_count && (!h->others || !h->projection)))
+    if (!h->tile || (h->other_count && (!h->others || !h->zero || !h->projection)))
         return icma_fail(error, ICMA_E_MEMORY, NULL, "no memory for the basis");
     const icma_ops *ops = h->ops;
     icma_status status = ops->alloc(ops->device, ICMA_ELEMENT_F32, widest * h->columns, &h->x, error);
@@ -394,6 +397,9 @@ static icma_status make_tile(head_writer *h, size_t tensor, uint64_t first, size
     status = load_tile(h, h->others, h->other_count, tensor, first, columns, error);
     if (status)
         return status;
+    for (size_t i = 0; i < h->other_count; i++)
+        for (size_t j = 0; h->zero[i] && j < columns; j++)
+            h->zero[i] = h->tile[i * columns + j] == 0;
     ops->gemm(ops->device, 1, icma_matrix_of(h->x, h->other_count, columns), false, rows, true, 0, icma_matrix_of(h->p, h->other_count, k));
     status = ops->download(ops->device, h->p, 0, h->projection, h->other_count * k, error);
     size_t at = icma_generator_first(h->generator, (size_t)role);
@@ -410,8 +416,14 @@ static icma_status make_tensor(head_writer *h, size_t tensor, icma_error *error)
     icma_status status = ICMA_OK;
     if (!values)
         status = icma_fail(error, ICMA_E_MEMORY, NULL, "no memory for the basis of a tensor of %zu weights", count);
+    for (size_t i = 0; i < h->other_count; i++)
+        h->zero[i] = true;
     for (size_t first = 0; !status && first < count; first += h->columns)
         status = make_tile(h, tensor, first, count - first < h->columns ? count - first : h->columns, values, error);
+    /* An untrained factor is to come back as exactly zero: as in the sample (gram.c, except_rows). */
+    for (size_t i = 0; !status && i < h->other_count; i++)
+        if (h->zero[i])
+            icma_group_set_exception(h->group, h->others[i], tensor);
     if (!status)
         status = icma_head_add_tensor(&h->chunk, values, h->generator->head_step + icma_generator_first(h->generator, h->generator->treatment[tensor]), k,
                                       count, error);

@@ -72,6 +72,37 @@ const char *icma_tier_name(icma_tier tier) {
     return "unknown";
 }
 
+/* --- who owns what (spec 3.5) --------------------------------------------------------------------------------------- */
+
+static bool ranges_fit(const icma_section *s) {
+    switch (s->kind) {
+    case ICMA_SECTION_HEAD:
+    case ICMA_SECTION_VERBATIM:
+        return s->count > 0;
+    case ICMA_SECTION_TASK:
+        return s->first == 0 && s->count > 0;
+    default:
+        return s->first == 0 && s->count == 0;
+    }
+}
+
+static bool is_of_task(const icma_section *s) {
+    return s->kind == ICMA_SECTION_TASK || s->kind == ICMA_SECTION_TEXTS || s->kind == ICMA_SECTION_VERBATIM || s->kind == ICMA_SECTION_CONDITION;
+}
+
+/* Every section of a known kind has the owners and ranges that its kind asks for, and what belongs to a task part has that part's table beside it. */
+static icma_status check_owners(const icma_container *c, icma_error *error) {
+    for (size_t i = 0; i < icma_container_section_count(c); i++) {
+        const icma_section *s = icma_container_section(c, i);
+        if (s->kind < ICMA_SECTION_SIGNATURE || s->kind > ICMA_SECTION_CONDITION)
+            continue;
+        bool owned = s->group != ICMA_NO_OWNER && is_of_task(s) == (s->task != ICMA_NO_OWNER);
+        if (!owned || !ranges_fit(s) || (is_of_task(s) && !icma_container_find(c, ICMA_SECTION_TASK, s->group, s->task)))
+            return icma_fail(error, ICMA_E_CORRUPT, icma_container_path(c), "section %zu has owners or a range that its kind cannot have", i);
+    }
+    return ICMA_OK;
+}
+
 /* --- opening ----------------------------------------------------------------------------------------------------- */
 
 icma_status icma_bundle_open(const char *path, const icma_ops *ops, const icma_limits *limits, icma_bundle **out, icma_error *error) {
@@ -82,6 +113,8 @@ icma_status icma_bundle_open(const char *path, const icma_ops *ops, const icma_l
     b->ops = ops;
     b->limits = limits ? *limits : icma_limits_defaults();
     icma_status status = icma_container_open(path, &b->container, error);
+    if (!status)
+        status = check_owners(b->container, error);
     if (!status) {
         b->groups = icma_alloc_zeroed(icma_container_group_count(b->container) + 1, sizeof *b->groups);
         b->tasks = icma_alloc_zeroed(icma_container_task_count(b->container) + 1, sizeof *b->tasks);
@@ -185,6 +218,24 @@ static icma_status open_decoder(icma_bundle *b, uint32_t index, icma_error *erro
 
 /* --- tasks ------------------------------------------------------------------------------------------------------- */
 
+static icma_status load_texts(icma_bundle *b, uint32_t task_index, part *p, icma_error *error) {
+    const icma_section *section;
+    if (p->texts_loaded)
+        return ICMA_OK;
+    icma_status status = single(b, ICMA_SECTION_TEXTS, p->group, task_index, &section, error);
+    if (!status && section) {
+        status = icma_container_load(b->container, section, MOST_TEXTS, &p->text_bytes, error);
+        if (!status)
+            status = icma_texts_read(p->text_bytes, (size_t)section->raw_size, &p->texts, error);
+        if (status) {
+            icma_free(p->text_bytes);
+            p->text_bytes = NULL;
+        }
+    }
+    p->texts_loaded = !status;
+    return status;
+}
+
 static icma_status load_part(icma_bundle *b, uint32_t task_index, part *p, const icma_section *table, icma_error *error) {
     uint8_t *raw = NULL;
     const icma_section *condition;
@@ -210,14 +261,22 @@ static icma_status load_part(icma_bundle *b, uint32_t task_index, part *p, const
     icma_free(raw);
     p->table.list = list.list;
     p->table.count = list.count;
+    /* A checkpoint's own header lies among the texts, and the size of its file depends on it. */
+    for (size_t i = 0; !status && i < list.count; i++) {
+        if (list.list[i].header)
+            status = load_texts(b, task_index, p, error);
+        if (!status && list.list[i].header > p->texts.count)
+            status = corrupt(b, error, "a checkpoint's header is missing");
+    }
     return status;
 }
 
 static icma_checkpoint_info describe(const icma_bundle *b, const part *p, const icma_checkpoint *c) {
     const icma_safetensors *s = &b->groups[p->group].signature;
+    size_t header = c->header ? p->texts.list[c->header - 1].size : s->header_size;
     icma_checkpoint_info info = {.group = p->group, .has_step = c->has_step, .step = c->step, .tier = c->tier, .relative_error = c->relative_error,
                                  .dw_error_mean = c->dw_error_mean, .dw_error_max = c->dw_error_max, .hash = c->hash,
-                                 .file_size = icma_safetensors_data_offset(s) + s->data_size};
+                                 .file_size = 8 + header + s->data_size};
     for (size_t t = 0; t < s->tensor_count; t++)
         info.parameters += s->tensors[t].count;
     return info;
@@ -251,6 +310,11 @@ static icma_status merge_parts(icma_bundle *b, task *t, icma_error *error) {
                 best = p;
                 best_info = info;
             }
+        }
+        bool again = i > 0 && t->infos[i - 1].has_step == best_info.has_step && t->infos[i - 1].step == best_info.step;
+        if (again) {
+            icma_free(next);
+            return corrupt(b, error, "a task has two checkpoints of one step");
         }
         t->infos[i] = best_info;
         t->places[i] = (place){(uint32_t)best, next[best]++};
@@ -434,24 +498,6 @@ void icma_decoded_free(icma_decoded *d) {
     icma_free(d->files);
     icma_free(d->data);
     memset(d, 0, sizeof *d);
-}
-
-static icma_status load_texts(icma_bundle *b, uint32_t task_index, part *p, icma_error *error) {
-    const icma_section *section;
-    if (p->texts_loaded)
-        return ICMA_OK;
-    icma_status status = single(b, ICMA_SECTION_TEXTS, p->group, task_index, &section, error);
-    if (!status && section) {
-        status = icma_container_load(b->container, section, MOST_TEXTS, &p->text_bytes, error);
-        if (!status)
-            status = icma_texts_read(p->text_bytes, (size_t)section->raw_size, &p->texts, error);
-        if (status) {
-            icma_free(p->text_bytes);
-            p->text_bytes = NULL;
-        }
-    }
-    p->texts_loaded = !status;
-    return status;
 }
 
 /* The checkpoint's own header, if it is not the signature's: it must describe the same tensors. */

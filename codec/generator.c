@@ -204,7 +204,7 @@ static bool read_numbers(icma_cursor *from, icma_generator *g) {
     return true;
 }
 
-/* A tensor may only be modelled if its dtype is a float that we model, it has elements, and its role has rows. */
+/* A tensor may only be modelled if its dtype is a float that we model and it has elements. */
 static icma_status check_treatments(const icma_generator *g, const icma_safetensors *signature, icma_error *error) {
     for (size_t t = 0; t < g->tensor_count; t++) {
         uint8_t treatment = g->treatment[t];

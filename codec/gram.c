@@ -272,9 +272,10 @@ icma_status icma_eigen_solve(const double *gram, const double *weight, size_t co
     /* Single-precision products carry errors of some FLT_EPSILON of the largest eigenvalue: below that there is no direction. */
     while (out->rank < count && w[count - 1 - out->rank] > 0x1p-24 * w[count - 1])
         out->rank++;
-    out->values = icma_alloc_array(out->rank, sizeof(double));
-    out->mixing = icma_alloc_array(out->rank * count, sizeof(double));
-    out->coordinates = icma_alloc_array(count * out->rank, sizeof(double));
+    size_t room = out->rank ? out->rank : 1; /* a matrix of zeros has no directions; that is no lack of memory */
+    out->values = icma_alloc_array(room, sizeof(double));
+    out->mixing = icma_alloc_array(room * count, sizeof(double));
+    out->coordinates = icma_alloc_array(count * room, sizeof(double));
     if (!out->values || !out->mixing || !out->coordinates) {
         status = icma_fail(error, ICMA_E_MEMORY, NULL, "no memory for %zu eigen-adapters", out->rank);
         goto done;

@@ -145,15 +145,18 @@ static bool has_modelled(const icma_pack_group *g) {
     return false;
 }
 
-static void fill_within(icma_pack_group *g) {
+static icma_status fill_within(icma_pack_group *g, icma_error *error) {
     size_t n = g->gram.count;
     uint32_t *task = icma_alloc_array(n, sizeof *task);
-    for (size_t i = 0; task && i < n; i++)
+    if (!task)
+        return icma_fail(error, ICMA_E_MEMORY, NULL, "no memory for a group");
+    for (size_t i = 0; i < n; i++)
         task[i] = g->group->sources[g->gram.rows[i]].task;
-    for (int role = 0; task && role < ICMA_ROLE_COUNT; role++)
+    for (int role = 0; role < ICMA_ROLE_COUNT; role++)
         if (g->gram.matrix[role])
             g->within += icma_within_task(g->gram.matrix[role], task, n) / (double)n;
     icma_free(task);
+    return ICMA_OK;
 }
 
 /* Gram matrix, basis, head, CVAE: everything that is learned from a group. */
@@ -166,9 +169,10 @@ static icma_status learn(icma_packer *p, icma_pack_group *g, icma_error *error) 
     if (status || !has_modelled(g))
         return status;
     status = icma_basis_choose(g->group, &g->gram, &g->generator, (icma_basis_target){o->components, o->explain, o->max_error}, &g->basis, error);
+    if (!status)
+        status = fill_within(g, error);
     if (status)
         return status;
-    fill_within(g);
     memcpy(g->generator.components, g->basis.components, sizeof g->basis.components);
     g->generator.head_step = g->basis.step; /* moves */
     g->basis.step = NULL;
@@ -389,13 +393,23 @@ static icma_status pack_all(icma_packer *p, const char *path, icma_error *error)
     return status;
 }
 
+static icma_status check_options(const icma_pack_options *o, icma_error *error) {
+    if (o->tier != ICMA_TIER_GENERATE && o->tier != ICMA_TIER_LATENT)
+        return icma_fail(error, ICMA_E_USAGE, NULL, "this tier cannot be asked for; use generate or latent");
+    if (o->batch == 0 || !(o->learning_rate > 0) || !(o->max_error > 0) || !(o->explain >= 0 && o->explain <= 1) || !(o->kld_weight >= 0))
+        return icma_fail(error, ICMA_E_USAGE, NULL, "a pack option is out of range; start from icma_pack_defaults()");
+    return ICMA_OK;
+}
+
 icma_status icma_pack(const icma_inputs *inputs, const char *path, const icma_pack_options *options, const icma_ops *ops, icma_pack_result *result,
                       icma_error *error) {
     icma_packer p = {.inputs = inputs, .options = options, .ops = ops, .decode_ops = options->scalar ? icma_ops_reference() : ops, .result = result};
     memset(result, 0, sizeof *result);
     if (options->threads)
         icma_set_threads(options->threads);
-    icma_status status = pack_all(&p, path, error);
+    icma_status status = check_options(options, error);
+    if (!status)
+        status = pack_all(&p, path, error);
     icma_container_abandon(p.writer);
     icma_dataset_close(&p.dataset);
     for (size_t t = 0; p.conditions && t < inputs->task_count; t++)

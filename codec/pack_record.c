@@ -7,83 +7,100 @@
 #include <math.h>
 #include <stdio.h>
 
-/* Six digits are what a measurement deserves; infinities and NaN have no JSON number. */
-static void add_number(cJSON *to, const char *key, double value) {
-    char text[32];
-    snprintf(text, sizeof text, "%.6g", value);
-    if (isfinite(value))
-        cJSON_AddRawToObject(to, key, text);
-    else
-        cJSON_AddNullToObject(to, key);
+/* Everything that is added goes through these, so that a record is complete or not at all: *whole turns false when memory is short. */
+static void note(bool *whole, const cJSON *added) {
+    *whole = *whole && added;
 }
 
-static void add_options(cJSON *root, const icma_packer *p, const icma_pack_group *g) {
+static void add_text(cJSON *to, const char *key, const char *text, bool *whole) {
+    note(whole, cJSON_AddStringToObject(to, key, text));
+}
+
+/* Six digits are what a measurement deserves; infinities and NaN have no JSON number. */
+static void add_number(cJSON *to, const char *key, double value, bool *whole) {
+    char text[32];
+    snprintf(text, sizeof text, "%.6g", value);
+    note(whole, isfinite(value) ? cJSON_AddRawToObject(to, key, text) : cJSON_AddNullToObject(to, key));
+}
+
+static cJSON *add_object(cJSON *list, bool *whole) {
+    cJSON *item = cJSON_CreateObject();
+    if (cJSON_AddItemToArray(list, item))
+        return item;
+    cJSON_Delete(item);
+    *whole = false;
+    return NULL;
+}
+
+static void add_options(cJSON *root, const icma_packer *p, const icma_pack_group *g, bool *whole) {
     const icma_pack_options *o = p->options;
     cJSON *options = cJSON_AddObjectToObject(root, "options");
     char seed[24];
     snprintf(seed, sizeof seed, "%llu", (unsigned long long)o->seed);
-    cJSON_AddStringToObject(options, "tier", icma_tier_name(o->tier));
-    cJSON_AddStringToObject(options, "loss", o->loss == ICMA_LOSS_PAPER ? "paper" : "water-level");
-    cJSON_AddRawToObject(options, "seed", seed);
-    add_number(options, "explain", o->explain);
-    add_number(options, "max_error", o->max_error);
-    add_number(options, "components", (double)o->components);
-    add_number(options, "latent_dim", (double)o->latent_dim);
-    add_number(options, "epochs", (double)g->training.epochs);
-    add_number(options, "batch", (double)g->training.batch);
-    add_number(options, "learning_rate", o->learning_rate);
-    add_number(options, "kld_weight", o->loss == ICMA_LOSS_PAPER ? o->kld_weight : 1);
+    add_text(options, "tier", icma_tier_name(o->tier), whole);
+    add_text(options, "loss", o->loss == ICMA_LOSS_PAPER ? "paper" : "water-level", whole);
+    note(whole, cJSON_AddRawToObject(options, "seed", seed));
+    add_number(options, "explain", o->explain, whole);
+    add_number(options, "max_error", o->max_error, whole);
+    add_number(options, "components", (double)o->components, whole);
+    add_number(options, "latent_dim", (double)o->latent_dim, whole);
+    add_number(options, "epochs", (double)g->training.epochs, whole);
+    add_number(options, "batch", (double)g->training.batch, whole);
+    add_number(options, "learning_rate", o->learning_rate, whole);
+    add_number(options, "kld_weight", o->loss == ICMA_LOSS_PAPER ? o->kld_weight : 1, whole);
 }
 
-static void add_eigen(cJSON *root, const icma_pack_group *g) {
+static void add_eigen(cJSON *root, const icma_pack_group *g, bool *whole) {
     cJSON *eigen = cJSON_AddObjectToObject(root, "eigen");
-    add_number(eigen, "checkpoints", (double)g->gram.count);
-    add_number(eigen, "energy", g->basis.energy);
-    add_number(eigen, "leftover", g->basis.leftover);
-    add_number(eigen, "within_task", g->within);
-    add_number(eigen, "explained", g->basis.explained);
-    add_number(eigen, "predicted_error", g->basis.predicted_error);
-    add_number(eigen, "theta", g->training.theta);
+    add_number(eigen, "checkpoints", (double)g->gram.count, whole);
+    add_number(eigen, "energy", g->basis.energy, whole);
+    add_number(eigen, "leftover", g->basis.leftover, whole);
+    add_number(eigen, "within_task", g->within, whole);
+    add_number(eigen, "explained", g->basis.explained, whole);
+    add_number(eigen, "predicted_error", g->basis.predicted_error, whole);
+    add_number(eigen, "theta", g->training.theta, whole);
 }
 
-static void add_losses(cJSON *root, const icma_training *t) {
+static void add_losses(cJSON *root, const icma_training *t, bool *whole) {
     cJSON *losses = cJSON_AddArrayToObject(root, "losses");
+    note(whole, losses);
     for (size_t i = 0; i < t->loss_count; i++) {
-        cJSON *point = cJSON_CreateObject();
-        add_number(point, "epoch", (double)t->loss_epoch[i]);
-        add_number(point, "reconstruction", t->loss_reconstruction[i]);
-        add_number(point, "kl", t->loss_kl[i]);
-        cJSON_AddItemToArray(losses, point);
+        cJSON *point = add_object(losses, whole);
+        add_number(point, "epoch", (double)t->loss_epoch[i], whole);
+        add_number(point, "reconstruction", t->loss_reconstruction[i], whole);
+        add_number(point, "kl", t->loss_kl[i], whole);
     }
 }
 
-static void add_distance(cJSON *list, const char *key, const char *name, const icma_distance *d, bool maximum) {
-    cJSON *item = cJSON_CreateObject();
-    cJSON_AddStringToObject(item, key, name);
-    add_number(item, "relative_error", icma_distance_relative(d));
-    add_number(item, "cosine", icma_distance_cosine(d));
+static void add_distance(cJSON *list, const char *key, const char *name, const icma_distance *d, bool maximum, bool *whole) {
+    cJSON *item = add_object(list, whole);
+    add_text(item, key, name, whole);
+    add_number(item, "relative_error", icma_distance_relative(d), whole);
+    add_number(item, "cosine", icma_distance_cosine(d), whole);
     if (maximum)
-        add_number(item, "maximum", d->maximum);
-    cJSON_AddItemToArray(list, item);
+        add_number(item, "maximum", d->maximum, whole);
 }
 
-static void add_errors(cJSON *root, const icma_pack_group *g) {
+static void add_errors(cJSON *root, const icma_pack_group *g, bool *whole) {
     const icma_safetensors *s = &g->group->signature;
     cJSON *tensors = cJSON_AddArrayToObject(root, "tensors"), *modules = cJSON_AddArrayToObject(root, "modules");
+    note(whole, tensors);
+    note(whole, modules);
     for (size_t t = 0; t < s->tensor_count; t++)
-        add_distance(tensors, "name", s->tensors[t].name, &g->measures.tensors[t], true);
+        add_distance(tensors, "name", s->tensors[t].name, &g->measures.tensors[t], true, whole);
     for (size_t p = 0; p < g->group->pairs.count; p++)
-        add_distance(modules, "module", g->group->pairs.list[p].module, &g->measures.pairs[p], false);
+        add_distance(modules, "module", g->group->pairs.list[p].module, &g->measures.pairs[p], false, whole);
 }
 
 icma_status icma_pack_record(icma_packer *p, const icma_pack_group *g, icma_error *error) {
     cJSON *root = cJSON_CreateObject();
-    add_options(root, p, g);
+    bool whole = root != NULL;
+    add_options(root, p, g, &whole);
     if (g->generator.kind == ICMA_GENERATOR_BASIS)
-        add_eigen(root, g);
-    add_losses(root, &g->training);
-    add_errors(root, g);
-    char *text = cJSON_PrintUnformatted(root);
+        add_eigen(root, g, &whole);
+    add_losses(root, &g->training, &whole);
+    add_errors(root, g, &whole);
+    char *text = whole ? cJSON_PrintUnformatted(root) : NULL;
     cJSON_Delete(root);
     if (!text)
         return icma_fail(error, ICMA_E_MEMORY, NULL, "no memory for the record");

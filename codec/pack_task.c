@@ -186,8 +186,9 @@ static void add_measures(part_writer *w, icma_checkpoint *c, const icma_fidelity
     w->dw_max = fmax(w->dw_max, f->dw_error_max);
 }
 
-/* Decodes checkpoint i into a copy of its original file (verbatim tensors are there already), compares and hashes it. */
-static icma_status measure_checkpoint(part_writer *w, size_t i, const uint8_t *original, size_t size, icma_error *error) {
+/* Decodes checkpoint i into a copy of its original file (verbatim tensors are there already), compares and hashes it. *finite is false, and nothing
+ * is noted, where a modelled weight left its dtype's range (an F16 near its limit). */
+static icma_status measure_checkpoint(part_writer *w, size_t i, const uint8_t *original, size_t size, bool *finite, icma_error *error) {
     icma_pack_group *g = w->g;
     icma_checkpoint *c = &w->table.list[i];
     size_t header = (size_t)w->sources[i]->data_offset, config_size;
@@ -206,7 +207,8 @@ static icma_status measure_checkpoint(part_writer *w, size_t i, const uint8_t *o
     if (!status)
         status = icma_fidelity_compare(&g->group->signature, original + header, &g->group->signature, copy + header, &g->group->pairs, config, config_size,
                                        false, &fidelity, error);
-    if (!status) {
+    *finite = status || isfinite(fidelity.total.error);
+    if (!status && *finite) {
         add_measures(w, c, &fidelity);
         c->hash = icma_hash(copy, size);
     }
@@ -258,8 +260,13 @@ static icma_status process_checkpoint(part_writer *w, size_t i, icma_error *erro
     for (size_t t = 0; t < w->g->group->signature.tensor_count; t++)
         w->packer->result->original_parameters += w->g->group->signature.tensors[t].count;
     status = take_header(w, i, w->originals[i], error);
+    bool finite = true;
     if (!status)
-        status = measure_checkpoint(w, i, w->originals[i], size, error);
+        status = measure_checkpoint(w, i, w->originals[i], size, &finite, error);
+    if (!status && !finite)
+        status = list_exceptions(w, w->source_index[i], true, &w->table.list[i], error);
+    if (!status && !finite)
+        status = measure_checkpoint(w, i, w->originals[i], size, &finite, error);
     if (!status && (w->held >= stream_bytes || i + 1 == w->table.count))
         status = flush_verbatim(w, i + 1, error);
     return status;

@@ -1,9 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Range variant of asymmetric numeral systems (Duda 2013) with 32-bit states, renormalised 16 bits at a time, and static tables.
+ * Range variant of asymmetric numeral systems (Duda 2013) with 32-bit states, renormalised 16 bits at a time,
+ * and static tables.
  *
- * A stream's *lanes* are so many states over one sequence of words. Runs are cut into groups of one symbol a lane, so that a group has one context and a vector
- * of lanes decodes it in one go: first every lane's symbol, then what escaped, then every lane's raw low bits. The encoder does all of it backwards.
+ * A stream's *lanes* are so many states over one sequence of words. Runs are cut into groups of one symbol a
+ * lane, so that a group has one context and a vector of lanes decodes it in one go: first every lane's
+ * symbol, then what escaped, then every lane's raw low bits. The encoder does all of it backwards.
  */
 #include "rans.h"
 
@@ -13,7 +15,7 @@
 #include <math.h>
 #include <string.h>
 
-/* From so many expected bits on a stream has 8 and 32 lanes: 3 bytes a lane are then under 0.15 and 0.04 %. */
+/* From so many expected bits on, 8 and 32 lanes: 3 bytes a lane are then under 0.15 and 0.04 %. */
 static const uint64_t eight_lanes_bits = UINT64_C(1) << 17, all_lanes_bits = UINT64_C(1) << 21;
 
 unsigned icma_rans_contexts(void) {
@@ -24,7 +26,8 @@ unsigned icma_rans_contexts(void) {
 static const icma_rans_shape *shape_of(unsigned context, unsigned *shift) {
     unsigned beyond = context < ICMA_RANS_SHAPES ? 0 : context - ICMA_RANS_SHAPES;
     *shift = context < ICMA_RANS_SHAPES ? 0 : 1 + beyond / ICMA_RANS_OCTAVE;
-    return &icma_rans_shapes[*shift ? ICMA_RANS_SHAPES - ICMA_RANS_OCTAVE + beyond % ICMA_RANS_OCTAVE : context];
+    return &icma_rans_shapes[*shift ? ICMA_RANS_SHAPES - ICMA_RANS_OCTAVE + beyond % ICMA_RANS_OCTAVE
+                                    : context];
 }
 
 double icma_rans_spread(unsigned context) {
@@ -61,11 +64,12 @@ static void model_fill_slots(icma_rans_model *model) {
             model->slots[model->start[s] + i] = model->frequency[s] << 20 | i << 8 | s;
 }
 
-static icma_status runs_check(const icma_rans_run *runs, size_t run_count, icma_status status, icma_error *error) {
+static icma_status runs_check(const icma_rans_run *runs, size_t run_count, icma_status status,
+                              icma_error *error) {
     for (size_t r = 0; r < run_count; r++)
         if (runs[r].context >= icma_rans_contexts())
-            return icma_fail(error, status, NULL, "context %u of a coded stream does not exist; there are %u", runs[r].context,
-                             icma_rans_contexts());
+            return icma_fail(error, status, NULL, "context %u of a coded stream does not exist; there are %u",
+                             runs[r].context, icma_rans_contexts());
     return ICMA_OK;
 }
 
@@ -75,7 +79,8 @@ static unsigned lanes_of(const icma_rans_run *runs, size_t run_count) {
     for (size_t r = 0; r < run_count; r++) {
         unsigned shift;
         uint64_t rate = shape_of(runs[r].context, &shift)->rate + ((uint64_t)shift << 16);
-        /* Symbols lie in memory, 4 bytes each, and a rate is under 2^21: no overflow in what is added, and the sum stops growing in time. */
+        /* Symbols lie in memory, 4 bytes each, and a rate is under 2^21: no overflow in what is added, and
+         * the sum stops growing in time. */
         uint64_t enough = (all_lanes_bits << 16) / rate + 1;
         symbols |= runs[r].count;
         total += rate * (runs[r].count < enough ? runs[r].count : enough);
@@ -97,13 +102,19 @@ static int64_t symbol_high(int64_t x, unsigned shift) {
 }
 
 static uint32_t symbol_low(int64_t x, unsigned shift) {
-    return shift == 0 ? 0 : (uint32_t)((uint64_t)(x + (INT64_C(1) << (shift - 1))) & ((UINT64_C(1) << shift) - 1));
+    return shift == 0
+               ? 0
+               : (uint32_t)((uint64_t)(x + (INT64_C(1) << (shift - 1))) & ((UINT64_C(1) << shift) - 1));
 }
 
+/* Of a value above 0. */
 static unsigned log2_floor(uint32_t value) {
     unsigned n = 0;
-    while (value >>= 1)
-        n++;
+    for (unsigned step = 16; step > 0; step /= 2)
+        if (value >> step) {
+            value >>= step;
+            n += step;
+        }
     return n;
 }
 
@@ -168,7 +179,8 @@ static bool writer_reserve(rans_writer *writer) {
     return true;
 }
 
-static void put_group(rans_writer *writer, const icma_rans_model *model, const int32_t *symbols, unsigned count) {
+static void put_group(rans_writer *writer, const icma_rans_model *model, const int32_t *symbols,
+                      unsigned count) {
     const int64_t reach = (int64_t)model->reach;
     for (unsigned lane = count; lane-- > 0;)
         put_raw(writer, lane, symbol_low(symbols[lane], model->shift), model->shift);
@@ -179,7 +191,8 @@ static void put_group(rans_writer *writer, const icma_rans_model *model, const i
     }
     for (unsigned lane = count; lane-- > 0;) {
         int64_t high = symbol_high(symbols[lane], model->shift);
-        put_symbol(writer, lane, model, high < -reach || high > reach ? model->count - 1 : (unsigned)(high + reach));
+        put_symbol(writer, lane, model,
+                   high < -reach || high > reach ? model->count - 1 : (unsigned)(high + reach));
     }
 }
 
@@ -205,7 +218,8 @@ static void writer_finish(const rans_writer *writer, icma_buffer *out) {
         icma_store_u16(to, writer->words[w]);
 }
 
-icma_status icma_rans_encode(const int32_t *symbols, const icma_rans_run *runs, size_t run_count, icma_buffer *out, icma_error *error) {
+icma_status icma_rans_encode(const int32_t *symbols, const icma_rans_run *runs, size_t run_count,
+                             icma_buffer *out, icma_error *error) {
     icma_status status = runs_check(runs, run_count, ICMA_E_USAGE, error);
     if (status)
         return status;
@@ -230,7 +244,8 @@ icma_status icma_rans_encode(const int32_t *symbols, const icma_rans_run *runs, 
     icma_free(writer.words);
     icma_free(model);
     if (!good)
-        return icma_fail(error, ICMA_E_MEMORY, NULL, "no memory to code %zu runs of symbols; pack fewer checkpoints at once", run_count);
+        return icma_fail(error, ICMA_E_MEMORY, NULL,
+                         "no memory to code %zu runs of symbols; pack fewer checkpoints at once", run_count);
     return icma_buffer_status(out, error);
 }
 
@@ -294,7 +309,8 @@ static bool take_escape(icma_rans_reader *reader, unsigned lane, unsigned reach,
 }
 
 /* A group of any size, of any symbols. False: corrupt. */
-static bool take_group(icma_rans_reader *reader, const icma_rans_model *model, int32_t *symbols, unsigned count) {
+static bool take_group(icma_rans_reader *reader, const icma_rans_model *model, int32_t *symbols,
+                       unsigned count) {
     int64_t high[ICMA_RANS_LANES];
     bool escapes = false;
     for (unsigned lane = 0; lane < count; lane++) {
@@ -321,8 +337,9 @@ static bool take_group(icma_rans_reader *reader, const icma_rans_model *model, i
     return true;
 }
 
-/* One lane, the common case of it: no escape, no low bits, words enough. Returns how many symbols that was. */
-static size_t take_single(icma_rans_reader *reader, const icma_rans_model *model, int32_t *symbols, size_t count) {
+/* One lane, the common case of it: no escape, no low bits, words enough. Returns how many that were. */
+static size_t take_single(icma_rans_reader *reader, const icma_rans_model *model, int32_t *symbols,
+                          size_t count) {
     icma_rans_reader at = *reader;
     uint32_t x = at.state[0];
     size_t i = 0;
@@ -341,7 +358,8 @@ static size_t take_single(icma_rans_reader *reader, const icma_rans_model *model
     return i;
 }
 
-static bool take_run(icma_rans_reader *reader, icma_rans_kernel kernel, const icma_rans_model *model, int32_t *symbols, size_t count) {
+static bool take_run(icma_rans_reader *reader, icma_rans_kernel kernel, const icma_rans_model *model,
+                     int32_t *symbols, size_t count) {
     for (size_t done = 0; done < count;) {
         if (reader->lanes == 1 && model->shift == 0)
             done += take_single(reader, model, symbols + done, count - done);
@@ -393,13 +411,16 @@ static bool reader_finished(const icma_rans_reader *reader) {
     return reader->left == 0;
 }
 
-icma_status icma_rans_decode_with(const icma_rans_decoder *decoder, const uint8_t *data, size_t size, const icma_rans_run *runs,
-                                  size_t run_count, int32_t *symbols, icma_error *error) {
+icma_status icma_rans_decode_with(const icma_rans_decoder *decoder, const uint8_t *data, size_t size,
+                                  const icma_rans_run *runs, size_t run_count, int32_t *symbols,
+                                  icma_error *error) {
     icma_status status = runs_check(runs, run_count, ICMA_E_CORRUPT, error);
     if (status)
         return status;
     icma_rans_reader reader = {.lanes = lanes_of(runs, run_count)};
-    icma_rans_kernel kernel = reader.lanes == 8 ? decoder->eight : reader.lanes == ICMA_RANS_LANES ? decoder->all : NULL;
+    icma_rans_kernel kernel = reader.lanes == 8                 ? decoder->eight
+                              : reader.lanes == ICMA_RANS_LANES ? decoder->all
+                                                                : NULL;
     model_cache cache = {{NULL}};
     bool good = reader_open(&reader, data, size), memory = true;
     for (size_t r = 0; good && r < run_count; r++) {
@@ -413,101 +434,129 @@ icma_status icma_rans_decode_with(const icma_rans_decoder *decoder, const uint8_
     for (unsigned c = 0; c < icma_rans_contexts(); c++)
         icma_free(cache.of[c]);
     if (!memory)
-        return icma_fail(error, ICMA_E_MEMORY, NULL, "no memory to decode a coded stream; close other programs");
+        return icma_fail(error, ICMA_E_MEMORY, NULL,
+                         "no memory to decode a coded stream; close other programs");
     if (!good || !reader_finished(&reader))
-        return icma_fail(error, ICMA_E_CORRUPT, NULL, "a coded stream of %zu bytes is damaged; restore the archive from a copy", size);
+        return icma_fail(error, ICMA_E_CORRUPT, NULL,
+                         "a coded stream of %zu bytes is damaged; restore the archive from a copy", size);
     return ICMA_OK;
 }
 
-icma_status icma_rans_decode(const uint8_t *data, size_t size, const icma_rans_run *runs, size_t run_count, int32_t *symbols,
-                             icma_error *error) {
+icma_status icma_rans_decode(const uint8_t *data, size_t size, const icma_rans_run *runs, size_t run_count,
+                             int32_t *symbols, icma_error *error) {
     icma_rans_decoder list[ICMA_RANS_DECODERS];
-    return icma_rans_decode_with(&list[icma_rans_decoders_all(list) - 1], data, size, runs, run_count, symbols, error);
+    return icma_rans_decode_with(&list[icma_rans_decoders_all(list) - 1], data, size, runs, run_count,
+                                 symbols, error);
 }
 
 /* --- What symbols cost --- */
 
-/* Bits of every symbol of a context, raw low bits included; the escape's without its distance. */
-static void symbol_bits(const icma_rans_model *model, double bits[ICMA_RANS_ALPHABET]) {
-    for (unsigned s = 0; s < model->count; s++)
-        bits[s] = model->bits + model->shift - log2(model->frequency[s]);
+/* Bits of a context's symbols by magnitude, raw low bits aside; the escape's without its distance. */
+typedef struct cost_table {
+    unsigned reach;
+    double bits[ICMA_RANS_REACH + 1], escape;
+} cost_table;
+
+static void cost_fill(cost_table *table, const icma_rans_shape *shape) {
+    uint32_t rest = (UINT32_C(1) << shape->bits) - shape->escape;
+    table->reach = shape->reach;
+    table->escape = shape->bits - log2(shape->escape);
+    for (unsigned k = 1; k <= shape->reach; k++) {
+        uint32_t frequency = icma_rans_halves[shape->first + k - 1];
+        table->bits[k] = shape->bits - log2(frequency);
+        rest -= 2 * frequency;
+    }
+    table->bits[0] = shape->bits - log2(rest);
 }
 
-/* The cost of values, weights[i] times each (once, where weights is NULL). */
-static double weighted_cost(unsigned context, const int32_t *values, const size_t *weights, size_t count) {
-    icma_rans_model model;
-    double bits[ICMA_RANS_ALPHABET], sum = 0;
-    model_fill(&model, context);
-    symbol_bits(&model, bits);
-    const int64_t reach = (int64_t)model.reach;
-    for (size_t i = 0; i < count; i++) {
-        int64_t high = symbol_high(values[i], model.shift);
-        double one = high < -reach || high > reach ? bits[model.count - 1] + 6 + log2_floor(escape_distance(high, model.reach))
-                                                   : bits[high + reach];
-        sum += one * (weights ? (double)weights[i] : 1);
+/* Symbols, weights[i] times each; once each where weights is NULL. */
+typedef struct weighted {
+    const int32_t *values;
+    const double *weights;
+    size_t count;
+} weighted;
+
+static double weighted_cost(const cost_table *table, unsigned shift, weighted symbols) {
+    double sum = 0;
+    for (size_t i = 0; i < symbols.count; i++) {
+        int64_t high = symbol_high(symbols.values[i], shift), size = high < 0 ? -high : high;
+        double bits = size <= (int64_t)table->reach
+                          ? table->bits[size]
+                          : table->escape + 6 + log2_floor(escape_distance(high, table->reach));
+        sum += (bits + shift) * (symbols.weights ? symbols.weights[i] : 1);
     }
     return sum;
 }
 
 double icma_rans_cost(unsigned context, const int32_t *symbols, size_t count) {
-    return weighted_cost(context, symbols, NULL, count);
+    unsigned shift;
+    cost_table table;
+    cost_fill(&table, shape_of(context, &shift));
+    return weighted_cost(&table, shift, (weighted){symbols, NULL, count});
 }
 
-/* The distinct symbols and how often each occurs, where they lie close together; else, or without memory, none: *values is NULL. */
-static size_t histogram(const int32_t *symbols, size_t count, int32_t **values, size_t **weights) {
-    int32_t low = symbols[0], high = symbols[0];
+/* The distinct symbols and how often each occurs, where they lie close together; else, or without memory, as
+ * they are. Both arrays, if not NULL, are to be freed. */
+static weighted histogram(const int32_t *symbols, size_t count, int32_t **values, double **weights) {
+    const weighted plain = {symbols, NULL, count};
+    int32_t low = count ? symbols[0] : 0, high = low;
+    *values = NULL;
+    *weights = NULL;
     for (size_t i = 0; i < count; i++) {
         low = symbols[i] < low ? symbols[i] : low;
         high = symbols[i] > high ? symbols[i] : high;
     }
-    *values = NULL;
-    *weights = NULL;
     size_t span = (size_t)((int64_t)high - low) + 1, distinct = 0;
     if (span > count + 256)
-        return 0;
-    size_t *of = icma_alloc_zeroed(span, sizeof *of);
-    int32_t *found = icma_alloc_array(span, sizeof *found);
-    if (!of || !found) {
-        icma_free(of);
-        icma_free(found);
-        return 0;
-    }
+        return plain;
+    *values = icma_alloc_array(span, sizeof **values);
+    *weights = icma_alloc_zeroed(span, sizeof **weights);
+    if (!*values || !*weights)
+        return plain;
     for (size_t i = 0; i < count; i++)
-        of[(int64_t)symbols[i] - low]++;
-    for (size_t i = 0; i < span; i++)
-        if (of[i]) {
-            found[distinct] = (int32_t)(low + (int64_t)i);
-            of[distinct++] = of[i]; /* distinct <= i */
-        }
-    *values = found;
-    *weights = of;
-    return distinct;
+        (*weights)[(int64_t)symbols[i] - low]++;
+    for (size_t i = 0; i < span; i++) {
+        if ((*weights)[i] == 0)
+            continue;
+        (*values)[distinct] = (int32_t)(low + (int64_t)i);
+        (*weights)[distinct++] = (*weights)[i];
+    }
+    return (weighted){*values, *weights, distinct};
 }
 
-/* Neighbours differ by little, so every STRIDE-th is tried first, then those around the best. */
-enum { STRIDE = 6 };
+typedef struct best_context {
+    unsigned context;
+    double bits;
+} best_context;
+
+/* Tries contexts first, first + stride, .. below last. */
+static void find_best(best_context *best, weighted symbols, unsigned first, unsigned last, unsigned stride) {
+    cost_table table;
+    for (unsigned c = first; c < last && c < icma_rans_contexts(); c += stride) {
+        unsigned shift;
+        cost_fill(&table, shape_of(c, &shift));
+        double bits = weighted_cost(&table, shift, symbols);
+        if (bits < best->bits)
+            *best = (best_context){c, bits};
+    }
+}
+
+/* Over this many distinct symbols neighbours differ smoothly: every STRIDE-th is tried, then those around the
+ * best. */
+enum { MANY_SYMBOLS = 1024, STRIDE = 6 };
 
 unsigned icma_rans_best_context(const int32_t *symbols, size_t count, double *bits) {
-    int32_t *values = NULL;
-    size_t *weights = NULL;
-    size_t distinct = count ? histogram(symbols, count, &values, &weights) : 0;
-    const int32_t *from = values ? values : symbols;
-    double least = INFINITY;
-    unsigned best = 0;
-    for (unsigned c = 0; c < icma_rans_contexts(); c += STRIDE) {
-        double cost = weighted_cost(c, from, weights, values ? distinct : count);
-        best = cost < least ? c : best;
-        least = cost < least ? cost : least;
-    }
-    unsigned first = best < STRIDE ? 0 : best - STRIDE + 1, centre = best;
-    for (unsigned c = first; c < centre + STRIDE && c < icma_rans_contexts(); c++) {
-        double cost = weighted_cost(c, from, weights, values ? distinct : count);
-        best = cost < least ? c : best;
-        least = cost < least ? cost : least;
-    }
+    int32_t *values;
+    double *weights;
+    weighted all = histogram(symbols, count, &values, &weights);
+    best_context best = {0, INFINITY};
+    find_best(&best, all, 0, icma_rans_contexts(), all.count > MANY_SYMBOLS ? STRIDE : 1);
+    if (all.count > MANY_SYMBOLS)
+        find_best(&best, all, best.context < STRIDE ? 0 : best.context - STRIDE + 1, best.context + STRIDE,
+                  1);
     icma_free(values);
     icma_free(weights);
     if (bits)
-        *bits = least;
-    return best;
+        *bits = best.bits;
+    return best.context;
 }

@@ -6,7 +6,7 @@
 #include "rans.h"
 #include "rans_tables.h"
 
-enum { ICMA_RANS_LANES = 32 }; /* at most */
+enum { ICMA_RANS_LANES = 32 };            /* at most */
 #define ICMA_RANS_LOW (UINT32_C(1) << 16) /* states are at least this; below it, 16 bits are read */
 
 /* A context as the coder uses it. Symbols are numbered from 0: -reach, .., reach, escape. */
@@ -27,18 +27,21 @@ typedef struct icma_rans_reader {
     uint32_t state[ICMA_RANS_LANES];
 } icma_rans_reader;
 
-/* Decodes up to `groups` full groups of reader->lanes symbols, and returns how many: it stops, having changed nothing, at a group for which it may
- * lack words or which has an escape. The scalar decoder does that group. So all give the same, on any stream. */
-typedef size_t (*icma_rans_kernel)(icma_rans_reader *reader, const icma_rans_model *model, int32_t *symbols, size_t groups);
+/* Decodes up to `groups` full groups of reader->lanes symbols, and returns how many: it stops, having changed
+ * nothing, at a group for which it may lack words or which has an escape. The scalar decoder does that group.
+ * So all give the same, on any stream. */
+typedef size_t (*icma_rans_kernel)(icma_rans_reader *reader, const icma_rans_model *model, int32_t *symbols,
+                                   size_t groups);
 typedef struct icma_rans_decoder {
-    const char *name; /* "scalar", "avx2", "avx512" */
+    const char *name;            /* "scalar", "avx2", "avx512" */
     icma_rans_kernel eight, all; /* for 8 and 32 lanes; NULL: none */
 } icma_rans_decoder;
 enum { ICMA_RANS_DECODERS = 3 };
 /* Every decoder that this processor runs, slowest ("scalar") first; returns how many. */
 size_t icma_rans_decoders_all(icma_rans_decoder list[ICMA_RANS_DECODERS]);
 /* icma_rans_decode with a decoder of choice. */
-icma_status icma_rans_decode_with(const icma_rans_decoder *decoder, const uint8_t *data, size_t size, const icma_rans_run *runs,
-                                  size_t run_count, int32_t *symbols, icma_error *error);
+icma_status icma_rans_decode_with(const icma_rans_decoder *decoder, const uint8_t *data, size_t size,
+                                  const icma_rans_run *runs, size_t run_count, int32_t *symbols,
+                                  icma_error *error);
 
 #endif

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Frequency tables of the entropy coder: normative (spec 4.10). Written by scripts/make-rans-tables; not to be edited. */
+/* Frequency tables of the entropy coder, normative (spec 4.10). By scripts/make-rans-tables; not to be edited. */
 #include "rans_tables.h"
 
 /* clang-format off */

@@ -13,7 +13,8 @@ enum { ICMA_RANS_REACH = 127, ICMA_RANS_ALPHABET = 2 * ICMA_RANS_REACH + 2, ICMA
 typedef struct icma_rans_shape {
     uint32_t spread; /* standard deviation, in 2^-16 */
     uint32_t rate;   /* bits a symbol, in 2^-16 */
-    uint16_t first;  /* where its frequencies start in icma_rans_halves: those of 1, 2, .. reach, and of their negatives */
+    uint16_t first;  /* where its frequencies start in icma_rans_halves: those of 1, 2, .. reach, and of their
+                        negatives */
     uint16_t escape; /* frequency of the escape; 0 has what is left */
     uint8_t reach;
     uint8_t bits; /* log2 of the sum of all frequencies: COARSE, or 14 to 16 and reach at most 3 */

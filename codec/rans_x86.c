@@ -1,14 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Entropy decoders for x86: a group of 8 or 32 lanes in vectors of 8 or 16. All steps are integer and lane by lane, but for the words, which go to the
- * lanes that need one in order: an "expand". A group is committed only when it is known to have no escape.
+ * Entropy decoders for x86: a group of 8 or 32 lanes in vectors of 8 or 16. All steps are integer and lane by
+ * lane, but for the words, which go to the lanes that need one in order: an "expand". A group is committed
+ * only when it is known to have no escape.
  */
 #include "rans_host.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>
 
-/* Both have at most 8 symbols in a fine table, which fit one vector. */
+/* A fine table, any but a coarse one, has at most 8 symbols: they fit one vector. */
 enum { FINE_SYMBOLS = 8 };
 
 /* A model in the form that the vectors want. */
@@ -29,10 +30,14 @@ static lookup lookup_of(const icma_rans_model *model) {
 
 /* What 256 masks of 8 lanes expand by: the n-th lane of a mask gets word n. */
 #define BIT(m, i) ((m) >> (i)&1)
-#define EXPAND_1(m)                                                                                                    \
-    { 0, BIT(m, 0), BIT(m, 0) + BIT(m, 1), BIT(m, 0) + BIT(m, 1) + BIT(m, 2), BIT(m, 0) + BIT(m, 1) + BIT(m, 2) + BIT(m, 3), \
-      BIT(m, 0) + BIT(m, 1) + BIT(m, 2) + BIT(m, 3) + BIT(m, 4), BIT(m, 0) + BIT(m, 1) + BIT(m, 2) + BIT(m, 3) + BIT(m, 4) + BIT(m, 5), \
-      BIT(m, 0) + BIT(m, 1) + BIT(m, 2) + BIT(m, 3) + BIT(m, 4) + BIT(m, 5) + BIT(m, 6) }
+#define EXPAND_1(m)                                                                                          \
+    {                                                                                                        \
+        0, BIT(m, 0), BIT(m, 0) + BIT(m, 1), BIT(m, 0) + BIT(m, 1) + BIT(m, 2),                              \
+            BIT(m, 0) + BIT(m, 1) + BIT(m, 2) + BIT(m, 3),                                                   \
+            BIT(m, 0) + BIT(m, 1) + BIT(m, 2) + BIT(m, 3) + BIT(m, 4),                                       \
+            BIT(m, 0) + BIT(m, 1) + BIT(m, 2) + BIT(m, 3) + BIT(m, 4) + BIT(m, 5),                           \
+            BIT(m, 0) + BIT(m, 1) + BIT(m, 2) + BIT(m, 3) + BIT(m, 4) + BIT(m, 5) + BIT(m, 6)                \
+    }
 #define EXPAND_4(m) EXPAND_1(m), EXPAND_1((m) + 1), EXPAND_1((m) + 2), EXPAND_1((m) + 3)
 #define EXPAND_16(m) EXPAND_4(m), EXPAND_4((m) + 4), EXPAND_4((m) + 8), EXPAND_4((m) + 12)
 #define EXPAND_64(m) EXPAND_16(m), EXPAND_16((m) + 16), EXPAND_16((m) + 32), EXPAND_16((m) + 48)
@@ -54,10 +59,12 @@ AVX2 __m256i step_avx2(const icma_rans_model *model, const lookup *look, __m256i
     }
     __m256i slot = _mm256_and_si256(*x, _mm256_set1_epi32((int)((UINT32_C(1) << model->bits) - 1)));
     __m256i symbol = _mm256_setzero_si256();
-    for (unsigned s = 1; s < look->symbols; s++) /* one less for each start that is not above the slot */
+    for (unsigned s = 1; s < look->symbols; s++) /* one more for each start not above the slot */
         symbol = _mm256_sub_epi32(symbol, _mm256_cmpgt_epi32(slot, _mm256_set1_epi32(look->start[s] - 1)));
-    __m256i frequency = _mm256_permutevar8x32_epi32(_mm256_loadu_si256((const __m256i *)(const void *)look->frequency), symbol);
-    __m256i start = _mm256_permutevar8x32_epi32(_mm256_loadu_si256((const __m256i *)(const void *)look->start), symbol);
+    __m256i frequency = _mm256_permutevar8x32_epi32(
+        _mm256_loadu_si256((const __m256i *)(const void *)look->frequency), symbol);
+    __m256i start =
+        _mm256_permutevar8x32_epi32(_mm256_loadu_si256((const __m256i *)(const void *)look->start), symbol);
     *x = _mm256_mullo_epi32(frequency, _mm256_srl_epi32(*x, _mm_cvtsi32_si128((int)model->bits)));
     *x = _mm256_add_epi32(*x, _mm256_sub_epi32(slot, start));
     return symbol;
@@ -74,7 +81,8 @@ AVX2 const uint8_t *refill_avx2(__m256i *x, const uint8_t *words) {
     return words + 2 * (size_t)_mm_popcnt_u32(mask);
 }
 
-AVX2 size_t decode_avx2(icma_rans_reader *reader, const icma_rans_model *model, int32_t *symbols, size_t groups, const int vectors) {
+AVX2 size_t decode_avx2(icma_rans_reader *reader, const icma_rans_model *model, int32_t *symbols,
+                        size_t groups, const int vectors) {
     const lookup look = lookup_of(model);
     const size_t lanes = 8 * (size_t)vectors, need = model->shift ? 2 * lanes : lanes;
     const uint8_t *words = reader->words, *end = words + 2 * reader->left;
@@ -116,13 +124,13 @@ AVX2 size_t decode_avx2(icma_rans_reader *reader, const icma_rans_model *model, 
     return g;
 }
 
-__attribute__((target("avx2,popcnt"))) static size_t eight_avx2(icma_rans_reader *reader, const icma_rans_model *model,
-                                                                int32_t *symbols, size_t groups) {
+__attribute__((target("avx2,popcnt"))) static size_t
+eight_avx2(icma_rans_reader *reader, const icma_rans_model *model, int32_t *symbols, size_t groups) {
     return decode_avx2(reader, model, symbols, groups, 1);
 }
 
-__attribute__((target("avx2,popcnt"))) static size_t all_avx2(icma_rans_reader *reader, const icma_rans_model *model,
-                                                              int32_t *symbols, size_t groups) {
+__attribute__((target("avx2,popcnt"))) static size_t
+all_avx2(icma_rans_reader *reader, const icma_rans_model *model, int32_t *symbols, size_t groups) {
     return decode_avx2(reader, model, symbols, groups, 4);
 }
 
@@ -142,8 +150,10 @@ AVX512 __m512i step_avx512(const icma_rans_model *model, const lookup *look, __m
     __m512i slot = _mm512_and_si512(*x, _mm512_set1_epi32((int)((UINT32_C(1) << model->bits) - 1)));
     __m512i symbol = _mm512_setzero_si512(), one = _mm512_set1_epi32(1);
     for (unsigned s = 1; s < look->symbols; s++)
-        symbol = _mm512_mask_add_epi32(symbol, _mm512_cmpge_epi32_mask(slot, _mm512_set1_epi32(look->start[s])), symbol, one);
-    __m512i frequencies = _mm512_broadcast_i64x4(_mm256_loadu_si256((const __m256i *)(const void *)look->frequency));
+        symbol = _mm512_mask_add_epi32(
+            symbol, _mm512_cmpge_epi32_mask(slot, _mm512_set1_epi32(look->start[s])), symbol, one);
+    __m512i frequencies =
+        _mm512_broadcast_i64x4(_mm256_loadu_si256((const __m256i *)(const void *)look->frequency));
     __m512i starts = _mm512_broadcast_i64x4(_mm256_loadu_si256((const __m256i *)(const void *)look->start));
     *x = _mm512_srl_epi32(*x, _mm_cvtsi32_si128((int)model->bits));
     *x = _mm512_mullo_epi32(_mm512_permutexvar_epi32(symbol, frequencies), *x);
@@ -159,8 +169,8 @@ AVX512 const uint8_t *refill_avx512(__m512i *x, const uint8_t *words) {
 }
 
 /* Two vectors: 32 lanes. */
-__attribute__((target("avx512f,popcnt"))) static size_t all_avx512(icma_rans_reader *reader, const icma_rans_model *model,
-                                                                   int32_t *symbols, size_t groups) {
+__attribute__((target("avx512f,popcnt"))) static size_t
+all_avx512(icma_rans_reader *reader, const icma_rans_model *model, int32_t *symbols, size_t groups) {
     const lookup look = lookup_of(model);
     const size_t need = model->shift ? 2 * ICMA_RANS_LANES : ICMA_RANS_LANES;
     const uint8_t *words = reader->words, *end = words + 2 * reader->left;

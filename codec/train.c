@@ -454,8 +454,12 @@ static icma_status run_epochs(trainer *t, icma_error *error) {
             icma_cvae_batch b = batch_at(t, first, n - first < batch ? n - first : batch);
             status = run_step(t, &b, epoch * per_epoch + s + 1, t->plan.epochs * per_epoch, measured ? losses : NULL, error);
         }
-        if (!status && measured)
+        if (!status && measured) {
             note_losses(t, epoch, losses);
+            if (!isfinite(losses[0] + losses[1]))
+                status = icma_fail(error, ICMA_E_USAGE, NULL, "training ran away: its loss is not finite; use a smaller learning rate than %g",
+                                   t->options->learning_rate);
+        }
         if (!status)
             status = report_epoch(t, epoch, error);
     }

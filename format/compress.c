@@ -74,6 +74,17 @@ icma_status icma_zstd_compress(const void *data, size_t size, int level, icma_bu
     return ICMA_OK;
 }
 
+static const uint64_t MOST_WINDOW = UINT64_C(1) << 27;
+
+/* The window that a frame asks for (RFC 8878, 3.1.1.1.2): its content where the frame is a single segment. */
+static uint64_t zstd_window(const uint8_t *frame, uint64_t content) {
+    bool single_segment = frame[4] >> 5 & 1;
+    if (single_segment)
+        return content;
+    uint64_t base = UINT64_C(1) << (10 + (frame[5] >> 3));
+    return base + base / 8 * (frame[5] & 7);
+}
+
 /* What the frame header says, before anything is decoded. */
 static const char *zstd_frame_fault(const void *data, size_t size, size_t raw_size) {
     if (size < 4 || icma_load_u32(data) != ZSTD_MAGICNUMBER)
@@ -81,6 +92,8 @@ static const char *zstd_frame_fault(const void *data, size_t size, size_t raw_si
     unsigned long long declared = ZSTD_getFrameContentSize(data, size);
     if (declared == ZSTD_CONTENTSIZE_ERROR || declared == ZSTD_CONTENTSIZE_UNKNOWN || declared != raw_size)
         return "its zstd frame declares another size";
+    if (zstd_window(data, declared) > MOST_WINDOW)
+        return "its zstd frame asks for a window over 128 MiB";
     if (ZSTD_getDictID_fromFrame(data, size) != 0)
         return "its zstd frame wants a dictionary";
     if (ZSTD_findFrameCompressedSize(data, size) != size)

@@ -26,16 +26,17 @@ import sys
 
 import numpy
 
+import rans
 from xxh3 import xxh3_64
 
 NONE = 0xffffffff
 SIGNATURE, GENERATOR, HEAD, TASK, TEXTS, VERBATIM, RECORD, CONDITION = range(1, 9)
-# 3.5: kind: (in a group, of a task, covers a range, the range starts at 0)
+# 3.5: kind: (belongs to a group, belongs to a task)
 OWNERS = {SIGNATURE: (True, False), GENERATOR: (True, False), HEAD: (True, False), TASK: (True, True), TEXTS: (True, True),
           VERBATIM: (True, True), RECORD: (True, False), CONDITION: (True, True)}
 GENERATE, LATENT, KEPT = 0, 1, 15
 BITS = {'BOOL': 8, 'F4': 4, 'F6_E2M3': 6, 'F6_E3M2': 6, 'U8': 8, 'I8': 8, 'F8_E5M2': 8, 'F8_E4M3': 8, 'F8_E8M0': 8,
-        'F8_E4M3FNUZ': 8, 'F8_E5M2FNUZ': 8, 'I16': 16, 'U16': 16, 'F16': 16, 'BF16': 16, 'I32': 32, 'U32': 32, 'F32': 32,
+        'I16': 16, 'U16': 16, 'F16': 16, 'BF16': 16, 'I32': 32, 'U32': 32, 'F32': 32,
         'C64': 64, 'F64': 64, 'I64': 64, 'U64': 64}
 MODELLED = {'F32', 'F16', 'BF16'}
 
@@ -392,21 +393,58 @@ def unique(pairs):
 
 
 def whole(value):
-    return type(value) is int and 0 <= value < 1 << 64
+    return type(value) is int and value < 1 << 53
+
+
+def digits(text):
+    if text[0] == '-':
+        corrupt('a safetensors header has a number with a sign')
+    return int(text[:20])
+
+
+def check_depth(text):
+    depth, inside, escaped = 0, False, False
+    for c in text:
+        if inside:
+            inside, escaped = escaped or c != '"', not escaped and c == '\\'
+        elif c == '"':
+            inside = True
+        elif c in '[{':
+            depth += 1
+            if depth > 3:
+                limit('a safetensors header is nested too deeply')
+        elif c in ']}':
+            depth -= 1
+
+
+def no_nul(value):
+    if type(value) is dict:
+        for key, item in value.items():
+            no_nul(key)
+            no_nul(item)
+    elif type(value) is str and '\0' in value:
+        corrupt('a safetensors header has a string with NUL')
 
 
 def parse_header(text):
     """The tensors in data order, and the size of the data."""
-    try:
-        header = json.loads(text.decode(), object_pairs_hook=unique, parse_constant=lambda _: corrupt('not a number'))
-        json.dumps(header, ensure_ascii=False).encode()
-    except (ValueError, RecursionError):
-        corrupt('a safetensors header is not JSON')
-    if text[:1] != b'{' or type(header) is not dict:
+    if text[:1] != b'{':
         corrupt('a safetensors header is not an object')
+    if len(text) > 100_000_000:
+        limit('a safetensors header is over its limit')
+    try:
+        check_depth(text.decode())
+        header = json.loads(text.decode(), object_pairs_hook=unique, parse_int=digits,
+                            parse_constant=lambda _: corrupt('not a number'))
+        json.dumps(header, ensure_ascii=False).encode()
+    except ValueError:
+        corrupt('a safetensors header is not JSON')
+    no_nul(header)
     metadata = header.pop('__metadata__', {})
     if type(metadata) is not dict or not all(type(value) is str for value in metadata.values()):
         corrupt('__metadata__ maps to something else than strings')
+    if len(header) > 65536:
+        limit('a safetensors header has too many tensors')
     tensors = []
     for name, entry in header.items():
         if type(entry) is not dict or set(entry) != {'dtype', 'shape', 'data_offsets'}:
@@ -414,6 +452,8 @@ def parse_header(text):
         dtype, shape, ends = entry['dtype'], entry['shape'], entry['data_offsets']
         if type(dtype) is not str or type(shape) is not list or type(ends) is not list or len(ends) != 2:
             corrupt('a tensor is not described as it must be')
+        if len(shape) > 8:
+            limit('a tensor has too many dimensions')
         if not all(map(whole, shape)) or not all(map(whole, ends)):
             corrupt('a tensor has a shape or range that is not of whole numbers')
         if dtype not in BITS:
@@ -424,14 +464,15 @@ def parse_header(text):
             corrupt('a tensor has a range that is not of its size')
         tensors.append(tensor)
     tensors.sort(key=lambda tensor: (tensor.begin, tensor.begin == tensor.end))
-    at = 0
+    at, seams = 0, {0}
     for tensor in tensors:
-        if tensor.begin == tensor.end:
-            if tensor.begin > max(t.end for t in tensors):
-                corrupt('a tensor lies outside the data')
-        elif tensor.begin != at:
-            corrupt('the tensors do not tile the data')
-        at = max(at, tensor.end)
+        if tensor.begin < tensor.end:
+            if tensor.begin != at:
+                corrupt('the tensors do not tile the data')
+            at = tensor.end
+            seams.add(at)
+    if any(tensor.begin not in seams for tensor in tensors):
+        corrupt('a tensor without bytes lies inside another, or outside the data')
     return tensors, at
 
 
@@ -440,6 +481,11 @@ def parse_header(text):
 def fma32(a, b, c):
     """a b + c in binary32, rounded once, for every element. The product is exact in binary64; the sum is rounded to odd there, so
     that rounding it again to binary32 gives what one rounding gives."""
+    with numpy.errstate(all='ignore'):
+        return fma32_quietly(a, b, c)
+
+
+def fma32_quietly(a, b, c):
     product = numpy.multiply(a, b, dtype=numpy.float64)
     c = c.astype(numpy.float64)
     total = product + c
@@ -568,6 +614,7 @@ class Generator:
         self.condition = floats(m_g, c)
         self.latent_step = floats(d, positive=True)
         self.correction_step = floats(k, positive=True)
+        self.head_step = floats(k, positive=True)
         self.v1, self.b1 = floats(d + m, h, kind='<u2'), floats(h)
         self.v2, self.b2 = floats(h, h, kind='<u2'), floats(h)
         self.v3, self.s, self.b3 = floats(h, k, kind='<u2'), floats(d + m, k), floats(k)
@@ -593,11 +640,10 @@ class Generator:
     def weights(self, head, t, q):
         """The bytes of modelled tensor t."""
         role = self.treatment[t]
-        start = sum(self.roles[:role])
-        steps, rows = head[t]
+        own = slice(sum(self.roles[:role]), sum(self.roles[:role + 1]))
         with numpy.errstate(all='ignore'):
-            a = q[start:start + self.roles[role]] * steps
-            w = linear(a, rows.astype(numpy.float32), numpy.zeros(self.tensors[t].elements, numpy.float32))
+            a = q[own] * self.head_step[own]
+            w = linear(a, head[t].astype(numpy.float32), numpy.zeros(self.tensors[t].elements, numpy.float32))
             x = w * self.scale[t]
             if not numpy.all(numpy.isfinite(x)):
                 corrupt('a weight is not finite')
@@ -703,26 +749,25 @@ class Group:
             corrupt('the head is not that of its group')
 
     def head(self):
-        """4.4: {tensor: (steps, rows)}"""
+        """4.4: {tensor: rows}"""
         if self.heads is None:
             heads, generator = {}, self.generator
             for section in self.head_sections:
                 cursor = Cursor(self.archive.container.load(section), 'the head')
                 covered = [t for t in generator.modelled if section.first <= t < section.first + section.count]
-                rows = {t: generator.roles[generator.treatment[t]] for t in covered}
-                steps = {t: plain(cursor.array('<f4', rows[t]), 'the head', True) for t in covered}
-                count = sum(rows[t] * self.tensors[t].elements for t in covered)
-                if len(cursor.data) - cursor.at != 2 * count:
-                    corrupt('the head has another size than its tensors need')
-                planes = cursor.array('u1', 2 * count).astype('<u2')
-                numbers = (planes[:count] | planes[count:] << 8).view('<i2')
-                if numpy.any(numbers == -32768):
-                    corrupt('the head holds -32768')
+                shapes = {t: (generator.roles[generator.treatment[t]], self.tensors[t].elements) for t in covered}
+                counts = [c for rows, c in shapes.values() for _ in range(rows)]
+                contexts = cursor.take(len(counts))
+                try:
+                    numbers = rans.decode(cursor.take(len(cursor.data) - cursor.at), list(zip(counts, contexts)))
+                except rans.Corrupt as error:
+                    corrupt(f'the head: {error}')
+                if any(abs(number) > 32767 for number in numbers):
+                    corrupt('the head holds a number out of its range')
                 at = 0
-                for t in covered:
-                    size = rows[t] * self.tensors[t].elements
-                    heads[t] = steps[t], numbers[at:at + size].reshape(rows[t], -1)
-                    at += size
+                for t, (rows, c) in shapes.items():
+                    heads[t] = numpy.array(numbers[at:at + rows * c], numpy.int16).reshape(rows, c)
+                    at += rows * c
             self.heads = heads
         return self.heads
 
@@ -834,7 +879,7 @@ class Part:
                 parts.append(verbatim[t] if t in verbatim else self.group.generator.weights(self.group.head(), t, q))
         return b''.join(parts)
 
-    def decode(self, row):
+    def compute(self, row):
         generator, q = self.group.generator, None
         if generator.kind:
             z = numpy.zeros(generator.d, numpy.float32)
@@ -843,7 +888,10 @@ class Part:
             q = generator.coefficients(z, generator.coordinates(self.origin, self.condition))
             if row.tier == LATENT:
                 q = fma32(numpy.array(row.corrections, numpy.float32), generator.correction_step, q)
-        data = self.file(row, q)
+        return self.file(row, q)
+
+    def decode(self, row):
+        data = self.compute(row)
         if xxh3_64(data) != row.hash:
             corrupt('a decoded checkpoint does not have its hash')
         return data
@@ -870,6 +918,8 @@ class Archive:
                 self.table[self.container.names[part.task]] += part.rows
             for rows in self.table.values():
                 rows.sort(key=lambda row: (row.step is None, row.step or 0))
+                if len({row.step for row in rows}) != len(rows):
+                    corrupt('a task has two checkpoints of one step')
         except BaseException:
             self.container.close()
             raise

@@ -139,7 +139,7 @@ class Terminal(Case):
             self.assertNotIn(b'\033', on_terminal('list', bundle, *arguments, env=env)[1])
 
     def test_progress_only_on_a_terminal(self):
-        arguments = ['pack', self.tree, '-o', self.here / 'p.icma', '-f', '--epochs', '4000', '-T', '1']
+        arguments = ['pack', self.tree, '-o', self.here / 'p.icma', '-f', '--epochs', '30000', '-T', '1']
         code, seen = on_terminal(*arguments)
         self.assertEqual(code, 0, seen)
         self.assertRegex(seen, rb'train +\[[#.]+\] +\d+ %')

@@ -64,13 +64,15 @@ typedef struct pass {
 } pass;
 
 static pass make_pass(const model *m) {
-    size_t in = m->inputs + m->coordinates, latent_in = m->latent + m->coordinates, e = m->encoder_hidden, h = m->hidden;
-    return (pass){make(in), make(e), make(e), make(e), make(e), make(m->latent), make(m->latent), make(latent_in), make(h), make(h),
-                  make(h),  make(h), make(m->targets)};
+    size_t in = m->inputs + m->coordinates, latent_in = m->latent + m->coordinates, e = m->encoder_hidden,
+           h = m->hidden;
+    return (pass){make(in),        make(e), make(e), make(e), make(e), make(m->latent), make(m->latent),
+                  make(latent_in), make(h), make(h), make(h), make(h), make(m->targets)};
 }
 
 static void free_pass(pass *s) {
-    double *all[] = {s->in, s->g1_pre, s->g1, s->g2_pre, s->g2, s->mu, s->logvar, s->latent_in, s->h1_pre, s->h1, s->h2_pre, s->h2, s->q};
+    double *all[] = {s->in,        s->g1_pre, s->g1, s->g2_pre, s->g2, s->mu, s->logvar,
+                     s->latent_in, s->h1_pre, s->h1, s->h2_pre, s->h2, s->q};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++)
         free(all[i]);
 }
@@ -113,7 +115,8 @@ static void forward(const model *m, const model_batch *b, size_t i, pass *s) {
     dense(m, s->latent_in, ICMA_P_S, -1, s->q);
 }
 
-static void add_losses(const model *m, const model_batch *b, size_t i, const pass *s, double *reconstruction, double *kl) {
+static void add_losses(const model *m, const model_batch *b, size_t i, const pass *s, double *reconstruction,
+                       double *kl) {
     for (size_t j = 0; j < m->targets; j++) {
         double d = b->p[i * m->targets + j] - s->q[j];
         *reconstruction += b->weight[j] * d * d / (double)b->count;
@@ -171,7 +174,8 @@ static void backward(model *m, const model_batch *b, size_t i, const pass *s) {
     double share = b->kl_weight / (double)b->count;
     for (size_t j = 0; j < d; j++) {
         g.mu[j] = g.latent_in[j] + share * s->mu[j];
-        g.logvar[j] = g.latent_in[j] * b->noise[i * d + j] * exp(s->logvar[j] / 2) / 2 + share * (exp(s->logvar[j]) - 1) / 2;
+        g.logvar[j] = g.latent_in[j] * b->noise[i * d + j] * exp(s->logvar[j] / 2) / 2 +
+                      share * (exp(s->logvar[j]) - 1) / 2;
     }
     dense_backward(m, s->g2, ICMA_P_EM, ICMA_P_em, g.mu, g.g2);
     dense_backward(m, s->g2, ICMA_P_EV, ICMA_P_ev, g.logvar, g.g2);
@@ -180,7 +184,8 @@ static void backward(model *m, const model_batch *b, size_t i, const pass *s) {
     softsign_backward(s->g1_pre, m->encoder_hidden, g.g1);
     dense_backward(m, s->in, ICMA_P_E1, ICMA_P_e1, g.g1, g.in);
     for (size_t j = 0; j < m->coordinates; j++)
-        m->gradient[ICMA_P_CONDITIONS][b->task[i] * m->coordinates + j] += g.latent_in[d + j] + g.in[m->inputs + j];
+        m->gradient[ICMA_P_CONDITIONS][b->task[i] * m->coordinates + j] +=
+            g.latent_in[d + j] + g.in[m->inputs + j];
     free_pass(&g);
 }
 
@@ -252,7 +257,8 @@ static icma_tensor *put_reversed(const icma_ops *ops, const double *values, size
 enum { TWIN_FIRST = 3 };
 
 void twin_make(twin *t, const icma_ops *ops, const model *m, const model_batch *b) {
-    icma_cvae_shape shape = {m->targets, m->latent, m->coordinates, m->hidden, m->encoder_hidden, m->tasks, b->count + 2};
+    icma_cvae_shape shape = {m->targets,        m->latent, m->coordinates, m->hidden,
+                             m->encoder_hidden, m->tasks,  b->count + 2};
     icma_rng rng = icma_rng_seed(1);
     icma_error error = {0};
     size_t n = b->count, total = n + TWIN_FIRST;

@@ -10,13 +10,15 @@
 #include <stdlib.h>
 #include <string.h>
 
-const trajectory small_trajectory = {.seed = 1, .modules = 2, .rank = 2, .in = 12, .out = 10, .dtype = ICMA_F32, .noise = 0.002};
+const trajectory small_trajectory = {
+    .seed = 1, .modules = 2, .rank = 2, .in = 12, .out = 10, .dtype = ICMA_F32, .noise = 0.002};
 
 enum { NAME = 96, PATH = 200, MOST_MODULES = 8 };
 
 /* --- writing ------------------------------------------------------------------------------------------- */
 
-void packing_write_tensors(const char *root, const char *task, size_t step, const support_tensor *tensors, size_t count) {
+void packing_write_tensors(const char *root, const char *task, size_t step, const support_tensor *tensors,
+                           size_t count) {
     char path[PATH];
     support_image image;
     snprintf(path, sizeof path, "in/%s/checkpoint-%zu/adapter_model.safetensors", task, step);
@@ -25,10 +27,12 @@ void packing_write_tensors(const char *root, const char *task, size_t step, cons
     support_free_image(&image);
 }
 
-/* Start, two directions and noise, all from seeds, so that a checkpoint does not depend on those written before it. */
+/* Start, two directions and noise, all from seeds, so that a checkpoint does not depend on those written
+ * before it. */
 static float *moved(uint64_t seed, uint64_t noise_seed, size_t count, double at, double noise) {
     uint64_t state = seed;
-    float *x = support_normals(&state, count), *one = support_normals(&state, count), *two = support_normals(&state, count);
+    float *x = support_normals(&state, count), *one = support_normals(&state, count),
+          *two = support_normals(&state, count);
     float *grain = support_normals(&noise_seed, count);
     for (size_t i = 0; i < count; i++)
         x[i] += (float)(0.1 * at * one[i] + 0.05 * (at * at - 1) * two[i] + noise * grain[i]);
@@ -38,16 +42,19 @@ static float *moved(uint64_t seed, uint64_t noise_seed, size_t count, double at,
     return x;
 }
 
-static void write_checkpoint(const char *root, const char *task, const trajectory *t, size_t step, double at) {
+static void write_checkpoint(const char *root, const char *task, const trajectory *t, size_t step,
+                             double at) {
     support_tensor tensors[2 * MOST_MODULES];
     char names[2 * MOST_MODULES][NAME];
     float *values[2 * MOST_MODULES];
     assert_true(t->modules <= MOST_MODULES);
     for (size_t i = 0; i < 2 * t->modules; i++) {
         size_t rows = i % 2 ? t->out : t->rank, columns = i % 2 ? t->rank : t->in;
-        snprintf(names[i], NAME, "base_model.model.layers.%zu.q_proj.lora_%c.weight", i / 2, i % 2 ? 'B' : 'A');
+        snprintf(names[i], NAME, "base_model.model.layers.%zu.q_proj.lora_%c.weight", i / 2,
+                 i % 2 ? 'B' : 'A');
         values[i] = moved(t->seed * 1000 + i, t->seed * 7919 + step * 131 + i, rows * columns, at, t->noise);
-        tensors[i] = (support_tensor){.name = names[i], .dtype = t->dtype, .rank = 2, .shape = {rows, columns}, .values = values[i]};
+        tensors[i] = (support_tensor){
+            .name = names[i], .dtype = t->dtype, .rank = 2, .shape = {rows, columns}, .values = values[i]};
     }
     packing_write_tensors(root, task, step, tensors, 2 * t->modules);
     for (size_t i = 0; i < 2 * t->modules; i++)
@@ -56,7 +63,8 @@ static void write_checkpoint(const char *root, const char *task, const trajector
 
 void packing_write(const char *root, const char *task, const trajectory *t, size_t first_step, size_t count) {
     for (size_t i = 0; i < count; i++)
-        write_checkpoint(root, task, t, first_step + 10 * i, count > 1 ? 3.0 * (double)i / (double)(count - 1) - 1.5 : 0);
+        write_checkpoint(root, task, t, first_step + 10 * i,
+                         count > 1 ? 3.0 * (double)i / (double)(count - 1) - 1.5 : 0);
 }
 
 void packing_write_npy(const char *root, const char *task, const float *values, size_t count) {
@@ -64,7 +72,8 @@ void packing_write_npy(const char *root, const char *task, const float *values, 
     uint8_t bytes[10 + 118 + 4 * 64];
     assert_true(count <= 64);
     snprintf(path, sizeof path, "in/%s/task_vector.npy", task);
-    int used = snprintf(header, sizeof header, "{'descr': '<f4', 'fortran_order': False, 'shape': (%zu,), }", count);
+    int used =
+        snprintf(header, sizeof header, "{'descr': '<f4', 'fortran_order': False, 'shape': (%zu,), }", count);
     memcpy(bytes, "\x93NUMPY\x01\x00\x76\x00", 10);
     memset(bytes + 10, ' ', 118);
     memcpy(bytes + 10, header, (size_t)used);
@@ -73,10 +82,12 @@ void packing_write_npy(const char *root, const char *task, const float *values, 
     support_write_file(root, path, bytes, 128 + count * sizeof *values);
 }
 
-void packing_write_vector(const char *root, const char *task, icma_dtype dtype, const float *values, size_t count) {
+void packing_write_vector(const char *root, const char *task, icma_dtype dtype, const float *values,
+                          size_t count) {
     char path[PATH];
     support_image image;
-    const support_tensor tensor = {.name = "task_vector", .dtype = dtype, .rank = 1, .shape = {count}, .values = values};
+    const support_tensor tensor = {
+        .name = "task_vector", .dtype = dtype, .rank = 1, .shape = {count}, .values = values};
     snprintf(path, sizeof path, "in/%s/task_vector.safetensors", task);
     support_build_image(&tensor, 1, &image);
     support_write_file(root, path, image.bytes, image.size);
@@ -92,7 +103,8 @@ icma_pack_options packing_options(void) {
     return options;
 }
 
-icma_status packing_try(const char *root, const char *name, const icma_pack_options *options, icma_pack_result *result, icma_error *error) {
+icma_status packing_try(const char *root, const char *name, const icma_pack_options *options,
+                        icma_pack_result *result, icma_error *error) {
     char *in = support_path(root, "in"), *out = support_path(root, name);
     const char *paths[] = {in};
     icma_inputs inputs;
@@ -109,7 +121,8 @@ icma_status packing_try(const char *root, const char *name, const icma_pack_opti
     return status;
 }
 
-void packing_pack(const char *root, const char *name, const icma_pack_options *options, icma_pack_result *result) {
+void packing_pack(const char *root, const char *name, const icma_pack_options *options,
+                  icma_pack_result *result) {
     icma_pack_result own;
     icma_error error = {0};
     if (packing_try(root, name, options, result ? result : &own, &error) != ICMA_OK)
@@ -149,7 +162,8 @@ void packing_check_folder(const char *root, const char *only) {
     DIR *folder = opendir(root);
     assert_non_null(folder);
     for (struct dirent *entry = readdir(folder); entry; entry = readdir(folder))
-        if (strcmp(entry->d_name, ".") && strcmp(entry->d_name, "..") && strcmp(entry->d_name, "in") && !(only && strcmp(entry->d_name, only) == 0))
+        if (strcmp(entry->d_name, ".") && strcmp(entry->d_name, "..") && strcmp(entry->d_name, "in") &&
+            !(only && strcmp(entry->d_name, only) == 0))
             fail_msg("%s is left in the folder", entry->d_name);
     closedir(folder);
 }
@@ -174,7 +188,8 @@ void packing_decode(icma_bundle *bundle, const char *task, size_t index, icma_de
 
 uint8_t *packing_original(const char *root, const char *task, uint64_t step, size_t *size) {
     char path[PATH];
-    snprintf(path, sizeof path, "in/%s/checkpoint-%llu/adapter_model.safetensors", task, (unsigned long long)step);
+    snprintf(path, sizeof path, "in/%s/checkpoint-%llu/adapter_model.safetensors", task,
+             (unsigned long long)step);
     return packing_read(root, path, size);
 }
 
@@ -196,7 +211,8 @@ double packing_error(const uint8_t *original, const uint8_t *decoded, size_t siz
         }
         for (size_t i = 0; i < info->count; i++) {
             double x, y;
-            assert_true(icma_element_to_double(info->dtype, a + i * width, &x) && icma_element_to_double(info->dtype, b + i * width, &y));
+            assert_true(icma_element_to_double(info->dtype, a + i * width, &x) &&
+                        icma_element_to_double(info->dtype, b + i * width, &y));
             if (!isfinite(x) || !isfinite(y)) {
                 assert_memory_equal(a + i * width, b + i * width, width);
                 continue;

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Training in coordinates is training with an explicit K x L head (CODEC.md, "Two generators"): equal losses, gradients and plain-gradient steps.
- * Also how the network starts, Adam, and degenerate shapes.
+ * Training in coordinates is training with an explicit K x L head (CODEC.md, "Two generators"): equal losses,
+ * gradients and plain-gradient steps. Also how the network starts, Adam, and degenerate shapes.
  */
 #include "gram.h"
 #include "model.h"
@@ -21,7 +21,8 @@ static double *make(size_t count) {
 }
 
 /* c (rows x columns) = a (rows x inner) b, or b^T with b columns x inner */
-static void product(const double *a, const double *b, bool transpose, size_t rows, size_t inner, size_t columns, double *c) {
+static void product(const double *a, const double *b, bool transpose, size_t rows, size_t inner,
+                    size_t columns, double *c) {
     for (size_t i = 0; i < rows; i++)
         for (size_t j = 0; j < columns; j++) {
             double sum = 0;
@@ -85,7 +86,13 @@ static void lift(comparison *c, double *const *from, double *const *to) {
 
 static void make_comparison(comparison *c) {
     uint64_t random = 61;
-    *c = (comparison){.coordinates = {.inputs = N, .targets = N, .latent = 3, .coordinates = TASKS, .hidden = 8, .encoder_hidden = 10, .tasks = TASKS}};
+    *c = (comparison){.coordinates = {.inputs = N,
+                                      .targets = N,
+                                      .latent = 3,
+                                      .coordinates = TASKS,
+                                      .hidden = 8,
+                                      .encoder_hidden = 10,
+                                      .tasks = TASKS}};
     c->whole = c->coordinates;
     c->whole.targets = L;
     c->x = model_normals(&random, (size_t)N * L, 0.2);
@@ -196,7 +203,8 @@ static void descend(comparison *c, double rate) {
     icma_cvae_backward(c->t.cvae, &c->t.batch);
     model_backward(&c->whole, &c->batch_x);
     for (int p = 0; p < ICMA_PARAMETERS; p++) {
-        ops->axpy(ops->device, (float)-rate, icma_cvae_gradient(c->t.cvae, p), icma_cvae_parameter(c->t.cvae, p));
+        ops->axpy(ops->device, (float)-rate, icma_cvae_gradient(c->t.cvae, p),
+                  icma_cvae_parameter(c->t.cvae, p));
         for (size_t i = 0; i < model_cells(&c->whole, p); i++)
             c->whole.parameter[p][i] -= (double)(float)rate * c->whole.gradient[p][i];
     }
@@ -204,7 +212,8 @@ static void descend(comparison *c, double rate) {
 
 static void a_hundred_steps_are_equal(void **state) {
     comparison *c = *state;
-    double *q = make((size_t)N * N), *y = make((size_t)N * L), *whole = make((size_t)N * L), *start = make((size_t)N * L);
+    double *q = make((size_t)N * N), *y = make((size_t)N * L), *whole = make((size_t)N * L),
+           *start = make((size_t)N * L);
     double before = model_loss(&c->whole, &c->batch_x, NULL, NULL, start);
     for (int step = 0; step < STEPS; step++)
         descend(c, 0.05);
@@ -212,9 +221,11 @@ static void a_hundred_steps_are_equal(void **state) {
     twin_loss(&c->t, NULL, NULL);
     twin_output(&c->t, q);
     product(q, c->e, false, N, N, L, y);
-    print_message("           loss %.4f to %.4f, predictions differ by %.2g\n", before, after, distance(y, whole, (size_t)N * L));
+    print_message("           loss %.4f to %.4f, predictions differ by %.2g\n", before, after,
+                  distance(y, whole, (size_t)N * L));
     assert_true(distance(y, whole, (size_t)N * L) < 1e-5);
-    assert_true(after < 0.8 * before && distance(start, whole, (size_t)N * L) > 0.2); /* it has gone somewhere */
+    assert_true(after < 0.8 * before &&
+                distance(start, whole, (size_t)N * L) > 0.2); /* it has gone somewhere */
     free(q);
     free(y);
     free(whole);
@@ -242,7 +253,8 @@ static void get(comparison *c, int p, float *values) {
     assert_int_equal(icma_cvae_get(c->t.cvae, p, values, &error), ICMA_OK);
 }
 
-/* Three steps by the formula of Kingma and Ba, from the gradients that the network says; the masked conditions stay as they are. */
+/* Three steps by the formula of Kingma and Ba, from the gradients that the network says; the masked
+ * conditions stay as they are. */
 static void adam_steps_as_written(void **state) {
     comparison *c = *state;
     const icma_ops *ops = c->t.ops;
@@ -276,7 +288,8 @@ static void adam_steps_as_written(void **state) {
                 g = fixed ? 0 : g;
                 m[p][i] = 0.9 * m[p][i] + 0.1 * g;
                 v[p][i] = 0.999 * v[p][i] + 0.001 * g * g;
-                double hat_m = m[p][i] / (1 - pow(0.9, (double)step)), hat_v = v[p][i] / (1 - pow(0.999, (double)step));
+                double hat_m = m[p][i] / (1 - pow(0.9, (double)step)),
+                       hat_v = v[p][i] / (1 - pow(0.999, (double)step));
                 double wanted = before[i] - 0.01 * hat_m / (sqrt(hat_v) + 1e-8);
                 if (fixed)
                     assert_memory_equal(&before[i], &after[i], sizeof(float));
@@ -294,7 +307,8 @@ static void adam_steps_as_written(void **state) {
 
 /* --- the start ----------------------------------------------------------------------------------------- */
 
-static const icma_cvae_shape usual = {.targets = 20, .latent = 6, .coordinates = 3, .hidden = 16, .encoder_hidden = 24, .tasks = 3, .batch = 5};
+static const icma_cvae_shape usual = {
+    .targets = 20, .latent = 6, .coordinates = 3, .hidden = 16, .encoder_hidden = 24, .tasks = 3, .batch = 5};
 
 static icma_cvae *create(icma_cvae_shape shape, uint64_t seed) {
     icma_rng rng = icma_rng_seed(seed);
@@ -320,7 +334,8 @@ static void networks_start_glorot_uniform(void **state) {
         assert_memory_equal(values, again, count * sizeof *values);
         bool zero = rows == 1 || p == ICMA_P_CONDITIONS;
         assert_int_equal(memcmp(values, different, count * sizeof *values) == 0, zero);
-        double bound = sqrt(6.0 / (double)(rows + columns)) / (p == ICMA_P_EV || p == ICMA_P_V3 ? 100 : 1), largest = 0;
+        double bound = sqrt(6.0 / (double)(rows + columns)) / (p == ICMA_P_EV || p == ICMA_P_V3 ? 100 : 1),
+               largest = 0;
         for (size_t i = 0; i < count; i++)
             largest = fmax(largest, fabs((double)values[i]));
         if (zero)
@@ -334,11 +349,18 @@ static void networks_start_glorot_uniform(void **state) {
     icma_cvae_free(NULL);
 }
 
-/* Without latents, with one checkpoint, one task, one of everything: nothing is out of bounds, the numbers are finite. */
+/* Without latents, with one checkpoint, one task, one of everything: nothing is out of bounds, the numbers
+ * are finite. */
 static void the_smallest_networks_run(void **state) {
     (void)state;
     for (int latent = 0; latent < 2; latent++) {
-        model m = {.inputs = 1, .targets = 1, .latent = (size_t)latent, .coordinates = 1, .hidden = 1, .encoder_hidden = 1, .tasks = 1};
+        model m = {.inputs = 1,
+                   .targets = 1,
+                   .latent = (size_t)latent,
+                   .coordinates = 1,
+                   .hidden = 1,
+                   .encoder_hidden = 1,
+                   .tasks = 1};
         const double p = 1.5, u = 0, weight = 2, noise = 0.5;
         const uint32_t task = 0;
         model_batch b = {1, &p, &u, &weight, &task, &noise, 1};

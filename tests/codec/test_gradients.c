@@ -2,8 +2,9 @@
 /*
  * Backward ops and the CVAE's gradient against central differences of the loss in double.
  *
- * Every check is a function of an op table that returns the worst disagreement it saw. It must be small for the real tables, and large for a table with one
- * mistake in it: a lost factor, sign or row. So each of them is known to be able to fail.
+ * Every check is a function of an op table that returns the worst disagreement it saw. It must be small for
+ * the real tables, and large for a table with one mistake in it: a lost factor, sign or row. So each of them
+ * is known to be able to fail.
  */
 #include "model.h"
 #include "support.h"
@@ -21,7 +22,8 @@ static const double wrong = 1e-2;  /* what a mistake must give at least */
 
 typedef double (*loss_function)(void *context);
 
-/* Central differences of the loss by x[0 .. count - 1], which the context points at. Their error is about h^2 and 1e-16 / h. */
+/* Central differences of the loss by x[0 .. count - 1], which the context points at. Their error is about h^2
+ * and 1e-16 / h. */
 static void differentiate(loss_function loss, void *context, double *x, size_t count, double *out) {
     for (size_t i = 0; i < count; i++) {
         double held = x[i], h = 1e-5 * (1 + fabs(held));
@@ -75,7 +77,8 @@ static sheet make_sheet(void) {
     uint64_t random = 31;
     sheet s = {.weight = 0.625, .scale = 0.375};
     double *all[] = {s.x, s.w, s.b, s.r, s.mu, s.logvar, s.noise, s.dz, s.p, s.q, s.weights, s.rows};
-    const size_t counts[] = {ROWS * IN, IN * OUT, OUT, ROWS * OUT, ROWS * IN, ROWS * IN, ROWS * IN, ROWS * IN, ROWS * IN, ROWS * IN, IN, TABLE * IN};
+    const size_t counts[] = {ROWS * IN, IN * OUT,  OUT,       ROWS * OUT, ROWS * IN, ROWS * IN,
+                             ROWS * IN, ROWS * IN, ROWS * IN, ROWS * IN,  IN,        TABLE * IN};
     for (size_t i = 0; i < COUNT(all); i++)
         fill_normals(&random, all[i], counts[i]);
     memcpy(s.index, index, sizeof index);
@@ -123,7 +126,8 @@ static double check_dense(const icma_ops *ops) {
     sheet s = make_sheet();
     double dx[ROWS * IN], dw[IN * OUT], db[OUT];
     icma_matrix x = put(ops, s.x, ROWS, IN), w = put(ops, s.w, IN, OUT), r = put(ops, s.r, ROWS, OUT);
-    icma_matrix to_x = put(ops, NULL, ROWS, IN), to_w = put(ops, NULL, IN, OUT), to_b = put(ops, NULL, 1, OUT);
+    icma_matrix to_x = put(ops, NULL, ROWS, IN), to_w = put(ops, NULL, IN, OUT),
+                to_b = put(ops, NULL, 1, OUT);
     ops->gemm(ops->device, 1, x, true, r, false, 0, to_w);
     ops->gemm(ops->device, 1, r, false, w, true, 0, to_x);
     ops->sum_rows(ops->device, r, to_b);
@@ -169,8 +173,10 @@ static double latent_loss(void *context) {
 static double check_latent(const icma_ops *ops) {
     sheet s = make_sheet();
     double dmu[ROWS * IN], dlogvar[ROWS * IN];
-    icma_matrix mu = put(ops, s.mu, ROWS, IN), logvar = put(ops, s.logvar, ROWS, IN), noise = put(ops, s.noise, ROWS, IN);
-    icma_matrix dz = put(ops, s.dz, ROWS, IN), to_mu = put(ops, NULL, ROWS, IN), to_logvar = put(ops, NULL, ROWS, IN);
+    icma_matrix mu = put(ops, s.mu, ROWS, IN), logvar = put(ops, s.logvar, ROWS, IN),
+                noise = put(ops, s.noise, ROWS, IN);
+    icma_matrix dz = put(ops, s.dz, ROWS, IN), to_mu = put(ops, NULL, ROWS, IN),
+                to_logvar = put(ops, NULL, ROWS, IN);
     ops->latent_backward(ops->device, mu, logvar, noise, dz, (float)s.weight, to_mu, to_logvar);
     take(ops, to_mu, dmu);
     take(ops, to_logvar, dlogvar);
@@ -178,7 +184,8 @@ static double check_latent(const icma_ops *ops) {
     take(ops, logvar, NULL);
     take(ops, noise, NULL);
     take(ops, dz, NULL);
-    return fmax(compare(latent_loss, &s, s.mu, ROWS * IN, dmu), compare(latent_loss, &s, s.logvar, ROWS * IN, dlogvar));
+    return fmax(compare(latent_loss, &s, s.mu, ROWS * IN, dmu),
+                compare(latent_loss, &s, s.logvar, ROWS * IN, dlogvar));
 }
 
 static double squares(void *context) {
@@ -192,7 +199,8 @@ static double squares(void *context) {
 static double check_squares(const icma_ops *ops) {
     sheet s = make_sheet();
     double dq[ROWS * IN];
-    icma_matrix p = put(ops, s.p, ROWS, IN), q = put(ops, s.q, ROWS, IN), w = put(ops, s.weights, 1, IN), to = put(ops, NULL, ROWS, IN);
+    icma_matrix p = put(ops, s.p, ROWS, IN), q = put(ops, s.q, ROWS, IN), w = put(ops, s.weights, 1, IN),
+                to = put(ops, NULL, ROWS, IN);
     ops->squared_error_backward(ops->device, p, q, w, (float)s.scale, to);
     take(ops, to, dq);
     take(ops, p, NULL);
@@ -238,7 +246,13 @@ typedef struct whole {
 static whole make_whole(void) {
     static const uint32_t task[BATCH] = {2, 0, 2, 2, 0, 3}; /* 1 not at all */
     uint64_t random = 41;
-    whole w = {.m = {.inputs = 5, .targets = 5, .latent = 3, .coordinates = 4, .hidden = 6, .encoder_hidden = 7, .tasks = 4}};
+    whole w = {.m = {.inputs = 5,
+                     .targets = 5,
+                     .latent = 3,
+                     .coordinates = 4,
+                     .hidden = 6,
+                     .encoder_hidden = 7,
+                     .tasks = 4}};
     model_allocate(&w.m);
     for (int p = 0; p < ICMA_PARAMETERS; p++) {
         free(w.m.parameter[p]);
@@ -288,11 +302,15 @@ static void scale_by(const icma_ops *ops, icma_matrix m, float factor) {
     ops->axpy(ops->device, factor - 1, m, m);
 }
 
-static void gemm_doubled(void *device, float alpha, icma_matrix a, bool ta, icma_matrix b, bool tb, float beta, icma_matrix c) {
-    icma_ops_reference()->gemm(device, ta && !tb ? 2 * alpha : alpha, a, ta, b, tb, beta, c); /* weight gradients only */
+static void gemm_doubled(void *device, float alpha, icma_matrix a, bool ta, icma_matrix b, bool tb,
+                         float beta, icma_matrix c) {
+    icma_ops_reference()->gemm(device, ta && !tb ? 2 * alpha : alpha, a, ta, b, tb, beta,
+                               c); /* weight gradients only */
 }
-static void gemm_without_beta(void *device, float alpha, icma_matrix a, bool ta, icma_matrix b, bool tb, float beta, icma_matrix c) {
-    icma_ops_reference()->gemm(device, alpha, a, ta, b, tb, tb ? 0 : beta, c); /* where two paths meet, one is lost */
+static void gemm_without_beta(void *device, float alpha, icma_matrix a, bool ta, icma_matrix b, bool tb,
+                              float beta, icma_matrix c) {
+    icma_ops_reference()->gemm(device, alpha, a, ta, b, tb, tb ? 0 : beta,
+                               c); /* where two paths meet, one is lost */
 }
 static void sum_but_one(void *device, icma_matrix x, icma_matrix row) {
     x.rows--;
@@ -315,30 +333,33 @@ static void softsign_not_squared(void *device, icma_matrix x, icma_matrix dy, ic
         slopes[i] /= 1 + fabsf(cells[i]);
     ops->upload(device, dx.tensor, dx.offset, slopes, count, &error);
 }
-static void latent_without_kl(void *device, icma_matrix mu, icma_matrix logvar, icma_matrix noise, icma_matrix dz, float weight,
-                              icma_matrix dmu, icma_matrix dlogvar) {
+static void latent_without_kl(void *device, icma_matrix mu, icma_matrix logvar, icma_matrix noise,
+                              icma_matrix dz, float weight, icma_matrix dmu, icma_matrix dlogvar) {
     (void)weight;
     icma_ops_reference()->latent_backward(device, mu, logvar, noise, dz, 0, dmu, dlogvar);
 }
-static void latent_doubled(void *device, icma_matrix mu, icma_matrix logvar, icma_matrix noise, icma_matrix dz, float weight,
-                           icma_matrix dmu, icma_matrix dlogvar) {
+static void latent_doubled(void *device, icma_matrix mu, icma_matrix logvar, icma_matrix noise,
+                           icma_matrix dz, float weight, icma_matrix dmu, icma_matrix dlogvar) {
     icma_ops_reference()->latent_backward(device, mu, logvar, noise, dz, weight, dmu, dlogvar);
     scale_by(icma_ops_reference(), dlogvar, 2);
 }
-static void latent_against_noise(void *device, icma_matrix mu, icma_matrix logvar, icma_matrix noise, icma_matrix dz, float weight,
-                                 icma_matrix dmu, icma_matrix dlogvar) {
+static void latent_against_noise(void *device, icma_matrix mu, icma_matrix logvar, icma_matrix noise,
+                                 icma_matrix dz, float weight, icma_matrix dmu, icma_matrix dlogvar) {
     const icma_ops *ops = icma_ops_reference();
     scale_by(ops, noise, -1);
     ops->latent_backward(device, mu, logvar, noise, dz, weight, dmu, dlogvar);
     scale_by(ops, noise, -1);
 }
-static void squares_halved(void *device, icma_matrix p, icma_matrix q, icma_matrix weight, float scale, icma_matrix dq) {
+static void squares_halved(void *device, icma_matrix p, icma_matrix q, icma_matrix weight, float scale,
+                           icma_matrix dq) {
     icma_ops_reference()->squared_error_backward(device, p, q, weight, scale / 2, dq);
 }
-static void squares_negated(void *device, icma_matrix p, icma_matrix q, icma_matrix weight, float scale, icma_matrix dq) {
+static void squares_negated(void *device, icma_matrix p, icma_matrix q, icma_matrix weight, float scale,
+                            icma_matrix dq) {
     icma_ops_reference()->squared_error_backward(device, q, p, weight, scale, dq);
 }
-static void scatter_but_one(void *device, icma_matrix y, const icma_tensor *index, size_t first, icma_matrix x) {
+static void scatter_but_one(void *device, icma_matrix y, const icma_tensor *index, size_t first,
+                            icma_matrix x) {
     y.rows--;
     icma_ops_reference()->scatter_rows(device, y, index, first, x);
 }
@@ -356,8 +377,8 @@ typedef struct mistake {
 
 static size_t list_mistakes(mistake *list) {
     size_t count = 0;
-#define MISTAKE(entry, function, check)                                                                                                    \
-    list[count] = (mistake){#function, *icma_ops_reference(), check};                                                                      \
+#define MISTAKE(entry, function, check)                                                                      \
+    list[count] = (mistake){#function, *icma_ops_reference(), check};                                        \
     list[count++].table.entry = function
     MISTAKE(gemm, gemm_doubled, check_dense);
     MISTAKE(gemm, gemm_without_beta, NULL);
@@ -419,7 +440,8 @@ static void mistakes_are_seen(void **state) {
         if (list[i].op && !(list[i].op(&list[i].table) > wrong))
             fail_msg("%s: the check of the op does not see it", list[i].name);
         if (!(check_cvae(&list[i].table) > wrong))
-            fail_msg("%s: the check of the whole loss does not see it (%g)", list[i].name, check_cvae(&list[i].table));
+            fail_msg("%s: the check of the whole loss does not see it (%g)", list[i].name,
+                     check_cvae(&list[i].table));
     }
 }
 
@@ -437,14 +459,15 @@ static void the_double_model_is_the_same(void **state) {
         twin t;
         twin_make(&t, tables[i], &w.m, &w.b);
         assert_true(fabs(twin_loss(&t, &parts[0], &parts[1]) - loss) < 2e-6 * loss);
-        assert_true(fabs(parts[0] - oracle[0]) < 2e-6 * oracle[0] && fabs(parts[1] - oracle[1]) < 2e-6 * oracle[1]);
+        assert_true(fabs(parts[0] - oracle[0]) < 2e-6 * oracle[0] &&
+                    fabs(parts[1] - oracle[1]) < 2e-6 * oracle[1]);
         twin_free(&t);
     }
     free_whole(&w);
 }
 
-/* And without any oracle: differences of icma_cvae_loss itself along a random direction of each parameter. Single precision leaves some 1e-7 of the
- * loss over the step, so this is coarse. */
+/* And without any oracle: differences of icma_cvae_loss itself along a random direction of each parameter.
+ * Single precision leaves some 1e-7 of the loss over the step, so this is coarse. */
 static void the_loss_falls_as_its_gradient_says(void **state) {
     (void)state;
     whole w = make_whole();
@@ -458,7 +481,9 @@ static void the_loss_falls_as_its_gradient_says(void **state) {
         double slope = 0, norm = 0, h = 2e-3, found = 0;
         double *way = model_normals(&random, count, 1), *held = w.m.parameter[p];
         for (size_t i = 0; i < count; i++) {
-            way[i] += (w.m.gradient[p][i] > 0 ? 1 : -1); /* mostly uphill, so that the slope is not small by chance */
+            way[i] +=
+                (w.m.gradient[p][i] > 0 ? 1
+                                        : -1); /* mostly uphill, so that the slope is not small by chance */
             slope += way[i] * w.m.gradient[p][i];
             norm += fabs(way[i] * w.m.gradient[p][i]);
         }

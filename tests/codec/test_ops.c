@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The op table: the reference and the fast table against definitions written out here, on adversarial shapes, with sentinels around and between
- * the rows of every operand; the exact ops bit for bit, by every kernel set that the processor has; independence of the number of threads.
+ * The op table: the reference and the fast table against definitions written out here, on adversarial shapes,
+ * with sentinels around and between the rows of every operand; the exact ops bit for bit, by every kernel set
+ * that the processor has; independence of the number of threads.
  */
 #include "ops.h"
 #include "ops_host.h"
@@ -23,8 +24,8 @@ enum { TABLES = 2, OPERANDS = 8 };
 
 /* --- operands ------------------------------------------------------------------------------------------ */
 
-/* A matrix somewhere inside a larger tensor, the same one on every table. Everything outside it is a sentinel (a NaN that would spoil any
- * sum that reads it), and operands that are not outputs may not change at all. */
+/* A matrix somewhere inside a larger tensor, the same one on every table. Everything outside it is a sentinel
+ * (a NaN that would spoil any sum that reads it), and operands that are not outputs may not change at all. */
 typedef struct operand {
     icma_element element;
     size_t total, offset, rows, columns, stride;
@@ -64,7 +65,8 @@ static operand *begin(bench *b, icma_element element, size_t rows, size_t column
     static const size_t pads[] = {0, 0, 1, 3, 16, 61};
     assert_true(b->count < OPERANDS);
     operand *o = &b->list[b->count++];
-    *o = (operand){.element = element, .offset = pick(b, 40), .rows = rows, .columns = columns, .output = output};
+    *o = (operand){
+        .element = element, .offset = pick(b, 40), .rows = rows, .columns = columns, .output = output};
     o->stride = columns + pads[pick(b, COUNT(pads))];
     o->stride += o->stride == 0;
     o->total = o->offset + rows * o->stride + 1 + pick(b, 40);
@@ -116,10 +118,12 @@ static operand *blank(bench *b, size_t rows, size_t columns) {
     return o;
 }
 
-/* Zeros of both signs, denormals, tiny and large numbers; products of two and sums of 2^40 of those stay finite. */
+/* Zeros of both signs, denormals, tiny and large numbers; products of two and sums of 2^40 of those stay
+ * finite. */
 static float wild(bench *b) {
-    static const float special[] = {0.0F,     -0.0F,   0x1p-149F, -0x1p-149F, 0x1.fffffcp-127F, -0x1p-126F, 1.0F,
-                                    -1.0F,    0x1p30F, -0x1p30F,  0x1p-60F,   0x1.fffffep40F,   0x1.000002p0F, -0x1.555556p-3F};
+    static const float special[] = {
+        0.0F,  -0.0F,   0x1p-149F, -0x1p-149F, 0x1.fffffcp-127F, -0x1p-126F,    1.0F,
+        -1.0F, 0x1p30F, -0x1p30F,  0x1p-60F,   0x1.fffffep40F,   0x1.000002p0F, -0x1.555556p-3F};
     switch (pick(b, 3)) {
     case 0:
         return special[pick(b, COUNT(special))];
@@ -143,7 +147,8 @@ static operand *integers(bench *b, size_t rows, size_t columns) {
     operand *o = begin(b, ICMA_ELEMENT_I16, rows, columns, false);
     for (size_t i = 0; i < rows; i++)
         for (size_t j = 0; j < columns; j++)
-            *cell_i16(o, i, j) = (int16_t)(pick(b, 8) == 0 ? (pick(b, 2) ? 32767 : -32767) : (int)pick(b, 65535) - 32767);
+            *cell_i16(o, i, j) =
+                (int16_t)(pick(b, 8) == 0 ? (pick(b, 2) ? 32767 : -32767) : (int)pick(b, 65535) - 32767);
     upload(o);
     return o;
 }
@@ -166,7 +171,8 @@ static void *download(const operand *o, int t) {
 }
 
 static bool is_inside(const operand *o, size_t at) {
-    return at >= o->offset && (at - o->offset) / o->stride < o->rows && (at - o->offset) % o->stride < o->columns;
+    return at >= o->offset && (at - o->offset) / o->stride < o->rows &&
+           (at - o->offset) % o->stride < o->columns;
 }
 
 /* What may not change did not. */
@@ -177,9 +183,10 @@ static void check_sentinels(const bench *b) {
             size_t size = element_size(o->element);
             char *after = download(o, t);
             for (size_t i = 0; i < o->total; i++)
-                if (!(o->output && is_inside(o, i)) && memcmp(after + i * size, (char *)o->before + i * size, size) != 0)
-                    fail_msg("%s by %s wrote element %zu of operand %zu (%zu x %zu, stride %zu, offset %zu)", b->op, table(t)->name,
-                             i, k, o->rows, o->columns, o->stride, o->offset);
+                if (!(o->output && is_inside(o, i)) &&
+                    memcmp(after + i * size, (char *)o->before + i * size, size) != 0)
+                    fail_msg("%s by %s wrote element %zu of operand %zu (%zu x %zu, stride %zu, offset %zu)",
+                             b->op, table(t)->name, i, k, o->rows, o->columns, o->stride, o->offset);
             free(after);
         }
 }
@@ -196,14 +203,16 @@ static void finish(bench *b) {
 
 /* --- comparing ----------------------------------------------------------------------------------------- */
 
-/* Expected values of an output, in double, and the sum of absolute values of the terms that make each of them. */
+/* Expected values of an output, in double, and the sum of absolute values of the terms that make each of
+ * them. */
 typedef struct expected {
     size_t rows, columns;
     double *value, *terms;
 } expected;
 
 static expected expect(const operand *o) {
-    expected e = {o->rows, o->columns, calloc(o->rows * o->columns + 1, sizeof(double)), calloc(o->rows * o->columns + 1, sizeof(double))};
+    expected e = {o->rows, o->columns, calloc(o->rows * o->columns + 1, sizeof(double)),
+                  calloc(o->rows * o->columns + 1, sizeof(double))};
     assert_true(e.value && e.terms);
     return e;
 }
@@ -221,8 +230,9 @@ static void check(const bench *b, const operand *o, expected e, double ulps) {
             for (size_t j = 0; j < o->columns; j++) {
                 double found = after[index_of(o, i, j)], wanted = e.value[i * e.columns + j];
                 if (!(fabs(found - wanted) <= ulps * FLT_EPSILON * e.terms[i * e.columns + j] + 1e-37))
-                    fail_msg("%s by %s: (%zu, %zu) of %zu x %zu is %.9g, not %.9g (terms %.9g)", b->op, table(t)->name, i, j, o->rows,
-                             o->columns, found, wanted, e.terms[i * e.columns + j]);
+                    fail_msg("%s by %s: (%zu, %zu) of %zu x %zu is %.9g, not %.9g (terms %.9g)", b->op,
+                             table(t)->name, i, j, o->rows, o->columns, found, wanted,
+                             e.terms[i * e.columns + j]);
             }
         free(after);
     }
@@ -242,8 +252,8 @@ static void check_bits(const bench *b, const operand *o, float *wanted) {
             for (size_t j = 0; j < o->columns; j++) {
                 float found = after[index_of(o, i, j)], right = wanted[i * o->columns + j];
                 if (!same_bits(found, right) && !(isnan(found) && isnan(right)))
-                    fail_msg("%s by %s: (%zu, %zu) of %zu x %zu is %a, not %a", b->op, table(t)->name, i, j, o->rows, o->columns, found,
-                             right);
+                    fail_msg("%s by %s: (%zu, %zu) of %zu x %zu is %a, not %a", b->op, table(t)->name, i, j,
+                             o->rows, o->columns, found, right);
             }
         free(after);
     }
@@ -258,7 +268,8 @@ static float *floats(size_t count) {
 
 /* --- shapes -------------------------------------------------------------------------------------------- */
 
-static const size_t sizes[] = {1, 2, 7, 8, 9, 15, 16, 17, 31, 33, 63, 64, 65, 127, 128, 129, 255, 257, 1000, 1023, 1024, 1025};
+static const size_t sizes[] = {1,  2,  7,   8,   9,   15,  16,  17,   31,   33,   63,
+                               64, 65, 127, 128, 129, 255, 257, 1000, 1023, 1024, 1025};
 
 static size_t any_size(bench *b, size_t most) {
     for (;;) {
@@ -269,8 +280,8 @@ static size_t any_size(bench *b, size_t most) {
 }
 
 #define FOR_EACH_TABLE for (int t = 0; t < TABLES; t++)
-#define FOR_EACH_CELL(o)                                                                                                                   \
-    for (size_t i = 0; i < (o)->rows; i++)                                                                                                 \
+#define FOR_EACH_CELL(o)                                                                                     \
+    for (size_t i = 0; i < (o)->rows; i++)                                                                   \
         for (size_t j = 0; j < (o)->columns; j++)
 
 /* --- memory -------------------------------------------------------------------------------------------- */
@@ -305,7 +316,8 @@ static void a_tensor_that_does_not_fit_is_a_memory_error(void **state) {
     FOR_EACH_TABLE {
         icma_tensor *tensor = (icma_tensor *)(void *)&tensor;
         icma_error error = {0};
-        assert_int_equal(table(t)->alloc(table(t)->device, ICMA_ELEMENT_F32, SIZE_MAX / 2, &tensor, &error), ICMA_E_MEMORY);
+        assert_int_equal(table(t)->alloc(table(t)->device, ICMA_ELEMENT_F32, SIZE_MAX / 2, &tensor, &error),
+                         ICMA_E_MEMORY);
         assert_null(tensor);
         assert_int_equal(error.status, ICMA_E_MEMORY);
     }
@@ -331,7 +343,8 @@ static void try_gemm(bench *b, size_t m, size_t n, size_t k, bool ta, bool tb, f
     for (size_t i = 0; i < m; i++)
         for (size_t j = 0; j < n; j++) {
             for (size_t l = 0; l < k; l++)
-                add_term(&e, i, j, (double)alpha * *cell(a, ta ? l : i, ta ? i : l) * *cell(x, tb ? j : l, tb ? l : j));
+                add_term(&e, i, j,
+                         (double)alpha * *cell(a, ta ? l : i, ta ? i : l) * *cell(x, tb ? j : l, tb ? l : j));
             if (beta != 0)
                 add_term(&e, i, j, (double)beta * *cell(c, i, j));
         }
@@ -423,7 +436,8 @@ static void rows_are_gathered_and_scattered(void **state) {
     (void)state;
     bench b = {.random = 14};
     for (int trial = 0; trial < 100; trial++) {
-        size_t from = 1 + any_size(&b, 65), count = any_size(&b, 65), columns = any_size(&b, 129), skip = pick(&b, 9);
+        size_t from = 1 + any_size(&b, 65), count = any_size(&b, 65), columns = any_size(&b, 129),
+               skip = pick(&b, 9);
         operand *index = indices(&b, skip + count, from);
         const uint32_t *at = (const uint32_t *)index->before + index->offset + skip;
         size_t first = index->offset + skip;
@@ -441,7 +455,8 @@ static void rows_are_gathered_and_scattered(void **state) {
         add_term(&e, i, j, *cell(sum, i, j));
         FOR_EACH_CELL(d)
         add_term(&e, at[i], j, *cell(d, i, j));
-        FOR_EACH_TABLE table(t)->scatter_rows(table(t)->device, on(d, t), index->tensor[t], first, on(sum, t));
+        FOR_EACH_TABLE table(t)->scatter_rows(table(t)->device, on(d, t), index->tensor[t], first,
+                                              on(sum, t));
         check(&b, sum, e, 2 + sqrt((double)count));
         finish(&b);
     }
@@ -496,7 +511,8 @@ static void latents_are_drawn_and_weighed(void **state) {
         float weight = trial % 3 == 0 ? 0 : (float)support_uniform(&b.random);
         operand *mu = normals(&b, rows, columns, false), *logvar = normals(&b, rows, columns, false);
         operand *noise = normals(&b, rows, columns, false), *dz = normals(&b, rows, columns, false);
-        operand *z = blank(&b, rows, columns), *dmu = blank(&b, rows, columns), *dlogvar = blank(&b, rows, columns);
+        operand *z = blank(&b, rows, columns), *dmu = blank(&b, rows, columns),
+                *dlogvar = blank(&b, rows, columns);
         operand *kl = blank(&b, rows, columns);
         expected ez = expect(z), emu = expect(dmu), elogvar = expect(dlogvar), ekl = expect(kl);
         FOR_EACH_CELL(z) {
@@ -516,7 +532,8 @@ static void latents_are_drawn_and_weighed(void **state) {
         FOR_EACH_TABLE {
             const icma_ops *ops = table(t);
             ops->reparameterise(ops->device, on(mu, t), on(logvar, t), on(noise, t), on(z, t));
-            ops->latent_backward(ops->device, on(mu, t), on(logvar, t), on(noise, t), on(dz, t), weight, on(dmu, t), on(dlogvar, t));
+            ops->latent_backward(ops->device, on(mu, t), on(logvar, t), on(noise, t), on(dz, t), weight,
+                                 on(dmu, t), on(dlogvar, t));
             ops->kl(ops->device, on(mu, t), on(logvar, t), on(kl, t));
         }
         b.op = "reparameterise";
@@ -537,7 +554,8 @@ static void errors_are_squared_and_weighed(void **state) {
     for (int trial = 0; trial < 60; trial++) {
         size_t rows = any_size(&b, 65), columns = any_size(&b, 257);
         float scale = (float)support_normal(&b.random);
-        operand *p = normals(&b, rows, columns, false), *q = normals(&b, rows, columns, false), *weight = normals(&b, 1, columns, false);
+        operand *p = normals(&b, rows, columns, false), *q = normals(&b, rows, columns, false),
+                *weight = normals(&b, 1, columns, false);
         operand *out = blank(&b, rows, 1), *dq = blank(&b, rows, columns);
         expected e = expect(out), edq = expect(dq);
         FOR_EACH_CELL(p) {
@@ -546,10 +564,12 @@ static void errors_are_squared_and_weighed(void **state) {
             add_term(&edq, i, j, 2 * scale * w * d);
         }
         b.op = "squared_error";
-        FOR_EACH_TABLE table(t)->squared_error(table(t)->device, on(p, t), on(q, t), on(weight, t), on(out, t));
+        FOR_EACH_TABLE table(t)->squared_error(table(t)->device, on(p, t), on(q, t), on(weight, t),
+                                               on(out, t));
         check(&b, out, e, 5 + sqrt((double)columns));
         b.op = "squared_error_backward";
-        FOR_EACH_TABLE table(t)->squared_error_backward(table(t)->device, on(p, t), on(q, t), on(weight, t), scale, on(dq, t));
+        FOR_EACH_TABLE table(t)->squared_error_backward(table(t)->device, on(p, t), on(q, t), on(weight, t),
+                                                        scale, on(dq, t));
         check(&b, dq, edq, 6);
         finish(&b);
     }
@@ -581,7 +601,8 @@ static void adam_steps(void **state) {
     for (int trial = 0; trial < 60; trial++) {
         size_t rows = any_size(&b, 65), columns = any_size(&b, 129);
         icma_adam o = {0.01F, 0.9F, 0.999F, 1e-8F, 1 + pick(&b, 1000)};
-        operand *g = normals(&b, rows, columns, false), *m = normals(&b, rows, columns, true), *v = begin(&b, ICMA_ELEMENT_F32, rows, columns, true);
+        operand *g = normals(&b, rows, columns, false), *m = normals(&b, rows, columns, true),
+                *v = begin(&b, ICMA_ELEMENT_F32, rows, columns, true);
         FOR_EACH_CELL(v)
         *cell(v, i, j) = (float)(0.01 + support_uniform(&b.random));
         upload(v);
@@ -613,7 +634,8 @@ static void adam_steps(void **state) {
 
 static void softsign_is_exact(void **state) {
     (void)state;
-    static const float special[] = {0.0F, -0.0F, 0x1p-149F, -0x1p-149F, 0x1.fffffcp-127F, FLT_MAX, -FLT_MAX, FLT_MIN, 1, -1, 0x1p24F, 0x1p-24F};
+    static const float special[] = {0.0F,     -0.0F,   0x1p-149F, -0x1p-149F, 0x1.fffffcp-127F, FLT_MAX,
+                                    -FLT_MAX, FLT_MIN, 1,         -1,         0x1p24F,          0x1p-24F};
     bench b = {.random = 20, .op = "softsign"};
     for (int trial = 0; trial < 100; trial++) {
         size_t rows = any_size(&b, 65), columns = any_size(&b, 257);
@@ -636,7 +658,8 @@ static void softsign_is_exact(void **state) {
 
 static void try_linear(bench *b, size_t rows, size_t inputs, size_t outputs, bool with_bias) {
     operand *x = wilds(b, rows, inputs, false), *w = wilds(b, inputs, outputs, false);
-    operand *bias = wilds(b, 1, outputs, false), *y = with_bias ? blank(b, rows, outputs) : wilds(b, rows, outputs, true);
+    operand *bias = wilds(b, 1, outputs, false),
+            *y = with_bias ? blank(b, rows, outputs) : wilds(b, rows, outputs, true);
     float *wanted = floats(rows * outputs);
     for (size_t i = 0; i < rows; i++)
         for (size_t o = 0; o < outputs; o++) {
@@ -647,7 +670,8 @@ static void try_linear(bench *b, size_t rows, size_t inputs, size_t outputs, boo
         }
     b->op = with_bias ? "linear with a bias" : "linear";
     icma_matrix none = {0};
-    FOR_EACH_TABLE table(t)->linear(table(t)->device, on(x, t), on(w, t), with_bias ? on(bias, t) : none, on(y, t));
+    FOR_EACH_TABLE table(t)->linear(table(t)->device, on(x, t), on(w, t), with_bias ? on(bias, t) : none,
+                                    on(y, t));
     check_bits(b, y, wanted);
     finish(b);
 }
@@ -680,7 +704,8 @@ static float *expect_basis(const operand *q, const operand *step, const operand 
 
 static void try_basis(bench *b, size_t rows, size_t k, size_t l) {
     static const float scales[] = {1, 0x1.8p-20F, -0x1.234568p3F, 0x1p-126F};
-    operand *q = wilds(b, rows, k, false), *step = wilds(b, 1, k, false), *head = integers(b, k, l), *y = blank(b, rows, l);
+    operand *q = wilds(b, rows, k, false), *step = wilds(b, 1, k, false), *head = integers(b, k, l),
+            *y = blank(b, rows, l);
     float scale = scales[pick(b, COUNT(scales))];
     float *wanted = expect_basis(q, step, head, scale);
     b->op = "basis";
@@ -731,8 +756,8 @@ static void try_kernels(bench *b, const icma_kernels *set, size_t rows, size_t c
             set->basis(a, rows, head, stride, count, scale, y + 1);
         for (size_t l = 0; l < count; l++)
             if (!same_bits(y[l + 1], wanted[l]))
-                fail_msg("%s by %s: output %zu of %zu over %zu rows is %a, not %a", linear ? "linear" : "basis", set->name, l, count, rows,
-                         y[l + 1], wanted[l]);
+                fail_msg("%s by %s: output %zu of %zu over %zu rows is %a, not %a",
+                         linear ? "linear" : "basis", set->name, l, count, rows, y[l + 1], wanted[l]);
         assert_true(y[0] == 12345.0F && y[count + 1] == 12345.0F);
     }
     free(a);
@@ -750,13 +775,15 @@ static void every_kernel_set_is_exact(void **state) {
     bench b = {.random = 23};
     assert_true(sets >= 1);
     assert_string_equal(list[0].name, "scalar");
-    assert_true(icma_kernels_best().basis == list[sets - 1].basis && icma_kernels_best().linear == list[sets - 1].linear);
+    assert_true(icma_kernels_best().basis == list[sets - 1].basis &&
+                icma_kernels_best().linear == list[sets - 1].linear);
     for (size_t s = 0; s < sets; s++) {
         print_message("           %s kernels\n", list[s].name);
         for (size_t r = 0; r < COUNT(rows); r++) {
             for (size_t count = 0; count <= 36; count++)
                 try_kernels(&b, &list[s], rows[r], count, pick(&b, 5));
-            static const size_t counts[] = {63, 64, 65, 71, 72, 127, 128, 129, 191, 192, 193, 255, 257, 1000, 1023, 1024};
+            static const size_t counts[] = {63,  64,  65,  71,  72,  127,  128,  129,
+                                            191, 192, 193, 255, 257, 1000, 1023, 1024};
             for (size_t c = 0; c < COUNT(counts); c++)
                 try_kernels(&b, &list[s], rows[r], counts[c], pick(&b, 5));
         }
@@ -766,8 +793,8 @@ static void every_kernel_set_is_exact(void **state) {
 /* --- threads ------------------------------------------------------------------------------------------- */
 
 /* Runs gemm, syrk, linear and basis on shapes that are worth several threads. */
-static void run_large(const icma_ops *ops, icma_matrix a, icma_matrix x, icma_matrix head, icma_matrix q, icma_matrix step, icma_matrix c,
-                      icma_matrix g, icma_matrix l, icma_matrix y) {
+static void run_large(const icma_ops *ops, icma_matrix a, icma_matrix x, icma_matrix head, icma_matrix q,
+                      icma_matrix step, icma_matrix c, icma_matrix g, icma_matrix l, icma_matrix y) {
     icma_matrix none = {0};
     ops->gemm(ops->device, 1, a, false, x, false, 0, c);
     ops->syrk(ops->device, a, g);
@@ -792,8 +819,8 @@ static void threads_do_not_matter(void **state) {
     for (size_t i = 0; i < COUNT(threads); i++) {
         icma_set_threads(threads[i]);
         assert_int_equal(icma_threads(), threads[i]);
-        run_large(ops, on(a, 1), on(x, 1), on(head, 1), on(q, 1), on(step, 1), on(out[0], 1), on(out[1], 1), icma_matrix_of(linear, M, N),
-                  on(out[2], 1));
+        run_large(ops, on(a, 1), on(x, 1), on(head, 1), on(q, 1), on(step, 1), on(out[0], 1), on(out[1], 1),
+                  icma_matrix_of(linear, M, N), on(out[2], 1));
         for (size_t k = 0; k < 3; k++)
             again[k] = download(out[k], 1);
         again[3] = floats(M * N);

@@ -57,7 +57,8 @@ static void log_is_that_of_libm(void **state) {
 
 static void below_is_within_and_even(void **state) {
     (void)state;
-    static const uint64_t bounds[] = {1, 2, 3, 7, 1000, UINT64_C(1) << 32, (UINT64_C(1) << 63) + 1, UINT64_MAX};
+    static const uint64_t bounds[] = {1,         2, 3, 7, 1000, UINT64_C(1) << 32, (UINT64_C(1) << 63) + 1,
+                                      UINT64_MAX};
     icma_rng rng = icma_rng_seed(5);
     for (size_t b = 0; b < COUNT(bounds); b++)
         for (int i = 0; i < 1000; i++)
@@ -107,7 +108,7 @@ static void shuffle_permutes_evenly(void **state) {
 static void normals_of_seed_1_are_these(void **state) {
     (void)state;
     /* Made by a second implementation (Python, its own logarithm): part of the format, spec 4.7. */
-    static const float golden[] = {0x1.b7c252p-2F,  0x1.d368fep-2F,  -0x1.4eaec2p-2F, 0x1.0e36dp+0F,
+    static const float golden[] = {0x1.b7c252p-2F,  0x1.d368fep-2F, -0x1.4eaec2p-2F, 0x1.0e36dp+0F,
                                    -0x1.5428e6p-1F, -0x1.81eecp+0F, -0x1.3d69dep+1F, -0x1.e2193cp-3F};
     icma_rng rng = icma_rng_seed(1);
     for (size_t i = 0; i < COUNT(golden); i++)
@@ -133,7 +134,8 @@ static void normals_are_normal(void **state) {
             moment[m] += power / DRAWS;
         lag += i ? (double)values[i] * values[i - 1] / DRAWS : 0;
     }
-    /* Four standard errors each: those of the sums of x, x^2, x^3, x^4 are 1, sqrt 2, sqrt 15, sqrt 96 over sqrt n. */
+    /* Four standard errors each: those of the sums of x, x^2, x^3, x^4 are 1, sqrt 2, sqrt 15, sqrt 96 over
+     * sqrt n. */
     const double unit = 4 / sqrt(DRAWS);
     assert_true(fabs(moment[1]) < unit);
     assert_true(fabs(moment[2] - 1) < unit * sqrt(2));
@@ -153,12 +155,9 @@ static void normals_are_normal(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(splitmix_gives_the_known_values),
-        cmocka_unit_test(log_is_that_of_libm),
-        cmocka_unit_test(below_is_within_and_even),
-        cmocka_unit_test(shuffle_permutes_evenly),
-        cmocka_unit_test(normals_of_seed_1_are_these),
-        cmocka_unit_test(normals_are_normal),
+        cmocka_unit_test(splitmix_gives_the_known_values), cmocka_unit_test(log_is_that_of_libm),
+        cmocka_unit_test(below_is_within_and_even),        cmocka_unit_test(shuffle_permutes_evenly),
+        cmocka_unit_test(normals_of_seed_1_are_these),     cmocka_unit_test(normals_are_normal),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
