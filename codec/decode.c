@@ -38,6 +38,8 @@ static size_t widest(const icma_decoder *d) {
 /* The chunks cover the tensors in order. Tensors between chunks must be verbatim ones. */
 static icma_status check_chunks(const icma_decoder *d, icma_error *error) {
     size_t next = 0;
+    if (d->chunk_count && d->generator->kind != ICMA_GENERATOR_BASIS)
+        return icma_fail(error, ICMA_E_CORRUPT, NULL, "head: rows in a group without a basis");
     for (size_t c = 0; c < d->chunk_count; c++) {
         const icma_section *chunk = &d->chunks[c];
         if (chunk->first != next || chunk->count == 0 || chunk->count > d->signature->tensor_count - next ||
