@@ -169,6 +169,7 @@ static icma_status keep(const icma_group *group, const chooser *c, icma_basis *o
             out->leftover += c->leftover[role][i] / (double)n;
             out->energy += c->gram->matrix[role][i * n + i] / (double)n;
         }
+        out->within += c->within[role] / (double)n;
     }
     out->explained = explained(c);
     out->predicted_error = predicted_error(c);

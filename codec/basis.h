@@ -15,6 +15,7 @@ typedef struct icma_basis {
     double *coordinates;               /* sources x K: p of every source of the group; owned */
     double leftover;                   /* mean over the sampled sources of |x~|^2 - |p|^2, all roles */
     double energy;                     /* mean of |x~|^2 */
+    double within;                     /* within-task variance: mean over the sampled sources, all roles */
     double explained;                  /* share of the within-task variance in the span; NAN without any */
     double predicted_error;            /* mean over sources of the predicted relative error of dW */
 } icma_basis;

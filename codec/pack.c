@@ -145,20 +145,6 @@ static bool has_modelled(const icma_pack_group *g) {
     return false;
 }
 
-static icma_status fill_within(icma_pack_group *g, icma_error *error) {
-    size_t n = g->gram.count;
-    uint32_t *task = icma_alloc_array(n, sizeof *task);
-    if (!task)
-        return icma_fail(error, ICMA_E_MEMORY, NULL, "no memory for a group");
-    for (size_t i = 0; i < n; i++)
-        task[i] = g->group->sources[g->gram.rows[i]].task;
-    for (int role = 0; role < ICMA_ROLE_COUNT; role++)
-        if (g->gram.matrix[role])
-            g->within += icma_within_task(g->gram.matrix[role], task, n) / (double)n;
-    icma_free(task);
-    return ICMA_OK;
-}
-
 /* Gram matrix, basis, head, CVAE: everything that is learned from a group. */
 static icma_status learn(icma_packer *p, icma_pack_group *g, icma_error *error) {
     const icma_pack_options *o = p->options;
@@ -169,8 +155,6 @@ static icma_status learn(icma_packer *p, icma_pack_group *g, icma_error *error) 
     if (status || !has_modelled(g))
         return status;
     status = icma_basis_choose(g->group, &g->gram, (icma_basis_target){o->components, o->explain, o->max_error}, &g->basis, error);
-    if (!status)
-        status = fill_within(g, error);
     if (status)
         return status;
     memcpy(g->generator.components, g->basis.components, sizeof g->basis.components);
@@ -267,7 +251,7 @@ static icma_status pack_group(icma_packer *p, uint32_t index, double *standard_e
     p->result->seconds.encode += icma_lap(&now);
     if (g.measures.checkpoints) {
         *standard_error += g.measures.standard_error / (double)g.measures.checkpoints * (double)g.gram.count;
-        *within += g.within * (double)g.gram.count;
+        *within += g.basis.within * (double)g.gram.count;
     }
     free_group(&g);
     return status;

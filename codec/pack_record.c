@@ -55,7 +55,7 @@ static void add_eigen(cJSON *root, const icma_pack_group *g, bool *whole) {
     add_number(eigen, "checkpoints", (double)g->gram.count, whole);
     add_number(eigen, "energy", g->basis.energy, whole);
     add_number(eigen, "leftover", g->basis.leftover, whole);
-    add_number(eigen, "within_task", g->within, whole);
+    add_number(eigen, "within_task", g->basis.within, whole);
     add_number(eigen, "explained", g->basis.explained, whole);
     add_number(eigen, "predicted_error", g->basis.predicted_error, whole);
     add_number(eigen, "theta", g->training.theta, whole);

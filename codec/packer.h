@@ -29,7 +29,6 @@ typedef struct icma_pack_group {
     size_t chunk_count;
     icma_decoder *decoder;
     icma_measures measures;
-    double within; /* within-task variance a sampled source, standardised */
 } icma_pack_group;
 
 typedef struct icma_packer {
