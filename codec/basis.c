@@ -3,27 +3,37 @@
 
 #include "head.h"
 #include "memory.h"
+#include "rate.h"
 
 #include <math.h>
 #include <string.h>
+
+enum { CONTEXT_BITS = 8, COEFFICIENT_BITS = 8 }; /* a row costs a table index a tensor, and about a byte a checkpoint */
 
 /* --- choosing K -------------------------------------------------------------------------------------------------- */
 
 typedef struct chooser {
     const icma_gram *gram;
     const uint32_t *task;     /* of each sampled source */
+    size_t tasks;
+    size_t tensors[ICMA_ROLE_COUNT];   /* modelled tensors of the role */
     icma_eigen eigen[ICMA_ROLE_COUNT];
-    double within[ICMA_ROLE_COUNT];  /* within-task variance of the role */
-    double spanned[ICMA_ROLE_COUNT]; /* of which in the rows taken */
-    size_t taken[ICMA_ROLE_COUNT];
-    double *leftover[ICMA_ROLE_COUNT]; /* of each sampled source */
+    double within[ICMA_ROLE_COUNT];    /* within-task variance of the role */
     double file_bytes;                 /* of the sources' tensors */
+    /* The choice that is being tried. */
+    double step;                       /* of the standardised rows, one for all */
+    size_t taken[ICMA_ROLE_COUNT];
+    double spanned[ICMA_ROLE_COUNT];   /* within-task variance in the rows taken */
+    double *leftover[ICMA_ROLE_COUNT]; /* of each sampled source: energy outside the rows taken */
+    double *noise[ICMA_ROLE_COUNT];    /* of each sampled source: energy of what quantising the rows does to it */
+    double bits;                       /* of the rows taken */
 } chooser;
 
 static void chooser_free(chooser *c) {
     for (int role = 0; role < ICMA_ROLE_COUNT; role++) {
         icma_eigen_free(&c->eigen[role]);
         icma_free(c->leftover[role]);
+        icma_free(c->noise[role]);
     }
 }
 
@@ -42,12 +52,24 @@ static double column_within(const chooser *c, const double *p, size_t stride) {
     return within;
 }
 
+/* A row's spread: coordinates divided by it have a mean square of 1 over the tasks, so that in rows multiplied by it one quantiser step does the same harm
+ * in all of them (reverse water-filling). */
+static double row_spread(const chooser *c, int role, size_t k) {
+    return sqrt(c->eigen[role].values[k] / (double)c->tasks);
+}
+
 static void take_row(chooser *c, int role) {
     const icma_eigen *e = &c->eigen[role];
     const double *column = e->coordinates + c->taken[role];
+    double weights = (double)c->gram->weights[role], spread = row_spread(c, role, c->taken[role]), bits, distortion;
+    icma_rate_gaussian(spread / sqrt(weights) / c->step, &bits, &distortion);
+    c->bits += bits * weights + CONTEXT_BITS * (double)c->tensors[role] + COEFFICIENT_BITS * (double)e->count;
     c->spanned[role] += column_within(c, column, e->rank);
-    for (size_t i = 0; i < e->count; i++)
-        c->leftover[role][i] = fmax(0, c->leftover[role][i] - column[i * e->rank] * column[i * e->rank]);
+    for (size_t i = 0; i < e->count; i++) {
+        double square = column[i * e->rank] * column[i * e->rank];
+        c->leftover[role][i] = fmax(0, c->leftover[role][i] - square);
+        c->noise[role][i] += square / (spread * spread) * weights * distortion * c->step * c->step;
+    }
     c->taken[role]++;
 }
 
@@ -58,7 +80,7 @@ static double predicted_error(const chooser *c) {
         double square = 0;
         for (int role = 0; role < ICMA_ROLE_COUNT; role++)
             if (c->gram->matrix[role] && c->gram->matrix[role][i * n + i] > 0)
-                square += c->leftover[role][i] / c->gram->matrix[role][i * n + i];
+                square += (c->leftover[role][i] + c->noise[role][i]) / c->gram->matrix[role][i * n + i];
         mean += sqrt(square) / (double)n;
     }
     return mean;
@@ -70,8 +92,10 @@ static double explained(const chooser *c) {
     for (int role = 0; role < ICMA_ROLE_COUNT; role++) {
         within += c->within[role];
         spanned += c->spanned[role];
-        for (size_t i = 0; c->gram->matrix[role] && i < n; i++)
+        for (size_t i = 0; c->gram->matrix[role] && i < n; i++) {
             energy += c->gram->matrix[role][i * n + i];
+            spanned -= c->noise[role][i];
+        }
     }
     /* Below the rounding of single-precision sums there is no variance to explain. */
     return within > 1e-7 * energy ? spanned / within : NAN;
@@ -94,33 +118,72 @@ static int best_role(const chooser *c) {
     return best;
 }
 
+static const double coarsest_step = 2, finest_step = 0x1p-13, step_ratio = 0.8408964152537145; /* 2^-1/4; standardised weights have a mean square of 1 */
+static const double noise_of_fixed = 0.2;
+
 /* Without a wish, this much of the variance within tasks is worth having while the basis is a small part of the files; beyond that, this much is enough. */
 static const double plenty = 0.85, enough = 0.70, small_part = 0.0275;
 
 static double wanted_share(const chooser *c, double explain) {
-    double head = 0;
     if (explain > 0)
         return explain;
-    for (int role = 0; role < ICMA_ROLE_COUNT; role++)
-        head += 2.0 * (double)c->taken[role] * (double)c->gram->weights[role];
-    return head < small_part * c->file_bytes ? plenty : enough;
+    return c->bits / 8 < small_part * c->file_bytes ? plenty : enough;
 }
 
-static void take_rows(chooser *c, icma_basis_target target) {
+static bool reached(const chooser *c, icma_basis_target target) {
+    return !(explained(c) < wanted_share(c, target.explain)) && predicted_error(c) <= target.max_error;
+}
+
+static void start_over(chooser *c, double step) {
+    size_t n = c->gram->count;
+    c->step = step;
+    c->bits = 0;
+    for (int role = 0; role < ICMA_ROLE_COUNT; role++) {
+        c->taken[role] = 0;
+        c->spanned[role] = 0;
+        for (size_t i = 0; c->gram->matrix[role] && i < n; i++) {
+            c->leftover[role][i] = c->gram->matrix[role][i * n + i];
+            c->noise[role][i] = 0;
+        }
+    }
+}
+
+/* Sums over the sampled sources, all roles. */
+static double total_of(const chooser *c, double *const *list) {
+    double sum = 0;
+    for (int role = 0; role < ICMA_ROLE_COUNT; role++)
+        for (size_t i = 0; list[role] && i < c->gram->count; i++)
+            sum += list[role][i];
+    return sum;
+}
+
+/* Rows for one step; true when the target was reached with them. */
+static bool take_rows(chooser *c, double step, icma_basis_target target) {
+    start_over(c, step);
     for (int role = 0; role < ICMA_ROLE_COUNT && target.components; role++)
         while (c->taken[role] < target.components && c->taken[role] < c->eigen[role].rank && c->taken[role] < ICMA_MAX_COMPONENTS)
             take_row(c, role);
+    /* So many rows and no other: a step that spoils them by less than what they leave, or than the target allows. */
     if (target.components)
-        return;
+        return total_of(c, c->noise) <= noise_of_fixed * total_of(c, c->leftover) || predicted_error(c) <= target.max_error / 4;
     /* Every role that is modelled has a row, so that no tensor is modelled by nothing. */
     for (int role = 0; role < ICMA_ROLE_COUNT; role++)
         if (c->eigen[role].rank)
             take_row(c, role);
-    for (int role = best_role(c); role >= 0; role = best_role(c)) {
-        if (!(explained(c) < wanted_share(c, target.explain)) && predicted_error(c) <= target.max_error)
-            break;
+    for (int role = best_role(c); role >= 0 && !reached(c, target); role = best_role(c))
         take_row(c, role);
-    }
+    return reached(c, target);
+}
+
+/* Coarse steps need more rows and fine ones more bits a row: all are tried, by the rate model, from coarse to fine. */
+static void choose_step(chooser *c, icma_basis_target target) {
+    double best_bits = INFINITY, best_step = finest_step;
+    for (double step = coarsest_step; step >= finest_step; step *= step_ratio)
+        if (take_rows(c, step, target) && c->bits < best_bits) {
+            best_bits = c->bits;
+            best_step = step;
+        }
+    take_rows(c, best_step, target);
 }
 
 static icma_status solve_role(chooser *c, int role, icma_error *error) {
@@ -130,13 +193,14 @@ static icma_status solve_role(chooser *c, int role, icma_error *error) {
         return ICMA_OK;
     double *weight = icma_alloc_array(n, sizeof *weight);
     c->leftover[role] = icma_alloc_array(n, sizeof(double));
-    if (!weight || !c->leftover[role]) {
+    c->noise[role] = icma_alloc_array(n, sizeof(double));
+    if (!weight || !c->leftover[role] || !c->noise[role]) {
         icma_free(weight);
         return icma_fail(error, ICMA_E_MEMORY, NULL, "no memory for the basis");
     }
     for (size_t first = 0, next; first < n; first = next) {
         for (next = first; next < n && c->task[next] == c->task[first]; next++)
-            c->leftover[role][next] = gram[next * n + next];
+            ;
         for (size_t i = first; i < next; i++)
             weight[i] = 1 / sqrt((double)(next - first));
     }
@@ -152,7 +216,8 @@ static icma_status keep(const icma_group *group, const chooser *c, icma_basis *o
     for (int role = 0; role < ICMA_ROLE_COUNT; role++)
         out->total += out->components[role] = c->taken[role];
     out->coordinates = icma_alloc_zeroed(group->count, (out->total ? out->total : 1) * sizeof(double));
-    if (!out->coordinates)
+    out->step = icma_alloc_array(out->total ? out->total : 1, sizeof *out->step);
+    if (!out->coordinates || !out->step)
         return icma_fail(error, ICMA_E_MEMORY, NULL, "no memory for the coordinates");
     for (size_t role = 0, first = 0; role < ICMA_ROLE_COUNT; first += c->taken[role], role++) {
         const icma_eigen *e = &c->eigen[role];
@@ -163,10 +228,12 @@ static icma_status keep(const icma_group *group, const chooser *c, icma_basis *o
         if (!out->mixing[role])
             return icma_fail(error, ICMA_E_MEMORY, NULL, "no memory for the basis");
         memcpy(out->mixing[role], e->mixing, k * n * sizeof(double));
+        for (size_t j = 0; j < k; j++)
+            out->step[first + j] = (float)(c->step / row_spread(c, (int)role, j));
         for (size_t i = 0; i < n; i++)
             memcpy(out->coordinates + c->gram->rows[i] * out->total + first, e->coordinates + i * e->rank, k * sizeof(double));
         for (size_t i = 0; i < n; i++) {
-            out->leftover += c->leftover[role][i] / (double)n;
+            out->leftover += (c->leftover[role][i] + c->noise[role][i]) / (double)n;
             out->energy += c->gram->matrix[role][i * n + i] / (double)n;
         }
         out->within += c->within[role] / (double)n;
@@ -176,19 +243,28 @@ static icma_status keep(const icma_group *group, const chooser *c, icma_basis *o
     return ICMA_OK;
 }
 
-icma_status icma_basis_choose(const icma_group *group, const icma_gram *gram, icma_basis_target target,
+static void count_tensors(const icma_group *group, const icma_generator *generator, chooser *c) {
+    for (size_t t = 0; t < group->signature.tensor_count; t++)
+        if (icma_generator_is_modelled(generator, t))
+            c->tensors[generator->treatment[t]]++;
+}
+
+icma_status icma_basis_choose(const icma_group *group, const icma_gram *gram, const icma_generator *generator, icma_basis_target target,
                               icma_basis *out, icma_error *error) {
     memset(out, 0, sizeof *out);
     chooser c = {.gram = gram, .file_bytes = (double)group->count * (double)group->signature.data_size};
     uint32_t *task = icma_alloc_array(gram->count, sizeof *task);
     icma_status status = task ? ICMA_OK : icma_fail(error, ICMA_E_MEMORY, NULL, "no memory for the basis");
-    for (size_t i = 0; !status && i < gram->count; i++)
+    for (size_t i = 0; !status && i < gram->count; i++) {
         task[i] = group->sources[gram->rows[i]].task;
+        c.tasks += i == 0 || task[i] != task[i - 1];
+    }
     c.task = task;
+    count_tensors(group, generator, &c);
     for (int role = 0; !status && role < ICMA_ROLE_COUNT; role++)
         status = solve_role(&c, role, error);
     if (!status) {
-        take_rows(&c, target);
+        choose_step(&c, target);
         status = keep(group, &c, out, error);
     }
     chooser_free(&c);
@@ -202,12 +278,13 @@ void icma_basis_free(icma_basis *basis) {
     for (int role = 0; role < ICMA_ROLE_COUNT; role++)
         icma_free(basis->mixing[role]);
     icma_free(basis->coordinates);
+    icma_free(basis->step);
     memset(basis, 0, sizeof *basis);
 }
 
 /* --- the head ---------------------------------------------------------------------------------------------------- */
 
-enum { HEAD_TILE = 8192, HEAD_CELLS = 1 << 24, HEAD_CHUNK = 1 << 20, HEAD_ZSTD_LEVEL = 3 };
+enum { HEAD_TILE = 8192, HEAD_CELLS = 1 << 24, HEAD_CHUNK = 1 << 20 };
 
 typedef struct head_writer {
     icma_group *group;
@@ -349,13 +426,14 @@ static icma_status make_tensor(head_writer *h, size_t tensor, icma_error *error)
         if (h->zero[i])
             icma_group_set_exception(h->group, h->others[i], tensor);
     if (!status)
-        status = icma_head_add_tensor(&h->chunk, values, k, count, error);
+        status = icma_head_add_tensor(&h->chunk, values, h->generator->head_step + icma_generator_first(h->generator, h->generator->treatment[tensor]), k,
+                                      count, error);
     icma_free(values);
     return status;
 }
 
 static icma_status flush_chunk(head_writer *h, uint32_t index, size_t first, size_t next, icma_container_writer *writer, icma_error *error) {
-    if (icma_head_size(&h->chunk) == 0)
+    if (h->chunk.run_count == 0)
         return ICMA_OK;
     icma_section *more = icma_resize_array(h->chunks, h->chunk_count + 1, sizeof *more);
     if (!more)
@@ -365,7 +443,7 @@ static icma_status flush_chunk(head_writer *h, uint32_t index, size_t first, siz
                                                .count = (uint32_t)(next - first)};
     icma_status status = icma_head_take(&h->chunk, &h->payload, error);
     if (!status)
-        status = icma_container_add(writer, &h->chunks[h->chunk_count++], h->payload.data, h->payload.size, HEAD_ZSTD_LEVEL, error);
+        status = icma_container_add(writer, &h->chunks[h->chunk_count++], h->payload.data, h->payload.size, 0, error);
     return status;
 }
 
@@ -382,7 +460,7 @@ icma_status icma_basis_write_head(icma_group *group, uint32_t index, const icma_
             status = icma_fail(error, ICMA_E_CANCELLED, NULL, "cancelled");
         if (!status && icma_generator_is_modelled(generator, t))
             status = make_tensor(&h, t, error);
-        if (!status && icma_head_size(&h.chunk) >= HEAD_CHUNK) {
+        if (!status && h.chunk.count >= HEAD_CHUNK) {
             status = flush_chunk(&h, index, first, t + 1, writer, error);
             first = t + 1;
         }

@@ -13,7 +13,8 @@ typedef struct icma_basis {
     size_t total;                      /* K */
     double *mixing[ICMA_ROLE_COUNT];   /* components x gram.count: rows of the head from the sampled sources; owned */
     double *coordinates;               /* sources x K: p of every source of the group; owned */
-    double leftover;                   /* mean over the sampled sources of |x~|^2 - |p|^2, all roles */
+    float *step;                       /* K: quantiser step of each row of E; owned */
+    double leftover;                   /* mean over the sampled sources of |x~|^2 - |p|^2 and of the quantised rows' noise, all roles */
     double energy;                     /* mean of |x~|^2 */
     double within;                     /* within-task variance: mean over the sampled sources, all roles */
     double explained;                  /* share of the within-task variance in the span; NAN without any */
@@ -32,7 +33,7 @@ typedef struct icma_basis_target {
  * leftover / energy): dW = B A is linear in each factor, so to first order their relative errors add in squares. `components` > 0 takes that many rows of every role instead.
  * Coordinates of sources outside the sample are zero until icma_basis_write_head has projected them.
  */
-icma_status icma_basis_choose(const icma_group *group, const icma_gram *gram, icma_basis_target target,
+icma_status icma_basis_choose(const icma_group *group, const icma_gram *gram, const icma_generator *generator, icma_basis_target target,
                               icma_basis *out, icma_error *error);
 void icma_basis_free(icma_basis *basis); /* leaves it zeroed */
 

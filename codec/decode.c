@@ -9,11 +9,6 @@
 
 static const uint64_t head_budget = UINT64_C(1) << 30;
 
-/* Rows of one tensor on the device; NULL while its chunk is not loaded. */
-typedef struct rows {
-    icma_tensor *steps, *integers;
-} rows;
-
 struct icma_decoder {
     const icma_ops *ops;
     const icma_safetensors *signature;
@@ -21,10 +16,10 @@ struct icma_decoder {
     const icma_section *chunks;
     size_t chunk_count;
     icma_section_loader loader;
-    rows *rows;       /* one a tensor */
+    icma_tensor **rows; /* one a tensor: integers, rows of its role x elements; NULL while its chunk is not loaded */
     uint64_t loaded;  /* bytes of rows on the device */
     icma_trunk *trunk;
-    icma_tensor *q, *y; /* K; the widest modelled tensor */
+    icma_tensor *q, *steps, *y; /* K; K; the widest modelled tensor */
     float *values;      /* the widest modelled tensor */
 };
 
@@ -40,15 +35,15 @@ static size_t widest(const icma_decoder *d) {
     return most;
 }
 
-/* The chunks cover the tensors in order, and each is as long as its tensors need. Tensors between chunks must be verbatim ones. */
+/* The chunks cover the tensors in order. Tensors between chunks must be verbatim ones. */
 static icma_status check_chunks(const icma_decoder *d, icma_error *error) {
     size_t next = 0;
+    if (d->chunk_count && d->generator->kind != ICMA_GENERATOR_BASIS)
+        return icma_fail(error, ICMA_E_CORRUPT, NULL, "head: rows in a group without a basis");
     for (size_t c = 0; c < d->chunk_count; c++) {
         const icma_section *chunk = &d->chunks[c];
-        size_t steps, integers, size;
         if (chunk->first != next || chunk->count == 0 || chunk->count > d->signature->tensor_count - next ||
-            !icma_head_extent(d->signature, d->generator, chunk->first, chunk->count, &steps, &integers) ||
-            !icma_head_raw_size(steps, integers, &size) || size != chunk->raw_size)
+            icma_head_integers(d->signature, d->generator, chunk->first, chunk->count) == SIZE_MAX)
             return icma_fail(error, ICMA_E_CORRUPT, NULL, "head: section %zu does not fit the generator", c);
         next += chunk->count;
     }
@@ -75,6 +70,10 @@ icma_status icma_decoder_create(const icma_ops *ops, const icma_safetensors *sig
         if (!status)
             status = ops->alloc(ops->device, ICMA_ELEMENT_F32, generator->total, &d->q, error);
         if (!status)
+            status = ops->alloc(ops->device, ICMA_ELEMENT_F32, generator->total, &d->steps, error);
+        if (!status)
+            status = ops->upload(ops->device, d->steps, 0, generator->head_step, generator->total, error);
+        if (!status)
             status = ops->alloc(ops->device, ICMA_ELEMENT_F32, widest(d), &d->y, error);
     }
     if (status)
@@ -86,9 +85,8 @@ icma_status icma_decoder_create(const icma_ops *ops, const icma_safetensors *sig
 
 static void forget_chunk(icma_decoder *d, const icma_section *chunk) {
     for (size_t t = chunk->first; t < (size_t)chunk->first + chunk->count; t++) {
-        d->ops->release(d->ops->device, d->rows[t].steps);
-        d->ops->release(d->ops->device, d->rows[t].integers);
-        d->rows[t] = (rows){0};
+        d->ops->release(d->ops->device, d->rows[t]);
+        d->rows[t] = NULL;
     }
 }
 
@@ -100,6 +98,7 @@ void icma_decoder_free(icma_decoder *d) {
             forget_chunk(d, &d->chunks[c]);
     icma_trunk_free(d->trunk);
     d->ops->release(d->ops->device, d->q);
+    d->ops->release(d->ops->device, d->steps);
     d->ops->release(d->ops->device, d->y);
     icma_free(d->rows);
     icma_free(d->values);
@@ -118,42 +117,30 @@ uint64_t icma_decode_work(const icma_safetensors *signature, const icma_generato
     return work;
 }
 
-static icma_status upload_rows(icma_decoder *d, size_t tensor, const float *steps, const int16_t *integers, icma_error *error) {
-    size_t k = rows_of(d, tensor), cells = k * (size_t)d->signature->tensors[tensor].count;
-    const icma_ops *ops = d->ops;
-    rows *to = &d->rows[tensor];
-    icma_status status = ops->alloc(ops->device, ICMA_ELEMENT_F32, k, &to->steps, error);
-    if (!status)
-        status = ops->alloc(ops->device, ICMA_ELEMENT_I16, cells, &to->integers, error);
-    if (!status)
-        status = ops->upload(ops->device, to->steps, 0, steps, k, error);
-    if (!status)
-        status = ops->upload(ops->device, to->integers, 0, integers, cells, error);
-    return status;
+static icma_status upload_rows(icma_decoder *d, size_t tensor, const int16_t *integers, icma_error *error) {
+    size_t cells = rows_of(d, tensor) * (size_t)d->signature->tensors[tensor].count;
+    icma_status status = d->ops->alloc(d->ops->device, ICMA_ELEMENT_I16, cells, &d->rows[tensor], error);
+    return status ? status : d->ops->upload(d->ops->device, d->rows[tensor], 0, integers, cells, error);
 }
 
 static icma_status upload_chunk(icma_decoder *d, const icma_section *chunk, const uint8_t *payload, icma_error *error) {
-    size_t step_count = 0, cell_count = 0;
-    icma_head_extent(d->signature, d->generator, chunk->first, chunk->count, &step_count, &cell_count);
-    float *steps = icma_alloc_array(step_count + 1, sizeof *steps), *step = steps;
-    int16_t *integers = icma_alloc_array(cell_count + 1, sizeof *integers), *cell = integers;
-    icma_status status = steps && integers ? icma_head_read(payload, step_count, cell_count, steps, integers, error)
-                                           : icma_fail(error, ICMA_E_MEMORY, NULL, "no memory for the basis");
+    int16_t *integers, *cell;
+    icma_status status = icma_head_read(payload, (size_t)chunk->raw_size, d->signature, d->generator, chunk->first, chunk->count, &integers, error);
+    cell = integers;
     for (size_t t = chunk->first; !status && t < (size_t)chunk->first + chunk->count; t++) {
         size_t k = icma_generator_is_modelled(d->generator, t) ? rows_of(d, t) : 0;
         if (k)
-            status = upload_rows(d, t, step, cell, error);
-        step += k;
+            status = upload_rows(d, t, cell, error);
         cell += k * (size_t)d->signature->tensors[t].count;
     }
-    icma_free(steps);
     icma_free(integers);
     return status;
 }
 
 static icma_status load_chunk(icma_decoder *d, const icma_section *chunk, icma_error *error) {
     uint8_t *raw;
-    if (d->loaded + chunk->raw_size > head_budget) {
+    size_t integers = icma_head_integers(d->signature, d->generator, chunk->first, chunk->count);
+    if (d->loaded + integers * sizeof(int16_t) > head_budget) {
         for (size_t c = 0; c < d->chunk_count; c++)
             forget_chunk(d, &d->chunks[c]);
         d->loaded = 0;
@@ -166,7 +153,7 @@ static icma_status load_chunk(icma_decoder *d, const icma_section *chunk, icma_e
     if (status)
         forget_chunk(d, chunk);
     else
-        d->loaded += chunk->raw_size;
+        d->loaded += integers * sizeof(int16_t);
     return status;
 }
 
@@ -219,7 +206,8 @@ static icma_status decode_tensor(icma_decoder *d, size_t t, uint8_t *data, icma_
         return ICMA_OK;
     }
     icma_matrix q = icma_matrix_block(icma_matrix_of(d->q, 1, d->generator->total), 0, first, 1, k);
-    ops->basis(ops->device, q, icma_matrix_of(d->rows[t].steps, 1, k), icma_matrix_of(d->rows[t].integers, k, count), d->generator->scale[t],
+    icma_matrix steps = icma_matrix_block(icma_matrix_of(d->steps, 1, d->generator->total), 0, first, 1, k);
+    ops->basis(ops->device, q, steps, icma_matrix_of(d->rows[t], k, count), d->generator->scale[t],
                icma_matrix_of(d->y, 1, count));
     icma_status status = ops->download(ops->device, d->y, 0, d->values, count, error);
     if (status)
@@ -243,7 +231,7 @@ icma_status icma_decoder_tensors(icma_decoder *d, const float *q, const uint32_t
                 next++;
             if (!icma_generator_is_modelled(d->generator, t) || (next < exception_count && exceptions[next] == t))
                 continue;
-            if (!d->rows[t].integers && rows_of(d, t))
+            if (!d->rows[t] && rows_of(d, t))
                 status = load_chunk(d, chunk, error);
             if (!status)
                 status = decode_tensor(d, t, data, error);

@@ -55,7 +55,8 @@ icma_status icma_generator_allocate(icma_generator *g, icma_error *error) {
         g->treatment = icma_alloc_zeroed(g->tensor_count ? g->tensor_count : 1, 1);
     bool done = g->treatment && (g->scale || make_floats(&g->scale, g->tensor_count, 1)) &&
                 (g->projection || make_floats(&g->projection, g->given_coordinates, g->condition_size)) &&
-                make_floats(&g->latent_step, g->latent, 1) && make_floats(&g->correction_step, g->total, 1);
+                make_floats(&g->latent_step, g->latent, 1) && make_floats(&g->correction_step, g->total, 1) &&
+                (g->head_step || make_floats(&g->head_step, g->total, 1));
     for (int part = 0; done && part < ICMA_TRUNK_PARTS; part++) {
         size_t rows, columns;
         icma_trunk_shape(g, part, &rows, &columns);
@@ -73,6 +74,7 @@ void icma_generator_free(icma_generator *g) {
     icma_free(g->projection);
     icma_free(g->latent_step);
     icma_free(g->correction_step);
+    icma_free(g->head_step);
     for (int part = 0; part < ICMA_TRUNK_PARTS; part++)
         icma_free(g->trunk[part]);
     memset(g, 0, sizeof *g);
@@ -115,6 +117,7 @@ static void write_basis(icma_generator *g, icma_buffer *out) {
     write_floats(out, g->projection, g->given_coordinates * g->condition_size, false);
     write_floats(out, g->latent_step, g->latent, false);
     write_floats(out, g->correction_step, g->total, false);
+    write_floats(out, g->head_step, g->total, false);
     for (int part = 0; part < ICMA_TRUNK_PARTS; part++) {
         size_t rows, columns;
         icma_trunk_shape(g, part, &rows, &columns);
@@ -189,7 +192,8 @@ static bool read_numbers(icma_cursor *from, icma_generator *g) {
             return false;
     if (!read_floats(from, g->projection, g->given_coordinates * g->condition_size, false) ||
         !read_floats(from, g->latent_step, g->latent, false) || !all_positive(g->latent_step, g->latent) ||
-        !read_floats(from, g->correction_step, g->total, false) || !all_positive(g->correction_step, g->total))
+        !read_floats(from, g->correction_step, g->total, false) || !all_positive(g->correction_step, g->total) ||
+        !read_floats(from, g->head_step, g->total, false) || !all_positive(g->head_step, g->total))
         return false;
     for (int part = 0; part < ICMA_TRUNK_PARTS; part++) {
         size_t rows, columns;

@@ -61,6 +61,7 @@ typedef struct icma_generator {
     float *trunk[ICMA_TRUNK_PARTS];
     float *latent_step;     /* z = integer * latent_step, one a dimension */
     float *correction_step; /* one a coefficient */
+    float *head_step;       /* one a row: weight of the row = head_step * integer */
 } icma_generator;
 
 /* Rows and columns of a trunk part. */
@@ -70,8 +71,8 @@ size_t icma_generator_first(const icma_generator *generator, size_t role);
 size_t icma_generator_trunk_parameters(const icma_generator *generator);
 bool icma_generator_is_modelled(const icma_generator *generator, size_t tensor);
 
-/* Allocates the arrays (zeroed) for the sizes already set in `generator`; treatment, scale and projection are kept if
- * they are there, because they are known before the other sizes. On failure everything is freed. */
+/* Allocates the arrays (zeroed) for the sizes already set in `generator`; treatment, scale, projection and head steps are kept
+ * if they are there, because they are known before the other sizes. On failure everything is freed. */
 icma_status icma_generator_allocate(icma_generator *generator, icma_error *error);
 void icma_generator_free(icma_generator *generator); /* leaves it zeroed */
 

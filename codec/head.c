@@ -8,81 +8,106 @@
 
 enum { HEAD_LARGEST = 32767 };
 
-static float row_step(const float *values, size_t count) {
-    float largest = 0;
-    for (size_t l = 0; l < count; l++)
-        largest = fmaxf(largest, fabsf(values[l]));
-    float step = largest / HEAD_LARGEST;
-    return isnormal(step) ? step : 0;
-}
-
-icma_status icma_head_add_tensor(icma_head_chunk *chunk, const float *values, size_t rows, size_t count, icma_error *error) {
-    for (size_t k = 0; k < rows; k++) {
-        float step = row_step(values + k * count, count);
-        icma_write_f32(&chunk->steps, step > 0 ? step : 1);
-        uint8_t *low = icma_buffer_extend(&chunk->low, count), *high = icma_buffer_extend(&chunk->high, count);
-        if (!low || !high)
-            return icma_fail(error, ICMA_E_MEMORY, NULL, "no memory for the basis");
-        for (size_t l = 0; l < count; l++) {
-            float scaled = step > 0 ? roundf(values[k * count + l] / step) : 0;
-            uint16_t bits = (uint16_t)(int16_t)fmaxf(-HEAD_LARGEST, fminf(HEAD_LARGEST, scaled));
-            low[l] = (uint8_t)bits;
-            high[l] = (uint8_t)(bits >> 8);
-        }
-    }
-    return icma_buffer_status(&chunk->steps, error);
-}
-
-size_t icma_head_size(const icma_head_chunk *chunk) {
-    return chunk->steps.size + chunk->low.size + chunk->high.size;
-}
-
-icma_status icma_head_take(icma_head_chunk *chunk, icma_buffer *out, icma_error *error) {
-    icma_buffer *parts[3] = {&chunk->steps, &chunk->low, &chunk->high};
-    out->size = 0;
-    for (int i = 0; i < 3; i++) {
-        icma_write_bytes(out, parts[i]->data, parts[i]->size);
-        parts[i]->size = 0;
-    }
-    return icma_buffer_status(out, error);
-}
-
-void icma_head_free(icma_head_chunk *chunk) {
-    icma_buffer_free(&chunk->steps);
-    icma_buffer_free(&chunk->low);
-    icma_buffer_free(&chunk->high);
-}
-
-bool icma_head_extent(const icma_safetensors *signature, const icma_generator *generator, size_t first, size_t count, size_t *steps, size_t *integers) {
-    *steps = 0;
-    *integers = 0;
-    for (size_t t = first; t < first + count; t++) {
-        size_t cells, rows = icma_generator_is_modelled(generator, t) ? generator->components[generator->treatment[t]] : 0;
-        if (signature->tensors[t].count > SIZE_MAX / 4 || !icma_multiply_size(rows, (size_t)signature->tensors[t].count, &cells) ||
-            !icma_add_size(*integers, cells, integers))
+static bool grow(icma_head_chunk *chunk, size_t runs, size_t symbols) {
+    if (chunk->run_count + runs > chunk->run_capacity) {
+        size_t capacity = 2 * chunk->run_capacity + runs;
+        icma_rans_run *more = icma_resize_array(chunk->runs, capacity, sizeof *more);
+        if (!more)
             return false;
-        *steps += rows;
+        chunk->runs = more;
+        chunk->run_capacity = capacity;
+    }
+    if (chunk->count + symbols > chunk->capacity) {
+        size_t capacity = 2 * chunk->capacity + symbols;
+        int32_t *more = icma_resize_array(chunk->symbols, capacity, sizeof *more);
+        if (!more)
+            return false;
+        chunk->symbols = more;
+        chunk->capacity = capacity;
     }
     return true;
 }
 
-bool icma_head_raw_size(size_t steps, size_t integers, size_t *out) {
-    size_t a, b;
-    return icma_multiply_size(steps, 4, &a) && icma_multiply_size(integers, 2, &b) && icma_add_size(a, b, out);
+icma_status icma_head_add_tensor(icma_head_chunk *chunk, const float *values, const float *step, size_t rows, size_t count, icma_error *error) {
+    if (!grow(chunk, rows, rows * count))
+        return icma_fail(error, ICMA_E_MEMORY, NULL, "no memory for the basis");
+    for (size_t k = 0; k < rows; k++) {
+        int32_t *symbols = chunk->symbols + chunk->count;
+        for (size_t l = 0; l < count; l++)
+            symbols[l] = (int32_t)fmaxf(-HEAD_LARGEST, fminf(HEAD_LARGEST, roundf(values[k * count + l] / step[k])));
+        chunk->runs[chunk->run_count++] = (icma_rans_run){count, icma_rans_best_context(symbols, count, NULL)};
+        chunk->count += count;
+    }
+    return ICMA_OK;
 }
 
-icma_status icma_head_read(const uint8_t *payload, size_t steps, size_t integers, float *steps_out, int16_t *integers_out, icma_error *error) {
-    icma_load_floats(ICMA_F32, payload, steps, steps_out);
-    for (size_t k = 0; k < steps; k++)
-        if (!(isnormal(steps_out[k]) && steps_out[k] > 0))
-            return icma_fail(error, ICMA_E_CORRUPT, NULL, "head: a step is not positive");
-    const uint8_t *low = payload + 4 * steps, *high = low + integers;
-    int16_t least = 0;
-    for (size_t i = 0; i < integers; i++) {
-        integers_out[i] = (int16_t)(uint16_t)(low[i] | high[i] << 8);
-        least = integers_out[i] < least ? integers_out[i] : least;
-    }
-    if (least < -HEAD_LARGEST)
-        return icma_fail(error, ICMA_E_CORRUPT, NULL, "head: an integer is out of range");
+icma_status icma_head_take(icma_head_chunk *chunk, icma_buffer *out, icma_error *error) {
+    out->size = 0;
+    for (size_t r = 0; r < chunk->run_count; r++)
+        icma_write_u8(out, (uint8_t)chunk->runs[r].context);
+    icma_status status = icma_rans_encode(chunk->symbols, chunk->runs, chunk->run_count, out, error);
+    chunk->run_count = 0;
+    chunk->count = 0;
+    return status ? status : icma_buffer_status(out, error);
+}
+
+void icma_head_free(icma_head_chunk *chunk) {
+    icma_free(chunk->runs);
+    icma_free(chunk->symbols);
+    memset(chunk, 0, sizeof *chunk);
+}
+
+static size_t rows_of(const icma_generator *generator, size_t tensor) {
+    return icma_generator_is_modelled(generator, tensor) ? generator->components[generator->treatment[tensor]] : 0;
+}
+
+size_t icma_head_integers(const icma_safetensors *signature, const icma_generator *generator, size_t first, size_t count) {
+    size_t sum = 0, cells;
+    for (size_t t = first; t < first + count; t++)
+        if (signature->tensors[t].count > SIZE_MAX / 8 || !icma_multiply_size(rows_of(generator, t), (size_t)signature->tensors[t].count, &cells) ||
+            !icma_add_size(sum, cells, &sum))
+            return SIZE_MAX;
+    return sum <= SIZE_MAX / 8 ? sum : SIZE_MAX;
+}
+
+/* One run a tensor and row, their contexts from the payload's front. *count is how many bytes that were. */
+static icma_status read_runs(const uint8_t *payload, size_t size, const icma_safetensors *signature, const icma_generator *generator, size_t first,
+                             size_t count, icma_rans_run **runs, size_t *run_count, icma_error *error) {
+    *run_count = 0;
+    for (size_t t = first; t < first + count; t++)
+        *run_count += rows_of(generator, t);
+    if (*run_count > size)
+        return icma_fail(error, ICMA_E_CORRUPT, NULL, "head: truncated");
+    if (!(*runs = icma_alloc_array(*run_count + 1, sizeof **runs)))
+        return icma_fail(error, ICMA_E_MEMORY, NULL, "no memory for the basis");
+    for (size_t t = first, r = 0; t < first + count; t++)
+        for (size_t k = 0; k < rows_of(generator, t); k++, r++)
+            (*runs)[r] = (icma_rans_run){(size_t)signature->tensors[t].count, payload[r]};
     return ICMA_OK;
+}
+
+icma_status icma_head_read(const uint8_t *payload, size_t size, const icma_safetensors *signature, const icma_generator *generator, size_t first,
+                           size_t count, int16_t **integers, icma_error *error) {
+    icma_rans_run *runs = NULL;
+    size_t run_count, cells = icma_head_integers(signature, generator, first, count);
+    *integers = NULL;
+    icma_status status = read_runs(payload, size, signature, generator, first, count, &runs, &run_count, error);
+    int32_t *symbols = status ? NULL : icma_alloc_array(cells + 1, sizeof *symbols);
+    *integers = status ? NULL : icma_alloc_array(cells + 1, sizeof **integers);
+    if (!status && (!symbols || !*integers))
+        status = icma_fail(error, ICMA_E_MEMORY, NULL, "no memory for the basis");
+    if (!status)
+        status = icma_rans_decode(payload + run_count, size - run_count, runs, run_count, symbols, error);
+    for (size_t i = 0; !status && i < cells; i++) {
+        if (symbols[i] > HEAD_LARGEST || symbols[i] < -HEAD_LARGEST)
+            status = icma_fail(error, ICMA_E_CORRUPT, NULL, "head: an integer is out of range");
+        (*integers)[i] = (int16_t)symbols[i];
+    }
+    icma_free(symbols);
+    icma_free(runs);
+    if (status) {
+        icma_free(*integers);
+        *integers = NULL;
+    }
+    return status;
 }

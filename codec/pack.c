@@ -154,10 +154,12 @@ static icma_status learn(icma_packer *p, icma_pack_group *g, icma_error *error) 
     p->result->seconds.gram += icma_lap(&now);
     if (status || !has_modelled(g))
         return status;
-    status = icma_basis_choose(g->group, &g->gram, (icma_basis_target){o->components, o->explain, o->max_error}, &g->basis, error);
+    status = icma_basis_choose(g->group, &g->gram, &g->generator, (icma_basis_target){o->components, o->explain, o->max_error}, &g->basis, error);
     if (status)
         return status;
     memcpy(g->generator.components, g->basis.components, sizeof g->basis.components);
+    g->generator.head_step = g->basis.step; /* moves */
+    g->basis.step = NULL;
     status = icma_basis_write_head(g->group, g->index, &g->gram, &g->generator, p->ops, &o->progress, &g->basis, p->writer, &g->chunks, &g->chunk_count,
                                    error);
     p->result->seconds.encode += icma_lap(&now);

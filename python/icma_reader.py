@@ -26,6 +26,7 @@ import sys
 
 import numpy
 
+import rans
 from xxh3 import xxh3_64
 
 NONE = 0xffffffff
@@ -613,6 +614,7 @@ class Generator:
         self.condition = floats(m_g, c)
         self.latent_step = floats(d, positive=True)
         self.correction_step = floats(k, positive=True)
+        self.head_step = floats(k, positive=True)
         self.v1, self.b1 = floats(d + m, h, kind='<u2'), floats(h)
         self.v2, self.b2 = floats(h, h, kind='<u2'), floats(h)
         self.v3, self.s, self.b3 = floats(h, k, kind='<u2'), floats(d + m, k), floats(k)
@@ -638,11 +640,10 @@ class Generator:
     def weights(self, head, t, q):
         """The bytes of modelled tensor t."""
         role = self.treatment[t]
-        start = sum(self.roles[:role])
-        steps, rows = head[t]
+        own = slice(sum(self.roles[:role]), sum(self.roles[:role + 1]))
         with numpy.errstate(all='ignore'):
-            a = q[start:start + self.roles[role]] * steps
-            w = linear(a, rows.astype(numpy.float32), numpy.zeros(self.tensors[t].elements, numpy.float32))
+            a = q[own] * self.head_step[own]
+            w = linear(a, head[t].astype(numpy.float32), numpy.zeros(self.tensors[t].elements, numpy.float32))
             x = w * self.scale[t]
             if not numpy.all(numpy.isfinite(x)):
                 corrupt('a weight is not finite')
@@ -748,26 +749,25 @@ class Group:
             corrupt('the head is not that of its group')
 
     def head(self):
-        """4.4: {tensor: (steps, rows)}"""
+        """4.4: {tensor: rows}"""
         if self.heads is None:
             heads, generator = {}, self.generator
             for section in self.head_sections:
                 cursor = Cursor(self.archive.container.load(section), 'the head')
                 covered = [t for t in generator.modelled if section.first <= t < section.first + section.count]
-                rows = {t: generator.roles[generator.treatment[t]] for t in covered}
-                steps = {t: plain(cursor.array('<f4', rows[t]), 'the head', True) for t in covered}
-                count = sum(rows[t] * self.tensors[t].elements for t in covered)
-                if len(cursor.data) - cursor.at != 2 * count:
-                    corrupt('the head has another size than its tensors need')
-                planes = cursor.array('u1', 2 * count).astype('<u2')
-                numbers = (planes[:count] | planes[count:] << 8).view('<i2')
-                if numpy.any(numbers == -32768):
-                    corrupt('the head holds -32768')
+                shapes = {t: (generator.roles[generator.treatment[t]], self.tensors[t].elements) for t in covered}
+                counts = [c for rows, c in shapes.values() for _ in range(rows)]
+                contexts = cursor.take(len(counts))
+                try:
+                    numbers = rans.decode(cursor.take(len(cursor.data) - cursor.at), list(zip(counts, contexts)))
+                except rans.Corrupt as error:
+                    corrupt(f'the head: {error}')
+                if any(abs(number) > 32767 for number in numbers):
+                    corrupt('the head holds a number out of its range')
                 at = 0
-                for t in covered:
-                    size = rows[t] * self.tensors[t].elements
-                    heads[t] = steps[t], numbers[at:at + size].reshape(rows[t], -1)
-                    at += size
+                for t, (rows, c) in shapes.items():
+                    heads[t] = numpy.array(numbers[at:at + rows * c], numpy.int16).reshape(rows, c)
+                    at += rows * c
             self.heads = heads
         return self.heads
 

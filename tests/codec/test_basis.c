@@ -205,7 +205,7 @@ static void choose(lab *l, size_t components, double explain, double max_error) 
     icma_error error = {0};
     const icma_basis_target target = {components, explain, max_error};
     icma_basis_free(&l->basis);
-    assert_int_equal(icma_basis_choose(l->group, &l->gram, target, &l->basis, &error), ICMA_OK);
+    assert_int_equal(icma_basis_choose(l->group, &l->gram, &l->g, target, &l->basis, &error), ICMA_OK);
     assert_int_equal(l->basis.total,
                      l->basis.components[0] + l->basis.components[1] + l->basis.components[2]);
 }

@@ -53,7 +53,7 @@ static icma_status train(lab *l, const icma_pack_options *options, icma_error *e
     char *in = support_path(l->root, "in");
     const char *paths[] = {in};
     icma_progress none = {0};
-    const icma_basis_target target = {4, 0, 0};
+    const icma_basis_target target = {4, 0, 0.05};
     assert_int_equal(icma_inputs_find(paths, 1, &l->inputs, error), ICMA_OK);
     support_free(in);
     assert_int_equal(icma_dataset_open(&l->inputs, 0, &l->data, error), ICMA_OK);
@@ -62,7 +62,7 @@ static icma_status train(lab *l, const icma_pack_options *options, icma_error *e
     assert_int_equal(icma_generator_allocate(&l->g, error), ICMA_OK);
     assert_int_equal(icma_gram_compute(group, icma_ops_cpu(), 4096, 1, &none, &l->g, &l->gram, error),
                      ICMA_OK);
-    assert_int_equal(icma_basis_choose(group, &l->gram, target, &l->basis, error), ICMA_OK);
+    assert_int_equal(icma_basis_choose(group, &l->gram, &l->g, target, &l->basis, error), ICMA_OK);
     return icma_train(group, &l->basis, l->conditions, options, 1 << 20, icma_ops_cpu(), &l->g, &l->training,
                       error);
 }

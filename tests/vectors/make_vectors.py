@@ -5,8 +5,9 @@
     ICMA=build/release/icma tests/vectors/make_vectors.py [--keep DIR] [NAME]...
 
 Packing gives the same bytes for one build and one type of CPU only, so a vector that is made again is another vector: the
-committed ones stay, and only a new NAME is added. Without names it makes those that are missing. The SHA-256 sums that it
-writes into vectors.json are those of the program's output; check_vectors.py has the second reader confirm them.
+committed ones stay, once the format is no longer version 0, and only a new NAME is added. Without names it makes those that
+are missing. The SHA-256 sums that it writes into vectors.json are those of the program's output; check_vectors.py has the
+second reader confirm them.
 """
 import argparse
 import hashlib

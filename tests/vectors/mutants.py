@@ -7,6 +7,7 @@ the class of spec 1.2 with which it refuses.
 """
 import copy
 import dataclasses
+import json
 import pathlib
 import random
 import struct
@@ -18,6 +19,7 @@ HERE = pathlib.Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1] / 'python'))
 
 import icma_reader as reader  # noqa: E402
+import rans  # noqa: E402
 from icma_reader import CONDITION, GENERATOR, HEAD, NONE, RECORD, SIGNATURE, TASK, TEXTS, VERBATIM  # noqa: E402
 from xxh3 import portable as xxh3_64  # noqa: E402
 
@@ -181,6 +183,62 @@ def flip(offset):
     return lambda data: at(offset, bytes([data[offset] ^ 1]))(data)
 
 
+# Heads (4.4, 4.10)
+
+def split(symbol, c):
+    """Escape or value, the steps of an escape as (bits, number), the low bits."""
+    middle = symbol + (1 << c.low - 1 if c.low else 0)
+    h, low = middle >> c.low, middle & (1 << c.low) - 1
+    if abs(h) <= c.reach:
+        return h + c.reach, [], low
+    d = abs(h) - c.reach
+    n = d.bit_length() - 1
+    rest = d - (1 << n)
+    return 2 * c.reach + 1, [(6, n + (32 if h < 0 else 0)), (min(n, 16), rest & 0xffff), (max(n - 16, 0), rest >> 16)], low
+
+
+def encode(runs, symbols, final=rans.LOW, escape=None):
+    """A stream; `escape` replaces the first escape's six bits, `final` lane 0's final state."""
+    width, steps, at = rans.lanes(runs), [], 0
+    for count, number in runs:
+        c = rans.context(number)
+        for start in range(0, count, width):
+            group = [split(symbol, c) for symbol in symbols[at:at + min(width, count - start)]]
+            at += len(group)
+            steps += [(lane, c.frequencies[v], c.bits, c.starts[v]) for lane, (v, _, _) in enumerate(group)]
+            for lane, (_, parts, _) in enumerate(group):
+                if parts and escape is not None:
+                    parts, escape = [(6, escape), *parts[1:]], None
+                steps += [(lane, 1, bits, part) for bits, part in parts if bits]
+            steps += [(lane, 1, c.low, low) for lane, (_, _, low) in enumerate(group) if c.low]
+    assert at == len(symbols)
+    states, words = [final] + [rans.LOW] * (width - 1), []
+    for lane, frequency, bits, start in reversed(steps):
+        x = states[lane]
+        if x >= frequency << 32 - bits:
+            words.append(x & 0xffff)
+            x >>= 16
+        states[lane] = (x // frequency << bits) + x % frequency + start
+    return struct.pack(f'<{width}I', *states) + struct.pack(f'<{len(words)}H', *reversed(words))
+
+
+def head_shape(draft):
+    """The elements of each row."""
+    g, tensors = draft.generator(), draft.tensors()
+    return [tensors[t].elements for t in g.modelled for _ in range(g.roles[g.treatment[t]])]
+
+
+def read_head(draft):
+    """The runs and the numbers of a head that is one section."""
+    sizes, raw = head_shape(draft), draft.raw(draft.find(HEAD))
+    runs = list(zip(sizes, raw))
+    return runs, rans.decode(raw[len(sizes):], runs)
+
+
+def write_head(runs, numbers, **odd):
+    return bytes(number for _, number in runs) + encode(runs, numbers, **odd)
+
+
 # Good: other ways to write the same
 
 @mutant('good')
@@ -219,18 +277,16 @@ def optional_features(draft):
 @mutant('good', 'basis-wide')
 def head_in_chunks(draft):
     """the head in three sections of 1, 4 and 7 tensors"""
-    generator, tensors, head = draft.generator(), draft.tensors(), draft.find(HEAD)
-    data = draft.raw(head)
-    rows = [generator.roles[t] for t in generator.treatment]
-    sizes = [r * tensor.elements for r, tensor in zip(rows, tensors)]
-    draft.pieces.remove(head)
-    steps, numbers = data[:4 * sum(rows)], data[4 * sum(rows):]
-    low, high = numbers[:sum(sizes)], numbers[sum(sizes):]
+    runs, numbers = read_head(draft)
+    generator, tensors = draft.generator(), draft.tensors()
+    draft.pieces.remove(draft.find(HEAD))
+    rows = [generator.roles[treatment] for treatment in generator.treatment]
     first = 0
-    for count in (1, 4, len(rows) - 5):
-        r, s = slice(sum(rows[:first]), sum(rows[:first + count])), slice(sum(sizes[:first]), sum(sizes[:first + count]))
-        draft.pieces.append(Piece(HEAD, 0, NONE, first, count, steps[4 * r.start:4 * r.stop] + low[s] + high[s]))
-        first += count
+    for count in (1, 4, len(tensors) - 5):
+        own, runs = runs[:sum(rows[first:first + count])], runs[sum(rows[first:first + count]):]
+        size = sum(c for c, _ in own)
+        draft.pieces.append(Piece(HEAD, 0, NONE, first, count, write_head(own, numbers[:size])))
+        first, numbers = first + count, numbers[size:]
 
 
 @mutant('good', 'basis-mixed')
@@ -613,7 +669,7 @@ def fields(draft, group=0):
         out[name] = cursor.at
         cursor.varint()
     for name, size in (('s_t', 4 * len(g.modelled)), ('M', 4 * g.m_g * g.c), ('latent step', 4 * g.d), ('correction step', 4 * g.k),
-                       ('V1', 2 * (g.d + g.m) * g.h), ('b1', 4 * g.h), ('V2', 2 * g.h * g.h), ('b2', 4 * g.h), ('V3', 2 * g.h * g.k),
+                       ('head step', 4 * g.k), ('V1', 2 * (g.d + g.m) * g.h), ('b1', 4 * g.h), ('V2', 2 * g.h * g.h), ('b2', 4 * g.h), ('V3', 2 * g.h * g.k),
                        ('S', 4 * (g.d + g.m) * g.k), ('b3', 4 * g.k)):
         out[name] = cursor.at
         cursor.take(size)
@@ -699,36 +755,67 @@ def generator_missing(draft):
 
 # Head
 
-def head_planes(draft):
-    g, tensors = draft.generator(), draft.tensors()
-    rows = sum(g.roles[g.treatment[t]] for t in g.modelled)
-    return 4 * rows, sum(g.roles[g.treatment[t]] * tensors[t].elements for t in g.modelled)
+def number(where, value, context=None, **odd):
+    """A head with another number, perhaps in another context."""
+    def change(draft):
+        runs, numbers = read_head(draft)
+        numbers[where] = value
+        if context is not None:
+            runs[where] = runs[where][0], context
+        draft.store(draft.find(HEAD), write_head(runs, numbers, **odd))
+    return change
 
 
-def lowest(draft):
-    start, count = head_planes(draft)
-    draft.edit(HEAD, lambda raw: at(start + count, b'\x80')(at(start, b'\0')(raw)))
-
-
-def lowest_last(draft):
-    start, count = head_planes(draft)
-    draft.edit(HEAD, lambda raw: at(start + 2 * count - 1, b'\x80')(at(start + count - 1, b'\0')(raw)))
+def stream(change):
+    """Another stream: change of its bytes."""
+    def edit(draft):
+        rows = len(head_shape(draft))
+        draft.edit(HEAD, lambda raw: raw[:rows] + change(bytes(raw[rows:])))
+    return edit
 
 
 for name, verdict, what, change in (
-        ('head-step-zero', 'corrupt', 'a head step of 0', lambda draft: draft.edit(HEAD, at(0, floats(0)))),
-        ('head-step-nan', 'corrupt', 'a head step that is NaN', lambda draft: draft.edit(HEAD, at(4, NAN))),
-        ('head-step-negative', 'corrupt', 'a negative head step', lambda draft: draft.edit(HEAD, at(4, floats(-1)))),
-        ('head-step-denormal', 'corrupt', 'a denormal head step', lambda draft: draft.edit(HEAD, at(8, TINY))),
-        ('head-lowest', 'corrupt', 'a head integer of -32768', lowest),
-        ('head-lowest-last', 'corrupt', 'the last head integer is -32768', lowest_last),
+        ('head-step-zero', 'corrupt', 'a head step of 0', trunk('head step', floats(0))),
+        ('head-step-nan', 'corrupt', 'a head step that is NaN', trunk('head step', floats(1) + NAN)),
+        ('head-step-negative', 'corrupt', 'a negative head step', trunk('head step', floats(1, -1))),
+        ('head-step-denormal', 'corrupt', 'a denormal head step', trunk('head step', floats(1, 1) + TINY)),
+        ('head-step-infinite', 'corrupt', 'an infinite head step', trunk('head step', INF)),
+        ('head-step-other', 'corrupt', 'another head step: the decoded file does not have its hash', trunk('head step', floats(1))),
+        ('head-lowest', 'corrupt', 'a head integer of -32768', number(0, -32768)),
+        ('head-highest-last', 'corrupt', 'the last head integer is 32768', number(-1, 32768)),
+        ('head-far', 'corrupt', 'a head integer of -2^31', number(0, -2**31)),
+        ('head-beyond', 'corrupt', 'a head integer of 2^31, in a context with low bits', number(0, 2**31, 120)),
+        ('head-escape', 'corrupt', 'an escape of n = 31', number(0, 40000, 0, escape=31)),
+        ('head-final-state', 'corrupt', "a lane's last state is 2^16 + 1", lambda draft: draft.store(
+            draft.find(HEAD), write_head(*read_head(draft), final=rans.LOW + 1))),
+        ('head-number-other', 'corrupt', 'another integer: the decoded file does not have its hash', number(0, 32767)),
+        ('head-context', 'corrupt', 'a context of 225', lambda draft: draft.edit(HEAD, at(0, b'\xe1'))),
+        ('head-context-last', 'corrupt', "the last row's context is 255",
+         lambda draft: draft.edit(HEAD, at(len(head_shape(draft)) - 1, b'\xff'))),
+        ('head-context-other', 'corrupt', 'a context that is not that of the stream', lambda draft: draft.edit(HEAD, flip(0))),
+        ('head-context-missing', 'corrupt', 'a head that ends within its contexts',
+         lambda draft: draft.edit(HEAD, lambda raw: raw[:len(head_shape(draft)) - 1])),
+        ('head-stream-missing', 'corrupt', 'a head that ends after its contexts', stream(lambda data: b'')),
+        ('head-state-cut', 'corrupt', 'a stream of two bytes', stream(lambda data: data[:2])),
+        ('head-state-low', 'corrupt', 'a state of 2^16 - 1', stream(at(0, b'\xff\xff\0\0'))),
+        ('head-state-other', 'corrupt', 'another bit of a state', stream(flip(0))),
         ('head-short', 'corrupt', 'a head without its last byte', lambda draft: draft.edit(HEAD, lambda raw: raw[:-1])),
+        ('head-word-missing', 'corrupt', 'a head without its last word', lambda draft: draft.edit(HEAD, lambda raw: raw[:-2])),
         ('head-long', 'corrupt', 'a head with a byte more', lambda draft: draft.edit(HEAD, lambda raw: raw + b'\0')),
+        ('head-word-more', 'corrupt', 'a head with a word more', lambda draft: draft.edit(HEAD, lambda raw: raw + b'\0\0')),
         ('head-missing', 'corrupt', 'no head', lambda draft: draft.pieces.remove(draft.find(HEAD))),
         ('head-starts-late', 'corrupt', 'a head that starts at tensor 1', lambda draft: set_(draft.find(HEAD), first=1, count=3)),
         ('head-ends-early', 'corrupt', 'a head that ends before the last tensor', lambda draft: set_(draft.find(HEAD), count=3)),
         ('head-ends-late', 'corrupt', 'a head that ends after the last tensor', lambda draft: set_(draft.find(HEAD), count=5))):
     simple(name, verdict, what, change)
+
+
+@mutant('good')
+def head_contexts(draft):
+    """the same head in other contexts"""
+    runs, numbers = read_head(draft)
+    draw = random.Random('contexts')
+    draft.store(draft.find(HEAD), write_head([(count, draw.randrange(rans.CONTEXTS)) for count, _ in runs], numbers))
 
 
 @mutant('corrupt', 'none')
@@ -988,13 +1075,12 @@ def shuffled(seed, spread):
             if name in ('V1', 'V2', 'V3'):
                 words = [struct.unpack('<I', floats(number()))[0] >> 16 for _ in range((end - start) // 2)]
                 draft.edit(GENERATOR, at(start, struct.pack(f'<{len(words)}H', *words)))
-            elif name[0] in 'sMlcbS':
-                values = [number(name in ('s_t', 'latent step', 'correction step')) for _ in range((end - start) // 4)]
+            elif name[0] in 'sMlchbS' and name != 'h':
+                values = [number(name in ('s_t', 'latent step', 'correction step', 'head step')) for _ in range((end - start) // 4)]
                 draft.edit(GENERATOR, at(start, floats(*values)))
-        start, count = head_planes(draft)
-        integers = [draw.choice((draw.randint(-32767, 32767), draw.randint(-9, 9), 0, 32767, -32767)) & 0xffff for _ in range(count)]
-        draft.edit(HEAD, lambda raw: floats(*(number(True) for _ in range(start // 4))) + bytes(v & 255 for v in integers)
-                   + bytes(v >> 8 for v in integers))
+        runs = [(count, draw.randrange(rans.CONTEXTS)) for count in head_shape(draft)]
+        integers = [draw.choice((draw.randint(-32767, 32767), draw.randint(-9, 9), 0, 32767, -32767)) for count, _ in runs for _ in range(count)]
+        draft.store(draft.find(HEAD), write_head(runs, integers))
         for piece in [p for p in draft.pieces if p.kind == TASK]:
             rows = table_of(draft, piece.task)
             for row in rows:
@@ -1009,3 +1095,26 @@ def shuffled(seed, spread):
 for seed, base in enumerate(('basis-given', 'basis-learned', 'basis-mixed', 'basis-wide', 'generate', 'paper', 'one', 'stepless') * 2):
     simple(f'shuffled-{seed}', 'equal', 'all numbers of generator, head and latents random', shuffled(seed, 4 if seed < 8 else 16), base)
 
+
+def longer(factor, lanes, least=0):
+    """Tensors of `factor` times as many elements, so that the head's stream has so many lanes."""
+    def change(draft):
+        header = json.loads(draft.raw(draft.find(SIGNATURE)))
+        for name, entry in header.items():
+            if name != '__metadata__':
+                entry['shape'][0] *= factor
+                entry['data_offsets'] = [factor * end for end in entry['data_offsets']]
+        draft.store(draft.find(SIGNATURE), json.dumps(header).encode())
+        draw = random.Random(f'longer {factor}')
+        runs = [(count, draw.randrange(least, rans.CONTEXTS)) for count in head_shape(draft)]
+        assert rans.lanes(runs) == lanes
+        integers = [max(-32767, min(32767, round(draw.gauss(0, 2 * rans.context(number).rate / 65536)) << rans.context(number).low))
+                    for count, number in runs for _ in range(count)]
+        integers[::97] = [32767] * len(integers[::97])
+        draft.store(draft.find(HEAD), write_head(runs, integers))
+        rehash(draft)
+    return change
+
+
+simple('lanes-8', 'equal', "tensors so much longer that the head's stream has 8 lanes", longer(64, 8))
+simple('lanes-32', 'equal', "tensors so much longer that the head's stream has 32 lanes", longer(320, 32, rans.WIDE))

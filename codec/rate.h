@@ -1,0 +1,9 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What a uniform quantiser makes of a Gaussian: the rate model that the basis is chosen with. */
+#ifndef ICMA_RATE_H
+#define ICMA_RATE_H
+
+/* For N(0, ratio^2) rounded to integers: entropy in bits, and mean squared error in squared steps (at high rates log2(ratio sqrt(2 pi e)) and 1/12). ratio >= 0. */
+void icma_rate_gaussian(double ratio, double *bits, double *distortion);
+
+#endif
