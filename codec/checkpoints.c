@@ -30,6 +30,14 @@ float icma_round_error_up(double value) {
     return f;
 }
 
+bool icma_has_coefficients(const icma_generator *generator, const icma_checkpoint *checkpoint) {
+    return generator->kind == ICMA_GENERATOR_BASIS && checkpoint->tier >= ICMA_TIER_LATENT && checkpoint->tier <= ICMA_TIER_LOSSLESS;
+}
+
+bool icma_may_have_residual(const icma_checkpoint *checkpoint) {
+    return checkpoint->tier == ICMA_TIER_BOUNDED || checkpoint->tier == ICMA_TIER_LOSSLESS;
+}
+
 /* --- writing: column by column, so that equal and slowly changing fields compress ------------------------------- */
 
 void icma_condition_write(const icma_checkpoints *c, icma_buffer *out) {
@@ -51,6 +59,14 @@ static void write_steps(const icma_checkpoints *c, icma_buffer *out) {
     }
 }
 
+static void write_bounds(const icma_checkpoints *c, icma_buffer *out) {
+    for (size_t i = 0; i < c->count; i++)
+        if (c->list[i].tier == ICMA_TIER_BOUNDED) {
+            icma_write_u8(out, (uint8_t)c->list[i].bound.kind);
+            icma_write_f32(out, c->list[i].bound.value);
+        }
+}
+
 static void write_lists(const icma_checkpoints *c, icma_buffer *out) {
     for (size_t i = 0; i < c->count; i++) {
         const icma_checkpoint *p = &c->list[i];
@@ -65,11 +81,11 @@ static void write_lists(const icma_checkpoints *c, icma_buffer *out) {
 }
 
 /* One column an integer position; `latent` picks which array. Differences to the checkpoint before: training moves slowly. */
-static void write_column(const icma_checkpoints *c, bool latent, size_t position, icma_buffer *out) {
+static void write_column(const icma_checkpoints *c, const icma_generator *g, bool latent, size_t position, icma_buffer *out) {
     int32_t previous = 0;
     for (size_t i = 0; i < c->count; i++) {
         const icma_checkpoint *p = &c->list[i];
-        if (p->tier != ICMA_TIER_LATENT)
+        if (!icma_has_coefficients(g, p))
             continue;
         int32_t value = (latent ? p->latent : p->correction)[position];
         icma_write_varint_signed(out, (int64_t)value - (latent ? previous : 0));
@@ -81,11 +97,12 @@ void icma_checkpoints_write(const icma_checkpoints *c, const icma_generator *g, 
     write_steps(c, out);
     for (size_t i = 0; i < c->count; i++)
         icma_write_u8(out, (uint8_t)c->list[i].tier);
+    write_bounds(c, out);
     write_lists(c, out);
     for (size_t j = 0; j < g->latent; j++)
-        write_column(c, true, j, out);
+        write_column(c, g, true, j, out);
     for (size_t k = 0; k < g->total; k++)
-        write_column(c, false, k, out);
+        write_column(c, g, false, k, out);
     for (size_t i = 0; i < c->count; i++)
         icma_write_u16(out, icma_f32_to_bf16(c->list[i].relative_error));
     for (size_t i = 0; i < c->count; i++)
@@ -159,11 +176,26 @@ static icma_status read_tiers(icma_cursor *from, const icma_generator *g, icma_c
         uint8_t tier = icma_read_u8(from);
         if (from->failed)
             return bad(error, "truncated");
-        if (tier != ICMA_TIER_VERBATIM && tier > ICMA_TIER_LATENT)
+        if (tier != ICMA_TIER_VERBATIM && tier > ICMA_TIER_LOSSLESS)
             return icma_fail(error, ICMA_E_UNSUPPORTED, NULL, "task table: tier %u; a newer icma may know it", tier);
-        if ((tier == ICMA_TIER_VERBATIM) != (g->kind == ICMA_GENERATOR_NONE))
+        if (g->kind == ICMA_GENERATOR_NONE ? tier <= ICMA_TIER_LATENT : tier == ICMA_TIER_VERBATIM)
             return bad(error, "a tier that does not fit the generator");
         c->list[i].tier = tier;
+    }
+    return ICMA_OK;
+}
+
+static icma_status read_bounds(icma_cursor *from, icma_checkpoints *c, icma_error *error) {
+    for (size_t i = 0; i < c->count; i++) {
+        if (c->list[i].tier != ICMA_TIER_BOUNDED)
+            continue;
+        icma_bound bound = {icma_read_u8(from), 0};
+        bound.value = icma_read_f32(from);
+        if (bound.kind < ICMA_BOUND_DW || bound.kind > ICMA_BOUND_ABS)
+            return from->failed ? bad(error, "truncated") : icma_fail(error, ICMA_E_UNSUPPORTED, NULL, "task table: bound of kind %d; a newer icma may know it", bound.kind);
+        if (!(bound.value > 0) || !isfinite(bound.value) || from->failed)
+            return bad(error, "a bound that is no bound");
+        c->list[i].bound = bound;
     }
     return ICMA_OK;
 }
@@ -199,12 +231,12 @@ static icma_status read_list(icma_cursor *from, const icma_generator *g, icma_ch
 static icma_status make_integers(const icma_generator *g, icma_checkpoints *c, size_t left, icma_error *error) {
     size_t latent = 0, each = g->latent + g->total;
     for (size_t i = 0; i < c->count; i++)
-        latent += c->list[i].tier == ICMA_TIER_LATENT;
+        latent += icma_has_coefficients(g, &c->list[i]);
     if (latent && each > left / latent)
         return bad(error, "truncated");
     for (size_t i = 0; i < c->count; i++) {
         icma_checkpoint *p = &c->list[i];
-        if (p->tier != ICMA_TIER_LATENT)
+        if (!icma_has_coefficients(g, p))
             continue;
         p->latent = icma_alloc_array(g->latent ? g->latent : 1, sizeof *p->latent);
         p->correction = icma_alloc_array(g->total, sizeof *p->correction);
@@ -214,11 +246,11 @@ static icma_status make_integers(const icma_generator *g, icma_checkpoints *c, s
     return ICMA_OK;
 }
 
-static icma_status read_column(icma_cursor *from, icma_checkpoints *c, bool latent, size_t position, icma_error *error) {
+static icma_status read_column(icma_cursor *from, const icma_generator *g, icma_checkpoints *c, bool latent, size_t position, icma_error *error) {
     int64_t previous = 0;
     for (size_t i = 0; i < c->count; i++) {
         icma_checkpoint *p = &c->list[i];
-        if (p->tier != ICMA_TIER_LATENT)
+        if (!icma_has_coefficients(g, p))
             continue;
         int64_t code = icma_read_varint_signed(from);
         if (from->failed || code > 2 * LARGEST_INTEGER || code < -2 * LARGEST_INTEGER)
@@ -262,14 +294,16 @@ icma_status icma_checkpoints_read(const void *data, size_t size, size_t count, c
         status = read_steps(&from, &c, error);
     if (!status)
         status = read_tiers(&from, g, &c, error);
+    if (!status)
+        status = read_bounds(&from, &c, error);
     for (size_t i = 0; !status && i < count; i++)
         status = read_list(&from, g, &c.list[i], error);
     if (!status)
         status = make_integers(g, &c, from.left, error);
     for (size_t j = 0; !status && j < g->latent; j++)
-        status = read_column(&from, &c, true, j, error);
+        status = read_column(&from, g, &c, true, j, error);
     for (size_t k = 0; !status && k < g->total; k++)
-        status = read_column(&from, &c, false, k, error);
+        status = read_column(&from, g, &c, false, k, error);
     if (!status)
         status = read_errors(&from, &c, error);
     if (!status && !icma_cursor_finished(&from))

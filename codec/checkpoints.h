@@ -19,6 +19,7 @@ typedef struct icma_checkpoint {
     bool has_step;
     uint64_t step;
     icma_tier tier;
+    icma_bound bound;          /* under tier bounded; else kind ICMA_BOUND_NONE */
     uint64_t hash;             /* XXH3-64 of the decoded file */
     float relative_error, dw_error_mean, dw_error_max; /* representable in bfloat16 */
     uint64_t header;           /* 0: the signature's; h: text h - 1 of the TEXTS section */
@@ -26,8 +27,8 @@ typedef struct icma_checkpoint {
     size_t file_count;
     uint32_t *exceptions;      /* tensors kept verbatim for this checkpoint only, ascending; owned */
     size_t exception_count;
-    int32_t *latent;           /* generator->latent integers; owned; NULL unless tier is latent */
-    int32_t *correction;       /* generator->total integers; owned; NULL unless tier is latent */
+    int32_t *latent;           /* generator->latent integers; owned; NULL unless icma_has_coefficients */
+    int32_t *correction;       /* generator->total integers; owned; NULL unless icma_has_coefficients */
 } icma_checkpoint;
 
 typedef struct icma_checkpoints {
@@ -38,6 +39,11 @@ typedef struct icma_checkpoints {
     icma_checkpoint *list;     /* owned */
     size_t count;
 } icma_checkpoints;
+
+/* Whether a checkpoint stores latent and corrections: tiers latent to lossless, of a group with a basis. */
+bool icma_has_coefficients(const icma_generator *generator, const icma_checkpoint *checkpoint);
+/* Whether it may have a residual: tiers bounded and lossless. */
+bool icma_may_have_residual(const icma_checkpoint *checkpoint);
 
 void icma_checkpoints_free(icma_checkpoints *checkpoints); /* leaves it zeroed */
 /* The payload of a CONDITION section; reading fills the first four fields of `out` (freed by the caller on failure, too). */

@@ -111,9 +111,6 @@ static void write_basis(icma_generator *g, icma_buffer *out) {
     icma_write_varint(out, g->hidden);
     icma_write_varint(out, g->condition_size);
     icma_write_varint(out, g->given_coordinates);
-    for (size_t t = 0; t < g->tensor_count; t++)
-        if (icma_generator_is_modelled(g, t))
-            write_floats(out, &g->scale[t], 1, false);
     write_floats(out, g->projection, g->given_coordinates * g->condition_size, false);
     write_floats(out, g->latent_step, g->latent, false);
     write_floats(out, g->correction_step, g->total, false);
@@ -129,6 +126,9 @@ void icma_generator_write(icma_generator *g, icma_buffer *out) {
     icma_write_u8(out, (uint8_t)g->kind);
     icma_write_varint(out, g->tensor_count);
     icma_write_bytes(out, g->treatment, g->tensor_count);
+    for (size_t t = 0; t < g->tensor_count; t++)
+        if (icma_generator_is_modelled(g, t))
+            write_floats(out, &g->scale[t], 1, false);
     if (g->kind == ICMA_GENERATOR_BASIS)
         write_basis(g, out);
 }
@@ -186,10 +186,16 @@ static icma_status read_sizes(icma_cursor *from, icma_generator *g, icma_error *
     return ICMA_OK;
 }
 
+static icma_status read_scales(icma_cursor *from, const uint8_t *treatment, size_t tensors, float **scale, icma_error *error) {
+    if (tensors && !(*scale = icma_alloc_zeroed(tensors, sizeof **scale)))
+        return icma_fail(error, ICMA_E_MEMORY, NULL, "no memory for the generator");
+    for (size_t t = 0; t < tensors; t++)
+        if (treatment[t] != ICMA_TREAT_VERBATIM && !(read_floats(from, &(*scale)[t], 1, false) && (*scale)[t] > 0))
+            return corrupt(error, "truncated, or a scale that is not a positive normal number");
+    return ICMA_OK;
+}
+
 static bool read_numbers(icma_cursor *from, icma_generator *g) {
-    for (size_t t = 0; t < g->tensor_count; t++)
-        if (icma_generator_is_modelled(g, t) && !(read_floats(from, &g->scale[t], 1, false) && g->scale[t] > 0))
-            return false;
     if (!read_floats(from, g->projection, g->given_coordinates * g->condition_size, false) ||
         !read_floats(from, g->latent_step, g->latent, false) || !all_positive(g->latent_step, g->latent) ||
         !read_floats(from, g->correction_step, g->total, false) || !all_positive(g->correction_step, g->total) ||
@@ -213,7 +219,7 @@ static icma_status check_treatments(const icma_generator *g, const icma_safetens
         if (treatment == ICMA_TREAT_VERBATIM)
             continue;
         const icma_tensor_info *info = &signature->tensors[t];
-        if (g->kind == ICMA_GENERATOR_NONE || !icma_dtype_is_modelled(info->dtype) || info->count == 0)
+        if (!icma_dtype_is_modelled(info->dtype) || info->count == 0)
             return corrupt(error, "a tensor is modelled that cannot be");
     }
     return ICMA_OK;
@@ -232,10 +238,14 @@ icma_status icma_generator_read(const void *data, size_t size, const icma_safete
         return corrupt(error, "truncated, or its tensors are not the signature's");
     if (g.kind > ICMA_GENERATOR_BASIS)
         return icma_fail(error, ICMA_E_UNSUPPORTED, NULL, "generator: unknown kind %d; a newer icma may know it", g.kind);
-    icma_status status = g.kind == ICMA_GENERATOR_BASIS ? read_sizes(&from, &g, error) : ICMA_OK;
+    icma_status status = read_scales(&from, treatment, (size_t)tensors, &g.scale, error);
+    if (!status && g.kind == ICMA_GENERATOR_BASIS)
+        status = read_sizes(&from, &g, error);
     g.tensor_count = (size_t)tensors;
     if (!status)
-        status = icma_generator_allocate(&g, error);
+        status = icma_generator_allocate(&g, error); /* frees all on failure */
+    else
+        icma_generator_free(&g);
     if (status)
         return status;
     memcpy(g.treatment, treatment, g.tensor_count);

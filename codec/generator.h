@@ -23,7 +23,7 @@ enum {
 };
 
 typedef enum icma_generator_kind {
-    ICMA_GENERATOR_NONE = 0,  /* every tensor is verbatim */
+    ICMA_GENERATOR_NONE = 0,  /* no basis: modelled tensors come from residuals alone */
     ICMA_GENERATOR_BASIS = 1,
 } icma_generator_kind;
 

@@ -23,10 +23,27 @@ struct icma_ops; /* a device: codec/ops.h for its implementers, gpu/device.h to 
 typedef enum icma_tier {
     ICMA_TIER_GENERATE = 0, /* its task's condition only */
     ICMA_TIER_LATENT = 1,   /* its latent and coefficient corrections */
+    ICMA_TIER_BOUNDED = 2,  /* those and a quantised residual, to an error bound */
+    ICMA_TIER_LOSSLESS = 3, /* the file, bit for bit, predicted from all that */
     ICMA_TIER_VERBATIM = 15 /* all of its tensors, bit for bit */
 } icma_tier;
 
 const char *icma_tier_name(icma_tier tier); /* "generate", ... */
+
+/* What an error bound limits, of the decoded file after the cast to its dtype. */
+typedef enum icma_bound_kind {
+    ICMA_BOUND_NONE = 0,
+    ICMA_BOUND_DW = 1,  /* of each pair: |dW' - dW| / |dW| (Frobenius); of other tensors as ICMA_BOUND_REL */
+    ICMA_BOUND_REL = 2, /* of each tensor: |x' - x| / |x| */
+    ICMA_BOUND_ABS = 3, /* of each tensor: max |x'_i - x_i| */
+} icma_bound_kind;
+
+typedef struct icma_bound {
+    icma_bound_kind kind;
+    float value; /* above 0 */
+} icma_bound;
+
+const char *icma_bound_name(icma_bound_kind kind); /* "dw", "rel", "abs"; "none" */
 
 typedef struct icma_progress {
     /* Told now and then, from the calling thread: phase "read", "train", ... and how much of how much is done
@@ -40,6 +57,12 @@ typedef struct icma_progress {
 /* --- packing
  * --------------------------------------------------------------------------------------------------- */
 
+typedef enum icma_generator_choice {
+    ICMA_CHOOSE_AUTO,  /* a basis, where it pays */
+    ICMA_CHOOSE_BASIS, /* a basis with at least one row a role */
+    ICMA_CHOOSE_NONE,  /* residuals alone */
+} icma_generator_choice;
+
 typedef enum icma_loss {
     ICMA_LOSS_WATER_LEVEL, /* |p - q|^2 / (2 theta) + KL, theta the coder's water level */
     ICMA_LOSS_PAPER,       /* mean over the L weights of squared errors + kld_weight * KL (ICM-LoRA) */
@@ -48,7 +71,9 @@ typedef enum icma_loss {
 enum { ICMA_AUTO = 0 };
 
 typedef struct icma_pack_options {
-    icma_tier tier;      /* ICMA_TIER_GENERATE or ICMA_TIER_LATENT */
+    icma_tier tier;      /* all but ICMA_TIER_VERBATIM */
+    icma_bound bound;    /* of ICMA_TIER_BOUNDED */
+    icma_generator_choice generator;
     bool keep_last_only; /* store only each task's last checkpoint; training still uses all */
     size_t train_last;   /* use only the last N checkpoints of each task; 0: all */
     size_t components;   /* basis rows a role; ICMA_AUTO: from the eigenvalues and the two targets below */
@@ -136,6 +161,7 @@ typedef struct icma_checkpoint_info {
     bool has_step;
     uint64_t step;
     icma_tier tier;
+    icma_bound bound; /* that its modelled tensors were measured to hold; ICMA_BOUND_NONE under tiers without one */
     uint64_t file_size; /* of the decoded safetensors file */
     uint64_t parameters;
     float relative_error; /* measured at packing, rounded up to bfloat16 */

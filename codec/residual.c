@@ -1,0 +1,215 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "residual.h"
+
+#include "memory.h"
+#include "rans.h"
+
+#include <math.h>
+#include <string.h>
+
+void icma_residual_free(icma_residual *residual) {
+    icma_free(residual->list);
+    icma_free(residual->integers);
+    memset(residual, 0, sizeof *residual);
+}
+
+float icma_residual_step(float scale, int32_t code) {
+    /* 2^(i / 16), each the nearest f32 */
+    static const float sixteenth[16] = {0x1p+0F,        0x1.0b5586p+0F, 0x1.172b84p+0F, 0x1.2387a6p+0F, 0x1.306fep+0F,  0x1.3dea64p+0F,
+                                        0x1.4bfdaep+0F, 0x1.5ab07ep+0F, 0x1.6a09e6p+0F, 0x1.7a1148p+0F, 0x1.8ace54p+0F, 0x1.9c4918p+0F,
+                                        0x1.ae89fap+0F, 0x1.c199bep+0F, 0x1.d5818ep+0F, 0x1.ea4afap+0F};
+    int octave = code >= 0 ? code / 16 : -((15 - code) / 16);
+    float step = scale * ldexpf(sixteenth[code - 16 * octave], octave);
+    return isnormal(step) ? step : 0;
+}
+
+/* --- runs and streams: the integers of all tensors lie one after the other and are cut every RESIDUAL_STREAM of them ------------ */
+
+static size_t stream_count(size_t total) {
+    return (total + ICMA_RESIDUAL_STREAM - 1) / ICMA_RESIDUAL_STREAM;
+}
+
+/* The runs of stream s: the parts of tensors that lie in it. `runs` has room for all tensors. Returns how many. */
+static size_t runs_of(const icma_residual *r, size_t s, icma_rans_run *runs) {
+    size_t first = s * ICMA_RESIDUAL_STREAM, next = r->total - first < ICMA_RESIDUAL_STREAM ? r->total : first + ICMA_RESIDUAL_STREAM, count = 0;
+    for (size_t i = 0; i < r->count; i++) {
+        size_t begin = r->list[i].first, end = i + 1 < r->count ? r->list[i + 1].first : r->total;
+        begin = begin > first ? begin : first;
+        end = end < next ? end : next;
+        if (begin < end)
+            runs[count++] = (icma_rans_run){end - begin, r->list[i].context};
+    }
+    return count;
+}
+
+static size_t stream_length(const icma_residual *r, size_t s) {
+    size_t left = r->total - s * ICMA_RESIDUAL_STREAM;
+    return left < ICMA_RESIDUAL_STREAM ? left : ICMA_RESIDUAL_STREAM;
+}
+
+static icma_status no_memory(icma_error *error) {
+    return icma_fail(error, ICMA_E_MEMORY, NULL, "no memory for a residual");
+}
+
+/* --- writing ----------------------------------------------------------------------------------------------------- */
+
+static icma_status encode_stream(const icma_residual *r, size_t s, icma_rans_run *runs, icma_buffer *out, icma_error *error) {
+    size_t count = stream_length(r, s);
+    int32_t *symbols = icma_alloc_array(count, sizeof *symbols);
+    if (!symbols)
+        return no_memory(error);
+    for (size_t i = 0; i < count; i++)
+        symbols[i] = r->integers[s * ICMA_RESIDUAL_STREAM + i];
+    icma_status status = icma_rans_encode(symbols, runs, runs_of(r, s, runs), out, error);
+    icma_free(symbols);
+    return status;
+}
+
+static void write_tensors(const icma_residual *r, icma_buffer *out) {
+    icma_write_varint(out, r->count);
+    for (size_t i = 0; i < r->count; i++)
+        icma_write_varint(out, r->list[i].tensor - (i ? r->list[i - 1].tensor + 1 : 0));
+    for (size_t i = 0; i < r->count; i++)
+        icma_write_varint_signed(out, r->list[i].code - (i ? r->list[i - 1].code : 0));
+    for (size_t i = 0; i < r->count; i++)
+        icma_write_u8(out, (uint8_t)r->list[i].context);
+}
+
+icma_status icma_residual_write(const icma_residual *r, icma_buffer *out, icma_error *error) {
+    icma_status status = ICMA_OK;
+    if (r->count == 0)
+        return ICMA_OK;
+    icma_buffer streams = {0};
+    icma_rans_run *runs = icma_alloc_array(r->count, sizeof *runs);
+    if (!runs)
+        return no_memory(error);
+    write_tensors(r, out);
+    size_t count = stream_count(r->total);
+    for (size_t s = 0; !status && s < count; s++) {
+        size_t before = streams.size;
+        status = encode_stream(r, s, runs, &streams, error);
+        if (s + 1 < count)
+            icma_write_varint(out, streams.size - before);
+    }
+    if (!status)
+        icma_write_bytes(out, streams.data, streams.size);
+    if (!status)
+        status = icma_buffer_status(&streams, error);
+    icma_buffer_free(&streams);
+    icma_free(runs);
+    return status ? status : icma_buffer_status(out, error);
+}
+
+/* --- reading ----------------------------------------------------------------------------------------------------- */
+
+static icma_status bad(icma_error *error, const char *what) {
+    return icma_fail(error, ICMA_E_CORRUPT, NULL, "residual: %s", what);
+}
+
+static icma_status read_tensors(icma_cursor *from, const icma_safetensors *signature, const icma_generator *g, icma_residual *r, icma_error *error) {
+    uint64_t next = 0;
+    int64_t code = 0;
+    for (size_t i = 0; i < r->count; i++) {
+        uint64_t gap = icma_read_varint(from);
+        if (from->failed || gap >= g->tensor_count || (next += gap) >= g->tensor_count || !icma_generator_is_modelled(g, (size_t)next))
+            return bad(error, "truncated, or not of a modelled tensor");
+        r->list[i].tensor = (uint32_t)next;
+        r->list[i].first = r->total;
+        if (!icma_add_size(r->total, (size_t)signature->tensors[next++].count, &r->total))
+            return bad(error, "too long");
+    }
+    for (size_t i = 0; i < r->count; i++) {
+        int64_t difference = icma_read_varint_signed(from);
+        if (from->failed || difference < -2 * ICMA_RESIDUAL_MOST_CODE || difference > 2 * ICMA_RESIDUAL_MOST_CODE)
+            return bad(error, "truncated, or a step out of range");
+        code += difference;
+        if (code < -ICMA_RESIDUAL_MOST_CODE || code > ICMA_RESIDUAL_MOST_CODE)
+            return bad(error, "a step out of range");
+        r->list[i].code = (int32_t)code;
+        if (!(icma_residual_step(g->scale[r->list[i].tensor], r->list[i].code) > 0))
+            return bad(error, "a step that is not a normal number");
+    }
+    for (size_t i = 0; i < r->count; i++)
+        r->list[i].context = icma_read_u8(from);
+    return from->failed ? bad(error, "truncated") : ICMA_OK;
+}
+
+/* Where the streams lie: offsets[s] .. offsets[s + 1] of what is left. */
+static icma_status read_sizes(icma_cursor *from, size_t streams, size_t *offsets, icma_error *error) {
+    size_t end = 0;
+    for (size_t s = 0; s + 1 < streams; s++) {
+        uint64_t size = icma_read_varint(from);
+        offsets[s] = end;
+        if (from->failed || size > from->left || !icma_add_size(end, (size_t)size, &end))
+            return bad(error, "truncated");
+    }
+    offsets[streams - 1] = end;
+    offsets[streams] = from->left;
+    return end > from->left ? bad(error, "truncated") : ICMA_OK;
+}
+
+static icma_status decode_stream(icma_residual *r, size_t s, const uint8_t *data, size_t size, icma_error *error) {
+    size_t count = stream_length(r, s);
+    int32_t *symbols = icma_alloc_array(count, sizeof *symbols);
+    icma_rans_run *runs = icma_alloc_array(r->count, sizeof *runs);
+    icma_status status = symbols && runs ? icma_rans_decode(data, size, runs, runs_of(r, s, runs), symbols, error) : no_memory(error);
+    int16_t *to = r->integers + s * ICMA_RESIDUAL_STREAM;
+    bool fits = true;
+    for (size_t i = 0; !status && i < count; i++) {
+        fits = fits && symbols[i] >= -ICMA_RESIDUAL_LARGEST && symbols[i] <= ICMA_RESIDUAL_LARGEST;
+        to[i] = (int16_t)symbols[i];
+    }
+    icma_free(symbols);
+    icma_free(runs);
+    return status || fits ? status : bad(error, "an integer is out of range");
+}
+
+/* One thread a stream. The first stream's error counts, so that it does not depend on the threads. */
+static icma_status decode_streams(icma_residual *r, const uint8_t *data, const size_t *offsets, size_t streams, icma_error *error) {
+    size_t failed = SIZE_MAX;
+#pragma omp parallel for schedule(dynamic) num_threads(icma_threads()) if (streams > 1)
+    for (size_t s = 0; s < streams; s++)
+        if (decode_stream(r, s, data + offsets[s], offsets[s + 1] - offsets[s], NULL)) {
+#pragma omp critical(icma_residual_failed)
+            failed = s < failed ? s : failed;
+        }
+    return failed == SIZE_MAX ? ICMA_OK : decode_stream(r, failed, data + offsets[failed], offsets[failed + 1] - offsets[failed], error);
+}
+
+static icma_status read_block(icma_cursor *from, const icma_safetensors *signature, const icma_generator *g, icma_residual *r, icma_error *error) {
+    uint64_t count = icma_read_varint(from);
+    if (from->failed || count == 0 || count > g->tensor_count || count > from->left / 3)
+        return bad(error, "truncated, or of more tensors than there are");
+    r->list = icma_alloc_zeroed((size_t)count, sizeof *r->list);
+    if (!r->list)
+        return no_memory(error);
+    r->count = (size_t)count;
+    icma_status status = read_tensors(from, signature, g, r, error);
+    if (status)
+        return status;
+    size_t streams = stream_count(r->total);
+    if (r->total > SIZE_MAX / 8 || streams > from->left + 1)
+        return bad(error, "truncated");
+    size_t *offsets = icma_alloc_array(streams + 1, sizeof *offsets);
+    r->integers = icma_alloc_array(r->total + 1, sizeof *r->integers);
+    status = offsets && r->integers ? read_sizes(from, streams, offsets, error) : no_memory(error);
+    if (!status)
+        status = decode_streams(r, icma_read_bytes(from, from->left), offsets, streams, error);
+    icma_free(offsets);
+    return status;
+}
+
+icma_status icma_residual_read(const uint8_t *data, size_t size, const icma_safetensors *signature, const icma_generator *g, icma_residual *out,
+                               icma_error *error) {
+    icma_residual r = {0};
+    memset(out, 0, sizeof *out);
+    if (size == 0)
+        return ICMA_OK;
+    icma_cursor from = icma_cursor_over(data, size);
+    icma_status status = read_block(&from, signature, g, &r, error);
+    if (status)
+        icma_residual_free(&r);
+    else
+        *out = r;
+    return status;
+}
