@@ -23,7 +23,7 @@ unsigned icma_rans_contexts(void) {
 }
 
 /* Contexts beyond the shapes use those of the last octave again, over 1, 2, .. raw bits. */
-static const icma_rans_shape *shape_of(unsigned context, unsigned *shift) {
+const icma_rans_shape *icma_rans_shape_of(unsigned context, unsigned *shift) {
     unsigned beyond = context < ICMA_RANS_SHAPES ? 0 : context - ICMA_RANS_SHAPES;
     *shift = context < ICMA_RANS_SHAPES ? 0 : 1 + beyond / ICMA_RANS_OCTAVE;
     return &icma_rans_shapes[*shift ? ICMA_RANS_SHAPES - ICMA_RANS_OCTAVE + beyond % ICMA_RANS_OCTAVE
@@ -32,12 +32,12 @@ static const icma_rans_shape *shape_of(unsigned context, unsigned *shift) {
 
 double icma_rans_spread(unsigned context) {
     unsigned shift;
-    const icma_rans_shape *shape = shape_of(context, &shift);
+    const icma_rans_shape *shape = icma_rans_shape_of(context, &shift);
     return ldexp(shape->spread, (int)shift - 16);
 }
 
 static void model_fill(icma_rans_model *model, unsigned context) {
-    const icma_rans_shape *shape = shape_of(context, &model->shift);
+    const icma_rans_shape *shape = icma_rans_shape_of(context, &model->shift);
     const uint16_t *halves = icma_rans_halves + shape->first;
     uint32_t rest = (UINT32_C(1) << shape->bits) - shape->escape, start = 0;
     model->bits = shape->bits;
@@ -78,7 +78,7 @@ static unsigned lanes_of(const icma_rans_run *runs, size_t run_count) {
     uint64_t total = 0, symbols = 0;
     for (size_t r = 0; r < run_count; r++) {
         unsigned shift;
-        uint64_t rate = shape_of(runs[r].context, &shift)->rate + ((uint64_t)shift << 16);
+        uint64_t rate = icma_rans_shape_of(runs[r].context, &shift)->rate + ((uint64_t)shift << 16);
         /* Symbols lie in memory, 4 bytes each, and a rate is under 2^21: no overflow in what is added, and
          * the sum stops growing in time. */
         uint64_t enough = (all_lanes_bits << 16) / rate + 1;
@@ -91,36 +91,11 @@ static unsigned lanes_of(const icma_rans_run *runs, size_t run_count) {
     return total < eight_lanes_bits << 16 ? 1 : total < all_lanes_bits << 16 ? 8 : ICMA_RANS_LANES;
 }
 
-/* --- What a symbol is --- */
-
-/* x = high * 2^shift + low - 2^(shift - 1), with 0 <= low < 2^shift: bins that lie about evenly around 0. */
-static int64_t symbol_high(int64_t x, unsigned shift) {
-    if (shift == 0)
-        return x;
-    x += INT64_C(1) << (shift - 1);
-    return x >= 0 ? x >> shift : ~(~x >> shift);
-}
-
+/* The raw bits below icma_rans_high. */
 static uint32_t symbol_low(int64_t x, unsigned shift) {
     return shift == 0
                ? 0
                : (uint32_t)((uint64_t)(x + (INT64_C(1) << (shift - 1))) & ((UINT64_C(1) << shift) - 1));
-}
-
-/* Of a value above 0. */
-static unsigned log2_floor(uint32_t value) {
-    unsigned n = 0;
-    for (unsigned step = 16; step > 0; step /= 2)
-        if (value >> step) {
-            value >>= step;
-            n += step;
-        }
-    return n;
-}
-
-/* A high part beyond the reach: its sign, and how far beyond, from 1. */
-static uint32_t escape_distance(int64_t high, unsigned reach) {
-    return (uint32_t)((high < 0 ? -high : high) - reach);
 }
 
 /* --- Encoder --- */
@@ -155,8 +130,8 @@ static void put_raw(rans_writer *writer, unsigned lane, uint32_t value, unsigned
 }
 
 static void put_escape(rans_writer *writer, unsigned lane, int64_t high, unsigned reach) {
-    uint32_t distance = escape_distance(high, reach);
-    unsigned n = log2_floor(distance);
+    uint32_t distance = icma_rans_distance(high, reach);
+    unsigned n = icma_rans_log2(distance);
     uint32_t below = distance - (UINT32_C(1) << n);
     put_raw(writer, lane, below >> 16, n > 16 ? n - 16 : 0);
     put_raw(writer, lane, below & 0xffff, n > 16 ? 16 : n);
@@ -185,12 +160,12 @@ static void put_group(rans_writer *writer, const icma_rans_model *model, const i
     for (unsigned lane = count; lane-- > 0;)
         put_raw(writer, lane, symbol_low(symbols[lane], model->shift), model->shift);
     for (unsigned lane = count; lane-- > 0;) {
-        int64_t high = symbol_high(symbols[lane], model->shift);
+        int64_t high = icma_rans_high(symbols[lane], model->shift);
         if (high < -reach || high > reach)
             put_escape(writer, lane, high, model->reach);
     }
     for (unsigned lane = count; lane-- > 0;) {
-        int64_t high = symbol_high(symbols[lane], model->shift);
+        int64_t high = icma_rans_high(symbols[lane], model->shift);
         put_symbol(writer, lane, model,
                    high < -reach || high > reach ? model->count - 1 : (unsigned)(high + reach));
     }
@@ -447,116 +422,4 @@ icma_status icma_rans_decode(const uint8_t *data, size_t size, const icma_rans_r
     icma_rans_decoder list[ICMA_RANS_DECODERS];
     return icma_rans_decode_with(&list[icma_rans_decoders_all(list) - 1], data, size, runs, run_count,
                                  symbols, error);
-}
-
-/* --- What symbols cost --- */
-
-/* Bits of a context's symbols by magnitude, raw low bits aside; the escape's without its distance. */
-typedef struct cost_table {
-    unsigned reach;
-    double bits[ICMA_RANS_REACH + 1], escape;
-} cost_table;
-
-static void cost_fill(cost_table *table, const icma_rans_shape *shape) {
-    uint32_t rest = (UINT32_C(1) << shape->bits) - shape->escape;
-    table->reach = shape->reach;
-    table->escape = shape->bits - log2(shape->escape);
-    for (unsigned k = 1; k <= shape->reach; k++) {
-        uint32_t frequency = icma_rans_halves[shape->first + k - 1];
-        table->bits[k] = shape->bits - log2(frequency);
-        rest -= 2 * frequency;
-    }
-    table->bits[0] = shape->bits - log2(rest);
-}
-
-/* Symbols, weights[i] times each; once each where weights is NULL. */
-typedef struct weighted {
-    const int32_t *values;
-    const double *weights;
-    size_t count;
-} weighted;
-
-static double weighted_cost(const cost_table *table, unsigned shift, weighted symbols) {
-    double sum = 0;
-    for (size_t i = 0; i < symbols.count; i++) {
-        int64_t high = symbol_high(symbols.values[i], shift), size = high < 0 ? -high : high;
-        double bits = size <= (int64_t)table->reach
-                          ? table->bits[size]
-                          : table->escape + 6 + log2_floor(escape_distance(high, table->reach));
-        sum += (bits + shift) * (symbols.weights ? symbols.weights[i] : 1);
-    }
-    return sum;
-}
-
-double icma_rans_cost(unsigned context, const int32_t *symbols, size_t count) {
-    unsigned shift;
-    cost_table table;
-    cost_fill(&table, shape_of(context, &shift));
-    return weighted_cost(&table, shift, (weighted){symbols, NULL, count});
-}
-
-/* The distinct symbols and how often each occurs, where they lie close together; else, or without memory, as
- * they are. Both arrays, if not NULL, are to be freed. */
-static weighted histogram(const int32_t *symbols, size_t count, int32_t **values, double **weights) {
-    const weighted plain = {symbols, NULL, count};
-    int32_t low = count ? symbols[0] : 0, high = low;
-    *values = NULL;
-    *weights = NULL;
-    for (size_t i = 0; i < count; i++) {
-        low = symbols[i] < low ? symbols[i] : low;
-        high = symbols[i] > high ? symbols[i] : high;
-    }
-    size_t span = (size_t)((int64_t)high - low) + 1, distinct = 0;
-    if (span > count + 256)
-        return plain;
-    *values = icma_alloc_array(span, sizeof **values);
-    *weights = icma_alloc_zeroed(span, sizeof **weights);
-    if (!*values || !*weights)
-        return plain;
-    for (size_t i = 0; i < count; i++)
-        (*weights)[(int64_t)symbols[i] - low]++;
-    for (size_t i = 0; i < span; i++) {
-        if ((*weights)[i] == 0)
-            continue;
-        (*values)[distinct] = (int32_t)(low + (int64_t)i);
-        (*weights)[distinct++] = (*weights)[i];
-    }
-    return (weighted){*values, *weights, distinct};
-}
-
-typedef struct best_context {
-    unsigned context;
-    double bits;
-} best_context;
-
-/* Tries contexts first, first + stride, .. below last. */
-static void find_best(best_context *best, weighted symbols, unsigned first, unsigned last, unsigned stride) {
-    cost_table table;
-    for (unsigned c = first; c < last && c < icma_rans_contexts(); c += stride) {
-        unsigned shift;
-        cost_fill(&table, shape_of(c, &shift));
-        double bits = weighted_cost(&table, shift, symbols);
-        if (bits < best->bits)
-            *best = (best_context){c, bits};
-    }
-}
-
-/* Over this many distinct symbols neighbours differ smoothly: every STRIDE-th is tried, then those around the
- * best. */
-enum { MANY_SYMBOLS = 1024, STRIDE = 6 };
-
-unsigned icma_rans_best_context(const int32_t *symbols, size_t count, double *bits) {
-    int32_t *values;
-    double *weights;
-    weighted all = histogram(symbols, count, &values, &weights);
-    best_context best = {0, INFINITY};
-    find_best(&best, all, 0, icma_rans_contexts(), all.count > MANY_SYMBOLS ? STRIDE : 1);
-    if (all.count > MANY_SYMBOLS)
-        find_best(&best, all, best.context < STRIDE ? 0 : best.context - STRIDE + 1, best.context + STRIDE,
-                  1);
-    icma_free(values);
-    icma_free(weights);
-    if (bits)
-        *bits = best.bits;
-    return best.context;
 }

@@ -19,6 +19,33 @@ typedef struct icma_rans_model {
     uint32_t slots[1 << ICMA_RANS_COARSE];
 } icma_rans_model;
 
+/* The shape of a context, and how many raw low bits lie under its symbols. */
+const icma_rans_shape *icma_rans_shape_of(unsigned context, unsigned *shift);
+
+/* x = high * 2^shift + low - 2^(shift - 1), with 0 <= low < 2^shift: bins that lie about evenly around 0. */
+static inline int64_t icma_rans_high(int64_t x, unsigned shift) {
+    if (shift == 0)
+        return x;
+    x += INT64_C(1) << (shift - 1);
+    return x >= 0 ? x >> shift : ~(~x >> shift);
+}
+
+/* Of a value above 0. */
+static inline unsigned icma_rans_log2(uint32_t value) {
+    unsigned n = 0;
+    for (unsigned step = 16; step > 0; step /= 2)
+        if (value >> step) {
+            value >>= step;
+            n += step;
+        }
+    return n;
+}
+
+/* A high part beyond the reach: its sign, and how far beyond, from 1. */
+static inline uint32_t icma_rans_distance(int64_t high, unsigned reach) {
+    return (uint32_t)((high < 0 ? -high : high) - reach);
+}
+
 /* A stream that is being decoded. */
 typedef struct icma_rans_reader {
     const uint8_t *words; /* 16 bits each */

@@ -70,9 +70,21 @@ AVX2 __m256i step_avx2(const icma_rans_model *model, const lookup *look, __m256i
     return symbol;
 }
 
+/* Lanes that need a word. */
+AVX2 __m256i low_avx2(__m256i x) {
+    return _mm256_cmpeq_epi32(_mm256_srli_epi32(x, 16), _mm256_setzero_si256());
+}
+
+/* Lanes of x, of which those in `low` still lack their word, that will need one after a shift. No word
+ * decides that: a word's bits lie below. So one vector alone, which waits for its own results, works both
+ * refills out side by side; with four there is enough else to do. */
+AVX2 __m256i low_after_avx2(__m256i x, __m256i low, __m256i shift) {
+    __m256i down = _mm256_add_epi32(shift, _mm256_andnot_si256(low, _mm256_set1_epi32(16)));
+    return _mm256_cmpeq_epi32(_mm256_srlv_epi32(x, down), _mm256_setzero_si256());
+}
+
 /* Where the next word is after this vector's lanes took theirs. */
-AVX2 const uint8_t *refill_avx2(__m256i *x, const uint8_t *words) {
-    __m256i low = _mm256_cmpeq_epi32(_mm256_srli_epi32(*x, 16), _mm256_setzero_si256());
+AVX2 const uint8_t *refill_avx2(__m256i *x, __m256i low, const uint8_t *words) {
     unsigned mask = (unsigned)_mm256_movemask_ps(_mm256_castsi256_ps(low));
     __m256i order = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)expand_table[mask]));
     __m256i word = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(const void *)words));
@@ -89,8 +101,9 @@ AVX2 size_t decode_avx2(icma_rans_reader *reader, const icma_rans_model *model, 
     const __m256i escape = _mm256_set1_epi32((int)model->count - 1);
     const __m256i middle = _mm256_set1_epi32((int)(model->reach << model->shift) + (1 << model->shift >> 1));
     const __m256i below = _mm256_set1_epi32((1 << model->shift) - 1);
+    const __m256i shifts = _mm256_set1_epi32((int)model->shift);
     const __m128i shift = _mm_cvtsi32_si128((int)model->shift);
-    __m256i state[4], x[4], symbol[4];
+    __m256i state[4], x[4], symbol[4], after;
     size_t g = 0;
     for (int v = 0; v < vectors; v++)
         state[v] = _mm256_loadu_si256((const __m256i *)(const void *)(reader->state + 8 * v));
@@ -104,13 +117,15 @@ AVX2 size_t decode_avx2(icma_rans_reader *reader, const icma_rans_model *model, 
         if (!_mm256_testz_si256(escaped, escaped))
             break;
         for (int v = 0; v < vectors; v++) {
-            words = refill_avx2(&x[v], words);
+            __m256i low = low_avx2(x[v]);
+            after = low_after_avx2(x[v], low, shifts);
+            words = refill_avx2(&x[v], low, words);
             symbol[v] = _mm256_sub_epi32(_mm256_sll_epi32(symbol[v], shift), middle);
         }
         for (int v = 0; model->shift && v < vectors; v++) {
             symbol[v] = _mm256_add_epi32(symbol[v], _mm256_and_si256(x[v], below));
             x[v] = _mm256_srl_epi32(x[v], shift);
-            words = refill_avx2(&x[v], words);
+            words = refill_avx2(&x[v], vectors == 1 ? after : low_avx2(x[v]), words);
         }
         for (int v = 0; v < vectors; v++) {
             state[v] = x[v];

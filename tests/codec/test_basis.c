@@ -248,6 +248,9 @@ static void write_head(lab *l) {
     icma_progress none = {0};
     icma_error error = {0};
     memcpy(l->g.components, l->basis.components, sizeof l->g.components);
+    icma_free(l->g.head_step);
+    l->g.head_step = l->basis.step; /* moves */
+    l->basis.step = NULL;
     assert_int_equal(icma_container_create(path, false, &writer, &error), ICMA_OK);
     assert_int_equal(icma_basis_write_head(l->group, 0, &l->gram, &l->g, icma_ops_cpu(), &none, &l->basis,
                                            writer, &chunks, &count, &error),

@@ -65,7 +65,10 @@ static void one_checkpoint(void **state) {
     assert_string_equal(info.condition_origin, "learned");
     icma_bundle_close(bundle);
     double worst = packing_worst_error(root, "b.icma");
-    assert_true(worst < 1e-3 && worst > 0 && fabs(worst - result.tasks[0].relative_error) < 1e-9);
+    /* A row a role spans it: what is left is the rounding of the rows, which the target for dW bounds. */
+    assert_true(result.components == 2 && result.tasks[0].dw_error_max < 1.1 * options.max_error);
+    assert_true(worst < options.max_error && worst > 0 &&
+                fabs(worst - result.tasks[0].relative_error) < 1e-9);
     packing_check_folder(root, "b.icma");
     icma_pack_result_free(&result);
     icma_pack_result_free(&result);

@@ -209,6 +209,7 @@ static void make_generator(const support_image *image, const sizes *s, icma_gene
     set_floats(g->projection, g->given_coordinates * g->condition_size, false);
     set_floats(g->latent_step, g->latent, true);
     set_floats(g->correction_step, g->total, true);
+    set_floats(g->head_step, g->total, true);
     for (int part = 0; part < ICMA_TRUNK_PARTS; part++) {
         size_t rows, columns;
         icma_trunk_shape(g, part, &rows, &columns);
@@ -242,7 +243,8 @@ static void check_generator(const icma_generator *g, const icma_safetensors *sig
     for (size_t i = 0; i < g->latent; i++)
         assert_true(isnormal(g->latent_step[i]) && g->latent_step[i] > 0);
     for (size_t i = 0; i < g->total; i++)
-        assert_true(isnormal(g->correction_step[i]) && g->correction_step[i] > 0);
+        assert_true(isnormal(g->correction_step[i]) && g->correction_step[i] > 0 &&
+                    isnormal(g->head_step[i]) && g->head_step[i] > 0);
     for (int part = 0; part < ICMA_TRUNK_PARTS; part++) {
         size_t rows, columns;
         icma_trunk_shape(g, part, &rows, &columns);
@@ -290,6 +292,7 @@ static void generators_come_back(void **state) {
         check_same_floats(back.projection, g.projection, g.given_coordinates * g.condition_size);
         check_same_floats(back.latent_step, g.latent_step, g.latent);
         check_same_floats(back.correction_step, g.correction_step, g.total);
+        check_same_floats(back.head_step, g.head_step, g.total);
         for (int part = 0; part < ICMA_TRUNK_PARTS; part++) {
             size_t rows, columns;
             icma_trunk_shape(&g, part, &rows, &columns);
@@ -825,13 +828,16 @@ static void make_heads(const icma_safetensors *signature, const icma_generator *
             for (size_t l = 0; rows > 1 && l < count; l++)
                 values[t][l] = 0; /* a row of zeros costs next to nothing */
             if (icma_generator_is_modelled(g, t))
-                assert_int_equal(icma_head_add_tensor(&chunk, values[t], g->head_step + icma_generator_first(g, g->treatment[t]), rows, count, &error), ICMA_OK);
+                assert_int_equal(icma_head_add_tensor(&chunk, values[t],
+                                                      g->head_step + icma_generator_first(g, g->treatment[t]),
+                                                      rows, count, &error),
+                                 ICMA_OK);
         }
         size_t i = h->count++;
         assert_int_equal(icma_head_take(&chunk, &h->payloads[i], &error), ICMA_OK);
         assert_int_equal(chunk.count, 0);
-        h->sections[i] =
-            (icma_section){.first = (uint32_t)first, .count = (uint32_t)(next - first), .raw_size = h->payloads[i].size};
+        h->sections[i] = (icma_section){
+            .first = (uint32_t)first, .count = (uint32_t)(next - first), .raw_size = h->payloads[i].size};
     }
     icma_head_free(&chunk);
 }
@@ -843,7 +849,7 @@ static void free_heads(heads *h, float **values, size_t tensors) {
         support_free(values[t]);
 }
 
-/* Each modelled tensor is s_t q E_t up to half a quantisation step a row, plus the cast. */
+/* Each modelled tensor is s_t q E_t up to half a head step a row, plus the cast. */
 static void check_decoded(const icma_safetensors *signature, const icma_generator *g, float *const *values,
                           const float *q, const uint8_t *data, const uint32_t *exceptions,
                           size_t exception_count) {
@@ -862,12 +868,8 @@ static void check_decoded(const icma_safetensors *signature, const icma_generato
         assert_true(count <= COUNT(found));
         icma_load_floats(info->dtype, data + info->begin, count, found);
         double slack = 0;
-        for (size_t k = 0; k < rows; k++) {
-            double largest = 0;
-            for (size_t l = 0; l < count; l++)
-                largest = fmax(largest, fabs((double)values[t][k * count + l]));
-            slack += fabs((double)q[first + k]) * largest / 32767 * 0.501;
-        }
+        for (size_t k = 0; k < rows; k++)
+            slack += fabs((double)q[first + k] * g->head_step[first + k]) * 0.501;
         for (size_t l = 0; l < count; l++) {
             double wanted = 0;
             for (size_t k = 0; k < rows; k++)
@@ -988,6 +990,73 @@ static void a_head_rounds_and_clamps(void **state) {
     icma_head_free(&chunk);
 }
 
+/* A head of one row of four integers, at a chosen table. */
+static icma_status read_row(const int32_t symbols[4], uint8_t context, size_t cut, bool longer) {
+    support_image image;
+    icma_generator g;
+    icma_buffer payload = {0};
+    icma_error error = {0};
+    int16_t *back;
+    const icma_rans_run run = {4, context};
+    static const support_tensor tensor = {.name = "a", .dtype = ICMA_F32, .rank = 1, .shape = {4}};
+    static const sizes one_row = {{1, 0, 0}, 0, 0, 1, 0, 0};
+    support_build_image(&tensor, 1, &image);
+    make_generator(&image, &one_row, &g);
+    icma_write_u8(&payload, context);
+    assert_int_equal(icma_rans_encode(symbols, &run, 1, &payload, &error), ICMA_OK);
+    if (longer)
+        icma_write_u8(&payload, 0);
+    icma_status status =
+        icma_head_read(payload.data, payload.size - cut, &image.tensors, &g, 0, 1, &back, &error);
+    for (size_t i = 0; !status && i < 4; i++)
+        assert_int_equal(back[i], symbols[i]);
+    assert_true(status == error.status && !back == (status != ICMA_OK));
+    icma_free(back);
+    icma_buffer_free(&payload);
+    icma_generator_free(&g);
+    support_free_image(&image);
+    return status;
+}
+
+/* The coder takes any 32 bits; a head only what fits its range (spec 4.4), and only a whole stream. */
+static void integers_of_a_head_are_in_range(void **state) {
+    (void)state;
+    static const int32_t most[4] = {32767, 0, -32767, 1},
+                         over[] = {32768, -32768, 65537, -65535, INT32_MAX, INT32_MIN};
+    for (unsigned c = 0; c < icma_rans_contexts(); c += 14) {
+        assert_int_equal(read_row(most, (uint8_t)c, 0, false), ICMA_OK);
+        assert_int_equal(read_row(most, (uint8_t)c, 0, true), ICMA_E_CORRUPT);
+        for (size_t cut = 1; cut <= 5; cut++)
+            assert_int_equal(read_row(most, (uint8_t)c, cut, false), ICMA_E_CORRUPT);
+        for (size_t i = 0; i < COUNT(over); i++) {
+            const int32_t row[4] = {0, 1, over[i], 0};
+            assert_int_equal(read_row(row, (uint8_t)c, 0, false), ICMA_E_CORRUPT);
+        }
+    }
+}
+
+/* A head whose tables alone do not fit the payload is refused before there is memory for its integers. */
+static void short_heads_do_not_make_long_ones(void **state) {
+    (void)state;
+    support_image image;
+    icma_generator g;
+    int16_t *back;
+    const uint8_t payload[8] = {0};
+    make_signature(&image);
+    make_generator(&image, &all_sizes[0], &g); /* 3 + 2 + 1 + 3 rows */
+    for (size_t size = 0; size < sizeof payload; size++) {
+        meter m = {0};
+        icma_error error = {0};
+        measure(&m);
+        assert_int_equal(icma_head_read(payload, size, &image.tensors, &g, 0, g.tensor_count, &back, &error),
+                         ICMA_E_CORRUPT);
+        measure(NULL);
+        assert_true(m.peak == 0 && !back);
+    }
+    icma_generator_free(&g);
+    support_free_image(&image);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup(generators_come_back, start),
@@ -1004,6 +1073,8 @@ int main(void) {
         cmocka_unit_test_setup(heads_decode, start),
         cmocka_unit_test_setup(bad_heads_are_refused, start),
         cmocka_unit_test_setup(a_head_rounds_and_clamps, start),
+        cmocka_unit_test_setup(integers_of_a_head_are_in_range, start),
+        cmocka_unit_test_setup(short_heads_do_not_make_long_ones, start),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -2,11 +2,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Makes the golden vectors again: small trees of adapters with fixed contents, packed with the program that ICMA names.
 
-    ICMA=build/release/icma tests/vectors/make_vectors.py [--keep DIR] [NAME]...
+    ICMA=build/release/icma tests/vectors/make_vectors.py [--keep DIR] [--all | NAME...]
 
 Packing gives the same bytes for one build and one type of CPU only, so a vector that is made again is another vector: the
-committed ones stay, once the format is no longer version 0, and only a new NAME is added. Without names it makes those that
-are missing. The SHA-256 sums that it writes into vectors.json are those of the program's output; check_vectors.py has the
+committed ones stay, once the format is no longer version 0, and only a new NAME is added. Until then a change of the format
+makes them --all again. Without names it makes those that are missing. It ends with the table of README.md, which needs numpy as
+the second reader does. The SHA-256 sums that it writes into vectors.json are those of the program's output; check_vectors.py has the
 second reader confirm them.
 """
 import argparse
@@ -120,7 +121,7 @@ def basis_learned(root):
 
 
 def basis_mixed(root):
-    """basis; F32, F16 and BF16 in one file, other roles, verbatim integers, 0-d, zero-size and boolean tensors, NaN and
+    """basis; F32, F16 and BF16 in one file, magnitudes (role other), verbatim floats and integers, 0-d, zero-size and boolean tensors, NaN and
     infinities as exceptions, zero B, metadata that differ, side files shared and not, UTF-8 names; given conditions"""
     for task in ('Ärger', 'plain', 'zero B', 'UPPER.v1'):
         for n, step in enumerate((5, 7, 1000, 123456)):
@@ -137,7 +138,9 @@ def basis_mixed(root):
             if task == 'plain' and n == 3:
                 dtype, shape, data = tensors[names[2]]
                 tensors[names[2]] = (dtype, shape, data[:-2] + b'\xc0\xff')
-            tensors['norm.weight'] = ('F32', (40,), f32([1 + v for v in moving('norm', task, n / 3, 40, 0.1)]))
+            for module, dtype, size in (('q', 'F32', 40), ('v', 'F16', 36)):
+                values = [1 + v for v in moving(f'{module} magnitude', task, n / 3, size, 0.1)]
+                tensors[f'base_model.model.{module}_proj.lora_magnitude_vector'] = (dtype, (size,), FLOATS[dtype](values))
             tensors['classifier.bias'] = ('F16', (4, 9), f16(moving('bias', task, n / 3, 36, 0.1)))
             tensors['count'] = ('I64', (), struct.pack('<q', step * 1000 - 7))
             tensors['empty'] = ('F32', (0, 4), b'')
@@ -276,11 +279,12 @@ def make(name, shop):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('--keep', metavar='DIR', help='leave the trees of adapters there')
+    parser.add_argument('--all', action='store_true', help='make every one again')
     parser.add_argument('names', nargs='*', metavar='NAME', help=', '.join(MAKERS))
     options = parser.parse_args()
     listing = HERE / 'vectors.json'
     known = json.loads(listing.read_text()) if listing.exists() else {}
-    names = options.names or [name for name in MAKERS if name not in known]
+    names = options.names or [name for name in MAKERS if options.all or name not in known]
     for name in names:
         if name not in MAKERS:
             parser.error(f'{name}: not a vector; there are {", ".join(MAKERS)}')
@@ -293,7 +297,8 @@ def main():
         if not options.keep:
             shutil.rmtree(shop, ignore_errors=True)
         listing.write_text(json.dumps(dict(sorted(known.items())), indent=1, ensure_ascii=False) + '\n')
+    return subprocess.run([sys.executable, '-B', HERE / 'check_vectors.py', '--write-table']).returncode
 
 
 if __name__ == '__main__':
-    main()
+    sys.exit(main())
