@@ -9,6 +9,8 @@
 #include "source.h"
 #include "verbs.h"
 
+#include <float.h>
+#include <math.h>
 #include <string.h>
 
 typedef struct pack_arguments {
@@ -29,7 +31,9 @@ static const cli_option pack_options[] = {
     CLI_ROW_FLAG('n', "dry-run", AT(dry_run), "show what was found; write nothing"),
     CLI_ROW_HEADING("What to keep"),
     CLI_ROW(CLI_TEXT, 0, "tier", "TIER", AT(tier),
-            "latent: each checkpoint's latent and small corrections (default)\n"
+            "bounded: to an error bound, checked (default)\n"
+            "lossless: the very files\n"
+            "latent: each checkpoint's latent and small corrections\n"
             "generate: only each task's condition"),
     CLI_ROW(CLI_TEXT, 0, "keep", "all|last", AT(keep), "which checkpoints can be restored (default all)"),
     CLI_ROW(CLI_TEXT, 0, "checkpoints", "all|last:N", AT(checkpoints),
@@ -37,11 +41,14 @@ static const cli_option pack_options[] = {
     CLI_ROW_HEADING("Size against fidelity"),
     CLI_ROW_RANGE(CLI_REAL, 0, "explain", "X", AT(explain), 1e-6, 1,
                   "share of the variance within tasks to span"),
-    CLI_ROW(CLI_TEXT, 0, "max-error", "dw=X", AT(max_error),
-            "mean relative error of dW that the basis is to reach"),
+    CLI_ROW(CLI_TEXT, 0, "max-error", "dw=X|rel=X|abs=X", AT(max_error),
+            "bounded: most relative error of dW a module, relative error or\n"
+            "largest difference a tensor (default dw=0.1); latent: dw=X is the\n"
+            "mean that the basis aims at (default dw=0.05)"),
     CLI_ROW_RANGE(CLI_WHOLE, 0, "components", "N", AT(components), 1, 4096,
                   "basis rows a role, instead of the two above"),
-    CLI_ROW(CLI_TEXT, 0, "generator", "KIND", AT(generator), "auto or basis (default auto)"),
+    CLI_ROW(CLI_TEXT, 0, "generator", "KIND", AT(generator),
+            "auto: a basis where it pays (default); basis; none: residuals alone"),
     CLI_ROW_HEADING("Training"),
     CLI_ROW(CLI_TEXT, 0, "preset", "NAME", AT(preset), "paper: the loss of the ICM-LoRA paper"),
     CLI_ROW_RANGE(CLI_WHOLE, 0, "epochs", "N", AT(epochs), 1, 1e9, "passes over the checkpoints"),
@@ -80,7 +87,6 @@ static void tell_default(const cli_option *option, char *text, size_t size) {
         {AT(seed), (double)standard.seed},
         {AT(kld_weight), standard.kld_weight},
         {AT(explain), standard.explain},
-        {AT(max_error), standard.max_error},
     };
     for (size_t i = 0; i < sizeof values / sizeof values[0]; i++)
         if (option->kind != CLI_HEADING && option->target == values[i].target && values[i].value != ICMA_AUTO)
@@ -94,27 +100,29 @@ static icma_status usage(icma_error *error, const char *message) {
 }
 
 static icma_status read_tier(const char *tier, icma_pack_options *options, icma_error *error) {
-    options->tier = ICMA_TIER_LATENT;
-    if (!tier || strcmp(tier, "latent") == 0)
+    for (icma_tier t = ICMA_TIER_GENERATE; tier && t <= ICMA_TIER_LOSSLESS; t++)
+        if (strcmp(tier, icma_tier_name(t)) == 0) {
+            options->tier = t;
+            return ICMA_OK;
+        }
+    if (!tier)
         return ICMA_OK;
-    options->tier = ICMA_TIER_GENERATE;
-    if (strcmp(tier, "generate") == 0)
-        return ICMA_OK;
-    if (strcmp(tier, "bounded") == 0 || strcmp(tier, "lossless") == 0)
-        return icma_fail(error, ICMA_E_UNSUPPORTED, NULL,
-                         "--tier %s is not in this version; use --tier latent", tier);
-    return icma_fail(error, ICMA_E_USAGE, NULL, "--tier takes generate or latent, not \"%s\"", tier);
+    return icma_fail(error, ICMA_E_USAGE, NULL, "--tier takes bounded, lossless, latent or generate, not \"%s\"", tier);
 }
 
-static icma_status read_generator(const char *generator, icma_error *error) {
-    static const char *const later[] = {"conv", "soup", "diffusion", "none"};
-    if (!generator || strcmp(generator, "auto") == 0 || strcmp(generator, "basis") == 0)
-        return ICMA_OK;
+static icma_status read_generator(const char *generator, icma_pack_options *options, icma_error *error) {
+    static const char *const now[] = {[ICMA_CHOOSE_AUTO] = "auto", [ICMA_CHOOSE_BASIS] = "basis", [ICMA_CHOOSE_NONE] = "none"};
+    static const char *const later[] = {"conv", "soup", "diffusion"};
+    for (size_t i = 0; i < sizeof now / sizeof now[0]; i++)
+        if (!generator || strcmp(generator, now[i]) == 0) {
+            options->generator = (icma_generator_choice)i;
+            return ICMA_OK;
+        }
     for (size_t i = 0; i < sizeof later / sizeof later[0]; i++)
         if (strcmp(generator, later[i]) == 0)
             return icma_fail(error, ICMA_E_UNSUPPORTED, NULL,
                              "--generator %s is not in this version; use --generator basis", generator);
-    return icma_fail(error, ICMA_E_USAGE, NULL, "--generator takes auto or basis, not \"%s\"", generator);
+    return icma_fail(error, ICMA_E_USAGE, NULL, "--generator takes auto, basis or none, not \"%s\"", generator);
 }
 
 static icma_status read_selection(const pack_arguments *a, icma_pack_options *options, icma_error *error) {
@@ -132,6 +140,30 @@ static icma_status read_selection(const pack_arguments *a, icma_pack_options *op
     return ICMA_OK;
 }
 
+/* Never above what was asked for, whatever f32 can hold. */
+static float round_down(double value) {
+    float near = (float)value;
+    return (double)near > value ? nextafterf(near, 0) : near;
+}
+
+static icma_status read_bound(const char *text, icma_pack_options *options, icma_error *error) {
+    const char *equals = strchr(text, '=');
+    double value;
+    icma_bound_kind kind = equals ? ICMA_BOUND_NONE : ICMA_BOUND_DW;
+    for (icma_bound_kind k = ICMA_BOUND_DW; equals && k <= ICMA_BOUND_ABS; k++)
+        if (strlen(icma_bound_name(k)) == (size_t)(equals - text) && strncmp(text, icma_bound_name(k), (size_t)(equals - text)) == 0)
+            kind = k;
+    if (kind == ICMA_BOUND_NONE || !cli_parse_real(equals ? equals + 1 : text, &value) || !(round_down(value) >= FLT_MIN) || value > 1e30)
+        return icma_fail(error, ICMA_E_USAGE, NULL, "--max-error takes dw=X, rel=X or abs=X with X above 0, not \"%s\"", text);
+    if (options->tier != ICMA_TIER_BOUNDED && kind != ICMA_BOUND_DW)
+        return icma_fail(error, ICMA_E_USAGE, NULL, "--max-error %s=X belongs to --tier bounded", icma_bound_name(kind));
+    if (options->tier == ICMA_TIER_BOUNDED)
+        options->bound = (icma_bound){kind, round_down(value)};
+    else
+        options->max_error = value;
+    return ICMA_OK;
+}
+
 static icma_status read_target(const pack_arguments *a, icma_pack_options *options, icma_error *error) {
     if (a->components.given && (a->explain.given || a->max_error))
         return usage(error, "--components sets the basis outright; leave out --explain and --max-error");
@@ -141,14 +173,7 @@ static icma_status read_target(const pack_arguments *a, icma_pack_options *optio
         options->explain = a->explain.value;
     if (!a->max_error)
         return ICMA_OK;
-    const char *number = strncmp(a->max_error, "dw=", 3) == 0 ? a->max_error + 3 : a->max_error;
-    if (strncmp(number, "rel=", 4) == 0 || strncmp(number, "abs=", 4) == 0)
-        return icma_fail(error, ICMA_E_UNSUPPORTED, NULL,
-                         "--max-error %.3s is not in this version; use --max-error dw=X", number);
-    if (!cli_parse_real(number, &options->max_error) || options->max_error <= 0)
-        return icma_fail(error, ICMA_E_USAGE, NULL, "--max-error takes dw=X with X above 0, not \"%s\"",
-                         a->max_error);
-    return ICMA_OK;
+    return read_bound(a->max_error, options, error);
 }
 
 static icma_status read_training(const pack_arguments *a, icma_pack_options *options, icma_error *error) {
@@ -186,7 +211,7 @@ static icma_status read_options(const pack_arguments *a, icma_pack_options *opti
     if (!status)
         status = read_tier(a->tier, options, error);
     if (!status)
-        status = read_generator(a->generator, error);
+        status = read_generator(a->generator, options, error);
     if (!status)
         status = read_selection(a, options, error);
     if (!status)

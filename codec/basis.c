@@ -20,6 +20,7 @@ typedef struct chooser {
     icma_eigen eigen[ICMA_ROLE_COUNT];
     double within[ICMA_ROLE_COUNT];    /* within-task variance of the role */
     double file_bytes;                 /* of the sources' tensors */
+    double energy_a_weight;            /* mean square of the standardised weights */
     /* The choice that is being tried. */
     double step;                       /* of the standardised rows, one for all */
     size_t taken[ICMA_ROLE_COUNT];
@@ -118,7 +119,7 @@ static int best_role(const chooser *c) {
     return best;
 }
 
-static const double coarsest_step = 2, finest_step = 0x1p-13, step_ratio = 0.8408964152537145; /* 2^-1/4; standardised weights have a mean square of 1 */
+static const double coarsest_step = 2, finest_step = 0x1p-13, step_ratio = 0.8408964152537145; /* in root mean squares of the standardised weights; 2^-1/4 */
 static const double noise_of_fixed = 0.2;
 
 /* Without a wish, this much of the variance within tasks is worth having while the basis is a small part of the files; beyond that, this much is enough. */
@@ -177,13 +178,24 @@ static bool take_rows(chooser *c, double step, icma_basis_target target) {
 
 /* Coarse steps need more rows and fine ones more bits a row: all are tried, by the rate model, from coarse to fine. */
 static void choose_step(chooser *c, icma_basis_target target) {
-    double best_bits = INFINITY, best_step = finest_step;
-    for (double step = coarsest_step; step >= finest_step; step *= step_ratio)
+    double unit = sqrt(c->energy_a_weight), best_bits = INFINITY, best_step = finest_step * unit;
+    for (double step = coarsest_step * unit; step >= finest_step * unit; step *= step_ratio)
         if (take_rows(c, step, target) && c->bits < best_bits) {
             best_bits = c->bits;
             best_step = step;
         }
     take_rows(c, best_step, target);
+}
+
+static void measure_energy(chooser *c) {
+    double energy = 0, weights = 0;
+    size_t n = c->gram->count;
+    for (int role = 0; role < ICMA_ROLE_COUNT; role++) {
+        for (size_t i = 0; c->gram->matrix[role] && i < n; i++)
+            energy += c->gram->matrix[role][i * n + i];
+        weights += (double)c->gram->weights[role] * (double)n;
+    }
+    c->energy_a_weight = weights > 0 && energy > 0 ? energy / weights : 1;
 }
 
 static icma_status solve_role(chooser *c, int role, icma_error *error) {
@@ -264,6 +276,7 @@ icma_status icma_basis_choose(const icma_group *group, const icma_gram *gram, co
     for (int role = 0; !status && role < ICMA_ROLE_COUNT; role++)
         status = solve_role(&c, role, error);
     if (!status) {
+        measure_energy(&c);
         choose_step(&c, target);
         status = keep(group, &c, out, error);
     }

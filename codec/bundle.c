@@ -32,6 +32,8 @@ typedef struct part {
     bool texts_loaded;
     uint8_t *stream; /* the verbatim section that was read last */
     const icma_section *stream_section;
+    uint8_t *blocks; /* the residual section that was read last */
+    const icma_section *blocks_section;
 } part;
 
 typedef struct place {
@@ -66,8 +68,26 @@ const char *icma_tier_name(icma_tier tier) {
         return "generate";
     case ICMA_TIER_LATENT:
         return "latent";
+    case ICMA_TIER_BOUNDED:
+        return "bounded";
+    case ICMA_TIER_LOSSLESS:
+        return "lossless";
     case ICMA_TIER_VERBATIM:
         return "verbatim";
+    }
+    return "unknown";
+}
+
+const char *icma_bound_name(icma_bound_kind kind) {
+    switch (kind) {
+    case ICMA_BOUND_NONE:
+        return "none";
+    case ICMA_BOUND_DW:
+        return "dw";
+    case ICMA_BOUND_REL:
+        return "rel";
+    case ICMA_BOUND_ABS:
+        return "abs";
     }
     return "unknown";
 }
@@ -78,6 +98,7 @@ static bool ranges_fit(const icma_section *s) {
     switch (s->kind) {
     case ICMA_SECTION_HEAD:
     case ICMA_SECTION_VERBATIM:
+    case ICMA_SECTION_RESIDUAL:
         return s->count > 0;
     case ICMA_SECTION_TASK:
         return s->first == 0 && s->count > 0;
@@ -87,14 +108,15 @@ static bool ranges_fit(const icma_section *s) {
 }
 
 static bool is_of_task(const icma_section *s) {
-    return s->kind == ICMA_SECTION_TASK || s->kind == ICMA_SECTION_TEXTS || s->kind == ICMA_SECTION_VERBATIM || s->kind == ICMA_SECTION_CONDITION;
+    return s->kind == ICMA_SECTION_TASK || s->kind == ICMA_SECTION_TEXTS || s->kind == ICMA_SECTION_VERBATIM ||
+           s->kind == ICMA_SECTION_CONDITION || s->kind == ICMA_SECTION_RESIDUAL;
 }
 
 /* Every section of a known kind has the owners and ranges that its kind asks for, and what belongs to a task part has that part's table beside it. */
 static icma_status check_owners(const icma_container *c, icma_error *error) {
     for (size_t i = 0; i < icma_container_section_count(c); i++) {
         const icma_section *s = icma_container_section(c, i);
-        if (s->kind < ICMA_SECTION_SIGNATURE || s->kind > ICMA_SECTION_CONDITION)
+        if (s->kind < ICMA_SECTION_SIGNATURE || s->kind > ICMA_SECTION_RESIDUAL)
             continue;
         bool owned = s->group != ICMA_NO_OWNER && is_of_task(s) == (s->task != ICMA_NO_OWNER);
         if (!owned || !ranges_fit(s) || (is_of_task(s) && !icma_container_find(c, ICMA_SECTION_TASK, s->group, s->task)))
@@ -135,6 +157,7 @@ void icma_bundle_forget_task(icma_bundle *b, size_t index) {
         icma_texts_free(&t->parts[p].texts);
         icma_free(t->parts[p].text_bytes);
         icma_free(t->parts[p].stream);
+        icma_free(t->parts[p].blocks);
     }
     icma_free(t->parts);
     icma_free(t->infos);
@@ -213,7 +236,7 @@ static icma_status open_decoder(icma_bundle *b, uint32_t index, icma_error *erro
         return ICMA_OK;
     size_t count = icma_container_range(b->container, ICMA_SECTION_HEAD, index, ICMA_NO_OWNER, &chunks);
     icma_section_loader loader = {load_section, b->container};
-    return icma_decoder_create(b->ops, &g->signature, &g->generator, chunks, count, loader, &g->decoder, error);
+    return icma_decoder_create(b->ops, &g->signature, &g->generator, chunks, count, loader, b->limits.max_output, &g->decoder, error);
 }
 
 /* --- tasks ------------------------------------------------------------------------------------------------------- */
@@ -274,11 +297,14 @@ static icma_status load_part(icma_bundle *b, uint32_t task_index, part *p, const
 static icma_checkpoint_info describe(const icma_bundle *b, const part *p, const icma_checkpoint *c) {
     const icma_safetensors *s = &b->groups[p->group].signature;
     size_t header = c->header ? p->texts.list[c->header - 1].size : s->header_size;
-    icma_checkpoint_info info = {.group = p->group, .has_step = c->has_step, .step = c->step, .tier = c->tier, .relative_error = c->relative_error,
+    icma_checkpoint_info info = {.group = p->group, .has_step = c->has_step, .step = c->step, .tier = c->tier, .bound = c->bound, .relative_error = c->relative_error,
                                  .dw_error_mean = c->dw_error_mean, .dw_error_max = c->dw_error_max, .hash = c->hash,
                                  .file_size = 8 + header + s->data_size};
     for (size_t t = 0; t < s->tensor_count; t++)
         info.parameters += s->tensors[t].count;
+    /* Stored errors are rounded up; what pack has proved is never above the bound. */
+    if (c->bound.kind == ICMA_BOUND_DW)
+        info.dw_error_max = fminf(info.dw_error_max, c->bound.value);
     return info;
 }
 
@@ -324,7 +350,7 @@ static icma_status merge_parts(icma_bundle *b, task *t, icma_error *error) {
 }
 
 static void count_bytes(icma_bundle *b, uint32_t task_index) {
-    static const uint16_t kinds[] = {ICMA_SECTION_TASK, ICMA_SECTION_TEXTS, ICMA_SECTION_VERBATIM, ICMA_SECTION_CONDITION};
+    static const uint16_t kinds[] = {ICMA_SECTION_TASK, ICMA_SECTION_TEXTS, ICMA_SECTION_VERBATIM, ICMA_SECTION_CONDITION, ICMA_SECTION_RESIDUAL};
     task *t = &b->tasks[task_index];
     for (size_t p = 0; p < t->part_count; p++)
         for (size_t k = 0; k < sizeof kinds / sizeof *kinds; k++) {
@@ -416,6 +442,7 @@ static const struct {
     [ICMA_SECTION_VERBATIM] = {"verbatim", offsetof(icma_bytes, verbatim)},
     [ICMA_SECTION_RECORD] = {"record", offsetof(icma_bytes, metadata)},
     [ICMA_SECTION_CONDITION] = {"condition", offsetof(icma_bytes, conditions)},
+    [ICMA_SECTION_RESIDUAL] = {"residual", offsetof(icma_bytes, residuals)},
 };
 
 static size_t kind_index(const icma_section *section) {
@@ -541,15 +568,73 @@ static icma_status decode_files(icma_bundle *b, const part *p, const icma_checkp
     return ICMA_OK;
 }
 
+/* The section of a kind whose range of checkpoints has `index`, or NULL. */
+static const icma_section *find_covering(const icma_bundle *b, uint16_t kind, const part *p, uint32_t task_index, size_t index) {
+    const icma_section *first = NULL;
+    size_t count = icma_container_range(b->container, kind, p->group, task_index, &first);
+    for (size_t i = 0; i < count; i++)
+        if (first[i].first <= index && index - first[i].first < first[i].count)
+            return &first[i];
+    return NULL;
+}
+
+static icma_status load_blocks(icma_bundle *b, part *p, const icma_section *found, icma_error *error) {
+    if (p->blocks_section == found)
+        return ICMA_OK;
+    if (found->count > p->table.count - found->first)
+        return corrupt(b, error, "a residual section does not fit its checkpoints");
+    if (found->raw_size > b->limits.max_output)
+        return icma_fail(error, ICMA_E_LIMIT, NULL, "residuals of %llu bytes; raise --max-output if you trust the file", (unsigned long long)found->raw_size);
+    icma_free(p->blocks);
+    p->blocks = NULL;
+    p->blocks_section = NULL;
+    icma_status status = icma_container_load(b->container, found, (size_t)found->raw_size, &p->blocks, error);
+    if (!status)
+        p->blocks_section = found;
+    return status;
+}
+
+/* The block of checkpoint `index` in a section over checkpoints `first` .. (spec 4.11): sizes of all that may have a residual, then their blocks. */
+static icma_status find_block(const icma_bundle *b, const part *p, size_t index, const uint8_t **data, size_t *size, icma_error *error) {
+    icma_cursor from = icma_cursor_over(p->blocks, (size_t)p->blocks_section->raw_size);
+    size_t first = p->blocks_section->first, before = 0, all = 0;
+    *size = 0;
+    for (size_t i = first; i < first + p->blocks_section->count; i++) {
+        uint64_t each = icma_may_have_residual(&p->table.list[i]) ? icma_read_varint(&from) : 0;
+        if (from.failed || each > from.left || !icma_add_size(all, (size_t)each, &all))
+            return corrupt(b, error, "a residual section that is cut short");
+        if (i < index)
+            before = all;
+        if (i == index)
+            *size = (size_t)each;
+    }
+    if (all != from.left)
+        return corrupt(b, error, "a residual section that is not as long as its blocks");
+    *data = icma_read_bytes(&from, from.left);
+    *data += *data ? before : 0;
+    return ICMA_OK;
+}
+
+static icma_status load_residual(icma_bundle *b, uint32_t task_index, part *p, size_t index, icma_residual *out, icma_error *error) {
+    const icma_section *found = find_covering(b, ICMA_SECTION_RESIDUAL, p, task_index, index);
+    const group *g = &b->groups[p->group];
+    const uint8_t *data = NULL;
+    size_t size = 0;
+    memset(out, 0, sizeof *out);
+    if (!found || !icma_may_have_residual(&p->table.list[index]))
+        return ICMA_OK;
+    icma_status status = load_blocks(b, p, found, error);
+    if (!status)
+        status = find_block(b, p, index, &data, &size, error);
+    return status ? status : icma_residual_read(data, size, &g->signature, &g->generator, out, error);
+}
+
 /* Finds and loads the verbatim section that holds checkpoint `index` of a part. NULL where nothing is verbatim. */
 static icma_status load_stream(icma_bundle *b, uint32_t task_index, part *p, size_t index, icma_error *error) {
     const icma_safetensors *signature = &b->groups[p->group].signature;
     const icma_generator *g = &b->groups[p->group].generator;
-    const icma_section *first = NULL, *found = NULL;
-    size_t count = icma_container_range(b->container, ICMA_SECTION_VERBATIM, p->group, task_index, &first), size;
-    for (size_t i = 0; i < count; i++)
-        if (first[i].first <= index && index - first[i].first < first[i].count)
-            found = &first[i];
+    const icma_section *found = find_covering(b, ICMA_SECTION_VERBATIM, p, task_index, index);
+    size_t size;
     if (!found) {
         if (!icma_verbatim_size(signature, g, &p->table.list[index], 1, &size) || size > 0)
             return corrupt(b, error, "verbatim tensors are missing");
@@ -571,26 +656,28 @@ static icma_status load_stream(icma_bundle *b, uint32_t task_index, part *p, siz
     return status;
 }
 
-static icma_status check_cost(const icma_bundle *b, const group *g, size_t header_size, size_t *total, icma_error *error) {
-    uint64_t work = icma_decode_work(&g->signature, &g->generator);
-    uint64_t size = g->signature.data_size;
-    if (size > b->limits.max_output || header_size + 8 > b->limits.max_output - size)
+/* Before anything is allocated for a checkpoint. */
+static icma_status check_cost(const icma_bundle *b, const part *p, const icma_checkpoint *c, icma_error *error) {
+    const group *g = &b->groups[p->group];
+    uint64_t work = icma_decode_work(&g->signature, &g->generator), size = g->signature.data_size;
+    uint64_t header = c->header && c->header <= p->texts.count ? p->texts.list[c->header - 1].size : g->signature.header_size;
+    if (size > b->limits.max_output || header + 8 > b->limits.max_output - size || size > SIZE_MAX / 2)
         return icma_fail(error, ICMA_E_LIMIT, NULL, "an adapter of %llu bytes; raise --max-output if you trust the file", (unsigned long long)size);
     if (work > b->limits.max_work)
         return icma_fail(error, ICMA_E_LIMIT, NULL, "decoding takes %llu multiply-adds; raise --max-work if you trust the file", (unsigned long long)work);
-    *total = (size_t)size + header_size + 8;
     return ICMA_OK;
 }
 
-/* Header, modelled tensors from the coefficients q (NULL without a generator), verbatim tensors. */
-static icma_status assemble(icma_bundle *b, uint32_t task_index, part *p, size_t index, const float *q, icma_decoded *out, icma_error *error) {
+/* Header, modelled tensors from the coefficients q (NULL without a basis) and, if asked for, the residual; verbatim tensors. */
+static icma_status assemble(icma_bundle *b, uint32_t task_index, part *p, size_t index, const float *q, bool with_residual, icma_decoded *out,
+                            icma_error *error) {
     group *g = &b->groups[p->group];
     const icma_checkpoint *c = &p->table.list[index];
     const uint8_t *header;
     size_t header_size;
+    icma_residual residual = {0};
     icma_status status = own_header(b, p, c, &header, &header_size, error);
-    if (!status)
-        status = check_cost(b, g, header_size, &out->size, error);
+    out->size = 8 + header_size + (size_t)g->signature.data_size;
     if (!status && !(out->data = icma_alloc_zeroed(out->size, 1)))
         status = icma_fail(error, ICMA_E_MEMORY, NULL, "no memory for an adapter of %zu bytes", out->size);
     if (status)
@@ -598,7 +685,11 @@ static icma_status assemble(icma_bundle *b, uint32_t task_index, part *p, size_t
     icma_store_u64(out->data, header_size);
     memcpy(out->data + 8, header, header_size);
     uint8_t *data = out->data + 8 + header_size;
-    status = icma_decoder_tensors(g->decoder, q, c->exceptions, c->exception_count, data, error);
+    if (with_residual)
+        status = load_residual(b, task_index, p, index, &residual, error);
+    if (!status)
+        status = icma_decoder_tensors(g->decoder, q, &residual, c->exceptions, c->exception_count, data, error);
+    icma_residual_free(&residual);
     if (!status)
         status = load_stream(b, task_index, p, index, error);
     if (!status && p->stream_section && p->stream_section->first <= index && index - p->stream_section->first < p->stream_section->count)
@@ -628,20 +719,23 @@ static icma_status sampled_coefficients(group *g, const part *p, const icma_chec
     return status;
 }
 
-static icma_status decode_place(icma_bundle *b, size_t task_index, place at, coefficient_source source, const void *context, icma_decoded *out, icma_error *error) {
+static icma_status decode_place(icma_bundle *b, size_t task_index, place at, coefficient_source source, const void *context, bool with_residual,
+                                icma_decoded *out, icma_error *error) {
     part *p = &b->tasks[task_index].parts[at.part];
     group *g = &b->groups[p->group];
     const icma_checkpoint *c = &p->table.list[at.index];
     float *q = NULL;
-    icma_status status = open_decoder(b, p->group, error);
+    icma_status status = load_texts(b, (uint32_t)task_index, p, error);
     if (!status)
-        status = load_texts(b, (uint32_t)task_index, p, error);
+        status = check_cost(b, p, c, error);
+    if (!status)
+        status = open_decoder(b, p->group, error);
     if (!status && g->generator.kind == ICMA_GENERATOR_BASIS) {
         q = icma_alloc_array(g->generator.total, sizeof *q);
         status = q ? source(g, p, c, context, q, error) : icma_fail(error, ICMA_E_MEMORY, NULL, "no memory for coefficients");
     }
     if (!status)
-        status = assemble(b, (uint32_t)task_index, p, at.index, q, out, error);
+        status = assemble(b, (uint32_t)task_index, p, at.index, q, with_residual, out, error);
     if (!status)
         status = decode_files(b, p, c, out, error);
     icma_free(q);
@@ -663,7 +757,7 @@ icma_status icma_bundle_decode(icma_bundle *b, size_t task_index, size_t checkpo
     if (!status && checkpoint >= t->count)
         status = icma_fail(error, ICMA_E_NOT_FOUND, NULL, "no checkpoint %zu", checkpoint);
     if (!status)
-        status = decode_place(b, task_index, t->places[checkpoint], stored_coefficients, NULL, out, error);
+        status = decode_place(b, task_index, t->places[checkpoint], stored_coefficients, NULL, true, out, error);
     if (!status && icma_hash(out->data, out->size) != t->infos[checkpoint].hash)
         status = icma_fail(error, ICMA_E_CORRUPT, NULL, "a decoded checkpoint of task %s is not what was packed (checksum)", icma_bundle_task_name(b, task_index));
     return finish_decode(b, status, out, error);
@@ -676,6 +770,6 @@ icma_status icma_bundle_sample(icma_bundle *b, size_t task_index, uint64_t seed,
     if (!status && b->groups[t->infos[t->count - 1].group].generator.kind == ICMA_GENERATOR_NONE)
         status = icma_fail(error, ICMA_E_UNSUPPORTED, NULL, "task %s has no generator to sample from", icma_bundle_task_name(b, task_index));
     if (!status)
-        status = decode_place(b, task_index, t->places[t->count - 1], sampled_coefficients, &seed, out, error);
+        status = decode_place(b, task_index, t->places[t->count - 1], sampled_coefficients, &seed, false, out, error);
     return finish_decode(b, status, out, error);
 }

@@ -8,6 +8,10 @@
 #include <string.h>
 
 static const uint64_t head_budget = UINT64_C(1) << 30;
+enum {
+    INTEGER_WORK = 32, /* multiply-adds that entropy-decoding an integer is worth, measured */
+    INTEGER_BYTES = 8, /* while a chunk is decoded: 32 bits, 16 bits, and 16 on the device */
+};
 
 struct icma_decoder {
     const icma_ops *ops;
@@ -18,8 +22,10 @@ struct icma_decoder {
     icma_section_loader loader;
     icma_tensor **rows; /* one a tensor: integers, rows of its role x elements; NULL while its chunk is not loaded */
     uint64_t loaded;  /* bytes of rows on the device */
+    uint64_t max_memory;
     icma_trunk *trunk;
     icma_tensor *q, *steps, *y; /* K; K; the widest modelled tensor */
+    icma_tensor *integers;      /* of a residual; the widest modelled tensor */
     float *values;      /* the widest modelled tensor */
 };
 
@@ -48,18 +54,20 @@ static icma_status check_chunks(const icma_decoder *d, icma_error *error) {
         next += chunk->count;
     }
     for (; next < d->signature->tensor_count; next++)
-        if (icma_generator_is_modelled(d->generator, next))
+        if (icma_generator_is_modelled(d->generator, next) && rows_of(d, next))
             return icma_fail(error, ICMA_E_CORRUPT, NULL, "head: no rows for a modelled tensor");
     return ICMA_OK;
 }
 
 icma_status icma_decoder_create(const icma_ops *ops, const icma_safetensors *signature, const icma_generator *generator,
-                                const icma_section *chunks, size_t chunk_count, icma_section_loader loader, icma_decoder **out, icma_error *error) {
+                                const icma_section *chunks, size_t chunk_count, icma_section_loader loader, uint64_t max_memory, icma_decoder **out,
+                                icma_error *error) {
     *out = NULL;
     icma_decoder *d = icma_alloc_zeroed(1, sizeof *d);
     if (!d)
         return icma_fail(error, ICMA_E_MEMORY, NULL, "no memory for the decoder");
-    *d = (icma_decoder){.ops = ops, .signature = signature, .generator = generator, .chunks = chunks, .chunk_count = chunk_count, .loader = loader};
+    *d = (icma_decoder){.ops = ops, .signature = signature, .generator = generator, .chunks = chunks, .chunk_count = chunk_count, .loader = loader,
+                        .max_memory = max_memory};
     icma_status status = check_chunks(d, error);
     d->rows = icma_alloc_zeroed(signature->tensor_count + 1, sizeof *d->rows);
     d->values = icma_alloc_array(widest(d), sizeof *d->values);
@@ -73,9 +81,9 @@ icma_status icma_decoder_create(const icma_ops *ops, const icma_safetensors *sig
             status = ops->alloc(ops->device, ICMA_ELEMENT_F32, generator->total, &d->steps, error);
         if (!status)
             status = ops->upload(ops->device, d->steps, 0, generator->head_step, generator->total, error);
-        if (!status)
-            status = ops->alloc(ops->device, ICMA_ELEMENT_F32, widest(d), &d->y, error);
     }
+    if (!status)
+        status = ops->alloc(ops->device, ICMA_ELEMENT_F32, widest(d), &d->y, error);
     if (status)
         icma_decoder_free(d);
     else
@@ -100,6 +108,7 @@ void icma_decoder_free(icma_decoder *d) {
     d->ops->release(d->ops->device, d->q);
     d->ops->release(d->ops->device, d->steps);
     d->ops->release(d->ops->device, d->y);
+    d->ops->release(d->ops->device, d->integers);
     icma_free(d->rows);
     icma_free(d->values);
     icma_free(d);
@@ -110,9 +119,9 @@ uint64_t icma_decode_work(const icma_safetensors *signature, const icma_generato
     for (size_t t = 0; t < signature->tensor_count; t++) {
         uint64_t count = signature->tensors[t].count;
         uint64_t k = icma_generator_is_modelled(generator, t) ? generator->components[generator->treatment[t]] : 0;
-        if (k && count > (UINT64_MAX - work) / k)
+        if (k && count > (UINT64_MAX - work) / k / (INTEGER_WORK + 1))
             return UINT64_MAX;
-        work += k * count;
+        work += (INTEGER_WORK + 1) * k * count;
     }
     return work;
 }
@@ -140,6 +149,8 @@ static icma_status upload_chunk(icma_decoder *d, const icma_section *chunk, cons
 static icma_status load_chunk(icma_decoder *d, const icma_section *chunk, icma_error *error) {
     uint8_t *raw;
     size_t integers = icma_head_integers(d->signature, d->generator, chunk->first, chunk->count);
+    if (integers > d->max_memory / INTEGER_BYTES)
+        return icma_fail(error, ICMA_E_LIMIT, NULL, "head: a section of %zu integers; raise --max-output if you trust the file", integers);
     if (d->loaded + integers * sizeof(int16_t) > head_budget) {
         for (size_t c = 0; c < d->chunk_count; c++)
             forget_chunk(d, &d->chunks[c]);
@@ -171,7 +182,7 @@ icma_status icma_decoder_trunk(icma_decoder *d, const float *z, const float *con
 
 icma_status icma_decoder_coefficients(icma_decoder *d, const icma_checkpoints *task, const icma_checkpoint *checkpoint, float *q, icma_error *error) {
     const icma_generator *g = d->generator;
-    bool stored = checkpoint->tier == ICMA_TIER_LATENT;
+    bool stored = icma_has_coefficients(g, checkpoint);
     float *z = icma_alloc_zeroed(g->latent + 1, sizeof *z);
     if (!z)
         return icma_fail(error, ICMA_E_MEMORY, NULL, "no memory for a latent");
@@ -197,45 +208,76 @@ static bool all_finite(const float *values, size_t count) {
     return !(carry & 0x80000000U);
 }
 
-static icma_status decode_tensor(icma_decoder *d, size_t t, uint8_t *data, icma_error *error) {
-    const icma_tensor_info *info = &d->signature->tensors[t];
+/* y on the device = the basis' prediction of a tensor from the coefficients that are there; zeros without rows. */
+static icma_status predict_tensor(icma_decoder *d, size_t t, icma_error *error) {
     const icma_ops *ops = d->ops;
-    size_t k = rows_of(d, t), count = (size_t)info->count, first = icma_generator_first(d->generator, d->generator->treatment[t]);
+    size_t k = rows_of(d, t), count = (size_t)d->signature->tensors[t].count, first = icma_generator_first(d->generator, d->generator->treatment[t]);
+    icma_matrix y = icma_matrix_of(d->y, 1, count);
     if (k == 0) {
-        memset(data + info->begin, 0, (size_t)info->size);
+        ops->fill(ops->device, 0, y);
         return ICMA_OK;
     }
-    icma_matrix q = icma_matrix_block(icma_matrix_of(d->q, 1, d->generator->total), 0, first, 1, k);
-    icma_matrix steps = icma_matrix_block(icma_matrix_of(d->steps, 1, d->generator->total), 0, first, 1, k);
-    ops->basis(ops->device, q, steps, icma_matrix_of(d->rows[t], k, count), d->generator->scale[t],
-               icma_matrix_of(d->y, 1, count));
-    icma_status status = ops->download(ops->device, d->y, 0, d->values, count, error);
+    icma_status status = ICMA_OK;
+    for (size_t c = 0; !status && c < d->chunk_count && !d->rows[t]; c++)
+        if (d->chunks[c].first <= t && t - d->chunks[c].first < d->chunks[c].count)
+            status = load_chunk(d, &d->chunks[c], error);
     if (status)
         return status;
-    if (!all_finite(d->values, count))
-        return icma_fail(error, ICMA_E_CORRUPT, NULL, "a decoded weight of %s is not finite", info->name);
-    icma_store_floats(info->dtype, d->values, count, data + info->begin);
+    icma_matrix q = icma_matrix_block(icma_matrix_of(d->q, 1, d->generator->total), 0, first, 1, k);
+    icma_matrix steps = icma_matrix_block(icma_matrix_of(d->steps, 1, d->generator->total), 0, first, 1, k);
+    ops->basis(ops->device, q, steps, icma_matrix_of(d->rows[t], k, count), d->generator->scale[t], y);
     return ICMA_OK;
 }
 
-icma_status icma_decoder_tensors(icma_decoder *d, const float *q, const uint32_t *exceptions, size_t exception_count, uint8_t *data, icma_error *error) {
-    icma_status status = ICMA_OK;
-    size_t next = 0;
-    if (d->generator->kind != ICMA_GENERATOR_BASIS)
-        return ICMA_OK;
-    status = d->ops->upload(d->ops->device, d->q, 0, q, d->generator->total, error);
-    for (size_t c = 0; !status && c < d->chunk_count; c++) {
-        const icma_section *chunk = &d->chunks[c];
-        for (size_t t = chunk->first; !status && t < (size_t)chunk->first + chunk->count; t++) {
-            while (next < exception_count && exceptions[next] < t)
-                next++;
-            if (!icma_generator_is_modelled(d->generator, t) || (next < exception_count && exceptions[next] == t))
-                continue;
-            if (!d->rows[t] && rows_of(d, t))
-                status = load_chunk(d, chunk, error);
-            if (!status)
-                status = decode_tensor(d, t, data, error);
-        }
+static icma_status add_residual(icma_decoder *d, const icma_residual *residual, const icma_residual_tensor *r, icma_error *error) {
+    const icma_ops *ops = d->ops;
+    size_t count = (size_t)d->signature->tensors[r->tensor].count;
+    icma_status status = d->integers ? ICMA_OK : ops->alloc(ops->device, ICMA_ELEMENT_I16, widest(d), &d->integers, error);
+    if (!status)
+        status = ops->upload(ops->device, d->integers, 0, residual->integers + r->first, count, error);
+    if (!status)
+        ops->dequantise(ops->device, icma_matrix_of(d->integers, 1, count), icma_residual_step(d->generator->scale[r->tensor], r->code),
+                        icma_matrix_of(d->y, 1, count));
+    return status;
+}
+
+static icma_status upload_coefficients(icma_decoder *d, const float *q, icma_error *error) {
+    return d->generator->kind == ICMA_GENERATOR_BASIS ? d->ops->upload(d->ops->device, d->q, 0, q, d->generator->total, error) : ICMA_OK;
+}
+
+icma_status icma_decoder_predict(icma_decoder *d, const float *q, size_t tensor, float *values, icma_error *error) {
+    icma_status status = upload_coefficients(d, q, error);
+    if (!status)
+        status = predict_tensor(d, tensor, error);
+    return status ? status : d->ops->download(d->ops->device, d->y, 0, values, (size_t)d->signature->tensors[tensor].count, error);
+}
+
+static icma_status decode_tensor(icma_decoder *d, size_t t, const icma_residual *residual, const icma_residual_tensor *r, uint8_t *data, icma_error *error) {
+    const icma_tensor_info *info = &d->signature->tensors[t];
+    icma_status status = predict_tensor(d, t, error);
+    if (!status && r)
+        status = add_residual(d, residual, r, error);
+    if (!status)
+        status = d->ops->download(d->ops->device, d->y, 0, d->values, (size_t)info->count, error);
+    if (!status && !all_finite(d->values, (size_t)info->count))
+        status = icma_fail(error, ICMA_E_CORRUPT, NULL, "a decoded weight of %s is not finite", info->name);
+    if (!status)
+        icma_store_floats(info->dtype, d->values, (size_t)info->count, data + info->begin);
+    return status;
+}
+
+icma_status icma_decoder_tensors(icma_decoder *d, const float *q, const icma_residual *residual, const uint32_t *exceptions, size_t exception_count,
+                                 uint8_t *data, icma_error *error) {
+    icma_status status = upload_coefficients(d, q, error);
+    size_t next = 0, part = 0, parts = residual ? residual->count : 0;
+    for (size_t t = 0; !status && t < d->signature->tensor_count; t++) {
+        while (next < exception_count && exceptions[next] < t)
+            next++;
+        while (part < parts && residual->list[part].tensor < t)
+            part++;
+        if (!icma_generator_is_modelled(d->generator, t) || (next < exception_count && exceptions[next] == t))
+            continue;
+        status = decode_tensor(d, t, residual, part < parts && residual->list[part].tensor == t ? &residual->list[part] : NULL, data, error);
     }
     return status;
 }

@@ -8,6 +8,7 @@
 
 #include "checkpoints.h"
 #include "container.h"
+#include "residual.h"
 
 /* Loads a section's raw bytes (owned by the caller, icma_free): from an archive, or from one that is still being written. */
 typedef struct icma_section_loader {
@@ -18,12 +19,13 @@ typedef struct icma_section_loader {
 typedef struct icma_decoder icma_decoder;
 
 /* `signature`, `generator`, `chunks` (the group's HEAD sections, ascending) and `ops` must outlive the decoder. Head chunks are loaded when first
- * needed and kept while they fit a budget of 1 GiB. ICMA_E_CORRUPT if the chunks do not cover the modelled tensors exactly. */
-icma_status icma_decoder_create(const icma_ops *ops, const icma_safetensors *signature, const icma_generator *generator,
-                                const icma_section *chunks, size_t chunk_count, icma_section_loader loader, icma_decoder **out, icma_error *error);
+ * needed and kept while they fit a budget of 1 GiB; one whose integers take more than `max_memory` bytes is ICMA_E_LIMIT. ICMA_E_CORRUPT if the chunks do not
+ * cover the modelled tensors exactly. */
+icma_status icma_decoder_create(const icma_ops *ops, const icma_safetensors *signature, const icma_generator *generator, const icma_section *chunks,
+                                size_t chunk_count, icma_section_loader loader, uint64_t max_memory, icma_decoder **out, icma_error *error);
 void icma_decoder_free(icma_decoder *decoder); /* NULL is fine */
 
-/* Multiply-adds that decoding one checkpoint takes; saturates. */
+/* Multiply-adds that decoding one checkpoint takes, an integer of the head counting as many as its decoding is worth; saturates. */
 uint64_t icma_decode_work(const icma_safetensors *signature, const icma_generator *generator);
 
 /* q[K] from latents z and a condition (condition_size or coordinates numbers): the trunk alone. */
@@ -31,7 +33,10 @@ icma_status icma_decoder_trunk(icma_decoder *decoder, const float *z, const floa
 /* q[K] of a stored checkpoint: z from its integers (0 under tier generate), the trunk, the corrections. */
 icma_status icma_decoder_coefficients(icma_decoder *decoder, const icma_checkpoints *task, const icma_checkpoint *checkpoint, float *q, icma_error *error);
 /* Writes every modelled tensor into `data` (signature->data_size bytes), except those listed in exceptions. A value that is not finite before the
- * cast is ICMA_E_CORRUPT. */
-icma_status icma_decoder_tensors(icma_decoder *decoder, const float *q, const uint32_t *exceptions, size_t exception_count, uint8_t *data, icma_error *error);
+ * cast is ICMA_E_CORRUPT. `residual` may be NULL. */
+icma_status icma_decoder_tensors(icma_decoder *decoder, const float *q, const icma_residual *residual, const uint32_t *exceptions, size_t exception_count,
+                                 uint8_t *data, icma_error *error);
+/* What the generator alone makes of one modelled tensor, before the cast; values has room for its elements. */
+icma_status icma_decoder_predict(icma_decoder *decoder, const float *q, size_t tensor, float *values, icma_error *error);
 
 #endif

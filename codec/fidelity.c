@@ -602,3 +602,22 @@ void icma_fidelity_free(icma_fidelity *fidelity) {
     icma_free(fidelity->pairs);
     *fidelity = (icma_fidelity){0};
 }
+
+void icma_fidelity_tensor(const icma_tensor_info *tensor, const uint8_t *original_data, const uint8_t *other_data, icma_distance *out) {
+    *out = compare_tensor(tensor, original_data, tensor, other_data);
+}
+
+icma_status icma_fidelity_pair(const icma_safetensors *tensors, const icma_pair *pair, const uint8_t *original_data, const uint8_t *other_data,
+                               icma_distance *out) {
+    const icma_tensor_info *a = &tensors->tensors[pair->a], *b = &tensors->tensors[pair->b];
+    *out = (icma_distance){.count = pair->rows * pair->columns, .maximum = NAN};
+    if (has_strange(a, original_data) || has_strange(a, other_data) || has_strange(b, original_data) || has_strange(b, other_data)) {
+        set_infinite(out);
+        return ICMA_OK;
+    }
+    product p = {.a = elements_of(a, original_data), .a_other = elements_of(a, other_data), .b = elements_of(b, original_data),
+                 .b_other = elements_of(b, other_data), .rank = (size_t)pair->rank, .rows = (size_t)pair->rows, .columns = (size_t)pair->columns};
+    icma_status status = measure_product(&p, false, out);
+    scale_distance(out, 1, false);
+    return status;
+}

@@ -55,4 +55,9 @@ icma_status icma_fidelity_compare(const icma_safetensors *original, const uint8_
                                   icma_fidelity *out, icma_error *error);
 void icma_fidelity_free(icma_fidelity *fidelity); /* leaves it zeroed */
 
+/* One tensor, and one pair at scale 1, of two adapters of one signature: the same numbers as above. */
+void icma_fidelity_tensor(const icma_tensor_info *tensor, const uint8_t *original_data, const uint8_t *other_data, icma_distance *out);
+icma_status icma_fidelity_pair(const icma_safetensors *tensors, const icma_pair *pair, const uint8_t *original_data, const uint8_t *other_data,
+                               icma_distance *out); /* ICMA_OK, ICMA_E_MEMORY or, for a rank beyond 2^31 / 3, ICMA_E_LIMIT */
+
 #endif

@@ -12,6 +12,7 @@
 enum { TILE_COLUMNS = 4096, FEWEST_ELEMENTS = 16 };
 static const uint64_t most_elements = UINT64_C(1) << 26, most_other_elements = UINT64_C(1) << 20;
 enum { TILE_CELLS = 1 << 25 }; /* floats in memory at a time */
+enum { SCALE_WEIGHTS = 4096 }; /* a tensor of so many weights has its rms as scale */
 
 typedef struct scan {
     icma_group *group;
@@ -173,18 +174,18 @@ static icma_status scan_tensor(scan *s, size_t t, icma_error *error) {
     double energy = 0;
     for (size_t i = 0; i < n; i++)
         energy += s->tensor[i * n + i];
-    float rms = stay ? (float)sqrt(energy / ((double)stay * (double)info->count)) : 0;
-    if (!isnormal(rms) || is_constant(s)) {
+    float scale = stay ? (float)sqrt(energy / ((double)stay * SCALE_WEIGHTS)) : 0;
+    if (!isnormal(scale) || is_constant(s)) {
         forget_exceptions(s, t);
         return ICMA_OK;
     }
     if (!s->gram->matrix[role] && !(s->gram->matrix[role] = icma_alloc_zeroed(n * n, sizeof(double))))
         return icma_fail(error, ICMA_E_MEMORY, NULL, "no memory for the Gram matrix of %zu checkpoints", n);
     for (size_t i = 0; i < n * n; i++)
-        s->gram->matrix[role][i] += s->tensor[i] / ((double)rms * rms);
+        s->gram->matrix[role][i] += s->tensor[i] / ((double)scale * scale);
     s->gram->weights[role] += info->count;
     s->generator->treatment[t] = (uint8_t)role;
-    s->generator->scale[t] = rms;
+    s->generator->scale[t] = scale;
     return ICMA_OK;
 }
 

@@ -2,7 +2,8 @@
 /*
  * Gram matrices of standardised checkpoints, a role at a time, and their eigenproblem.
  *
- * With X~ = X / s_t (s_t the rms of tensor t over the group) and G = X~ X~^T, the eigenvectors of W G W (W diagonal: 1 / sqrt(checkpoints of the task), so
+ * With X~ = X / s_t, s_t = |x_t| / 64 (Frobenius norm, root mean square over the group), so that every tensor of a role weighs the same, as bounds on dW do: with the
+ * norms of both factors fixed, bits are fewest at equal noise *relative to the norm* and G = X~ X~^T, the eigenvectors of W G W (W diagonal: 1 / sqrt(checkpoints of the task), so
  * that a task of 50 checkpoints needs no finer rows than a task of one) give eigen-adapters E = Lambda^-1/2 U^T W X~ with orthonormal rows
  * and coordinates P = X~ E^T = G W U Lambda^-1/2 (the snapshot method of Sirovich 1987).
  */

@@ -85,6 +85,8 @@ typedef struct icma_ops {
     void (*linear)(void *device, icma_matrix x, icma_matrix w, icma_matrix bias, icma_matrix y);
     /* y[i, l] = scale * chain of fma(q[i, k] * step[0, k], (float)head[k, l], acc) over k ascending, from +0. head is I16. */
     void (*basis)(void *device, icma_matrix q, icma_matrix step, icma_matrix head, float scale, icma_matrix y);
+    /* y = fma((float)integers, step, y), element by element. integers is I16. */
+    void (*dequantise)(void *device, icma_matrix integers, float step, icma_matrix y);
 } icma_ops;
 
 /* The whole of a fresh tensor as a matrix, or a block of rows x columns at (row, column) of a view. */

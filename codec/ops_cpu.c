@@ -127,6 +127,13 @@ static void cpu_basis(void *device, icma_matrix q, icma_matrix step, icma_matrix
     }
 }
 
+static void cpu_dequantise(void *device, icma_matrix integers, float step, icma_matrix y) {
+    (void)device;
+    assert(integers.rows == y.rows && integers.columns == y.columns);
+    for (size_t i = 0; i < y.rows; i++)
+        kernels.dequantise(icma_row_i16(integers, i), y.columns, step, icma_row(y, i));
+}
+
 const icma_ops *icma_ops_cpu(void) {
     static icma_ops table;
     if (!table.name) {
@@ -137,6 +144,7 @@ const icma_ops *icma_ops_cpu(void) {
         fast.syrk = cpu_syrk;
         fast.linear = cpu_linear;
         fast.basis = cpu_basis;
+        fast.dequantise = cpu_dequantise;
         fast.name = "cpu";
         table = fast;
     }

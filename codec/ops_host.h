@@ -31,10 +31,14 @@ typedef void (*icma_basis_kernel)(const float *a, size_t rows, const int16_t *he
 /* y[o] = chain over j of fma(x[j], w[j * stride + o], y[o]), `count` outputs. */
 typedef void (*icma_linear_kernel)(const float *x, size_t inputs, const float *w, size_t stride, size_t count, float *y);
 
+/* y[l] = fma(integers[l], step, y[l]). */
+typedef void (*icma_dequantise_kernel)(const int16_t *integers, size_t count, float step, float *y);
+
 typedef struct icma_kernels {
     const char *name; /* "scalar", "avx2", "avx512" */
     icma_basis_kernel basis;
     icma_linear_kernel linear;
+    icma_dequantise_kernel dequantise;
 } icma_kernels;
 enum { ICMA_KERNEL_SETS = 3 };
 /* Every set that this processor runs, slowest ("scalar") first; returns how many. All give the same bits. */
@@ -43,5 +47,6 @@ size_t icma_kernels_all(icma_kernels list[ICMA_KERNEL_SETS]);
 icma_kernels icma_kernels_best(void);
 void icma_basis_scalar(const float *a, size_t rows, const int16_t *head, size_t stride, size_t count, float scale, float *y);
 void icma_linear_scalar(const float *x, size_t inputs, const float *w, size_t stride, size_t count, float *y);
+void icma_dequantise_scalar(const int16_t *integers, size_t count, float step, float *y);
 
 #endif

@@ -263,6 +263,18 @@ static void ref_basis(void *device, icma_matrix q, icma_matrix step, icma_matrix
         }
 }
 
+void icma_dequantise_scalar(const int16_t *integers, size_t count, float step, float *y) {
+    for (size_t l = 0; l < count; l++)
+        y[l] = fmaf((float)integers[l], step, y[l]);
+}
+
+static void ref_dequantise(void *device, icma_matrix integers, float step, icma_matrix y) {
+    (void)device;
+    assert(integers.rows == y.rows && integers.columns == y.columns);
+    for (size_t i = 0; i < y.rows; i++)
+        icma_dequantise_scalar(icma_row_i16(integers, i), y.columns, step, icma_row(y, i));
+}
+
 const icma_ops *icma_ops_reference(void) {
     static const icma_ops table = {
         .name = "reference",
@@ -289,6 +301,7 @@ const icma_ops *icma_ops_reference(void) {
         .softsign = ref_softsign,
         .linear = ref_linear,
         .basis = ref_basis,
+        .dequantise = ref_dequantise,
     };
     return &table;
 }

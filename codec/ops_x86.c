@@ -67,21 +67,31 @@ __attribute__((target("avx512f,avx512bw"))) static void basis_avx512(const float
     basis_avx2(a, rows, head + l, stride, count - l, scale, y + l);
 }
 
+__attribute__((target("avx2,fma"))) static void dequantise_avx2(const int16_t *integers, size_t count, float step, float *y) {
+    const __m256 factor = _mm256_set1_ps(step);
+    size_t l = 0;
+    for (; l + 8 <= count; l += 8) {
+        __m256i wide = _mm256_cvtepi16_epi32(_mm_loadu_si128((const __m128i *)(const void *)(integers + l)));
+        _mm256_storeu_ps(y + l, _mm256_fmadd_ps(_mm256_cvtepi32_ps(wide), factor, _mm256_loadu_ps(y + l)));
+    }
+    icma_dequantise_scalar(integers + l, count - l, step, y + l);
+}
+
 size_t icma_kernels_all(icma_kernels list[ICMA_KERNEL_SETS]) {
     size_t count = 0;
-    list[count++] = (icma_kernels){"scalar", icma_basis_scalar, icma_linear_scalar};
+    list[count++] = (icma_kernels){"scalar", icma_basis_scalar, icma_linear_scalar, icma_dequantise_scalar};
     if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma"))
         return count;
-    list[count++] = (icma_kernels){"avx2", basis_avx2, linear_avx2};
+    list[count++] = (icma_kernels){"avx2", basis_avx2, linear_avx2, dequantise_avx2};
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw"))
-        list[count++] = (icma_kernels){"avx512", basis_avx512, linear_avx2};
+        list[count++] = (icma_kernels){"avx512", basis_avx512, linear_avx2, dequantise_avx2};
     return count;
 }
 
 #else
 
 size_t icma_kernels_all(icma_kernels list[ICMA_KERNEL_SETS]) {
-    list[0] = (icma_kernels){"scalar", icma_basis_scalar, icma_linear_scalar};
+    list[0] = (icma_kernels){"scalar", icma_basis_scalar, icma_linear_scalar, icma_dequantise_scalar};
     return 1;
 }
 

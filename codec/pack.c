@@ -17,7 +17,7 @@ enum {
 };
 
 icma_pack_options icma_pack_defaults(void) {
-    return (icma_pack_options){.tier = ICMA_TIER_LATENT, .explain = ICMA_AUTO, .max_error = 0.05, .loss = ICMA_LOSS_WATER_LEVEL, .kld_weight = 0.005,
+    return (icma_pack_options){.tier = ICMA_TIER_BOUNDED, .bound = {ICMA_BOUND_DW, 0.1F}, .explain = ICMA_AUTO, .max_error = 0.05, .loss = ICMA_LOSS_WATER_LEVEL, .kld_weight = 0.005,
                                .latent_dim = 16, .batch = 32, .learning_rate = 2e-3, .seed = 1};
 }
 
@@ -152,7 +152,7 @@ static icma_status learn(icma_packer *p, icma_pack_group *g, icma_error *error) 
     icma_lap(&now);
     icma_status status = icma_gram_compute(g->group, p->ops, MOST_GRAM_SOURCES, o->seed, &o->progress, &g->generator, &g->gram, error);
     p->result->seconds.gram += icma_lap(&now);
-    if (status || !has_modelled(g))
+    if (status || !has_modelled(g) || o->generator == ICMA_CHOOSE_NONE)
         return status;
     status = icma_basis_choose(g->group, &g->gram, &g->generator, (icma_basis_target){o->components, o->explain, o->max_error}, &g->basis, error);
     if (status)
@@ -185,7 +185,8 @@ static icma_status settle_generator(icma_packer *p, icma_pack_group *g, icma_err
     icma_buffer_free(&payload);
     icma_section_loader loader = {reread, p->writer};
     if (!status)
-        status = icma_decoder_create(p->decode_ops, &g->group->signature, &g->generator, g->chunks, g->chunk_count, loader, &g->decoder, error);
+        status = icma_decoder_create(p->decode_ops, &g->group->signature, &g->generator, g->chunks, g->chunk_count, loader, UINT64_MAX,
+                                     &g->decoder, error);
     return status;
 }
 
@@ -378,8 +379,12 @@ static icma_status pack_all(icma_packer *p, const char *path, icma_error *error)
 }
 
 static icma_status check_options(const icma_pack_options *o, icma_error *error) {
-    if (o->tier != ICMA_TIER_GENERATE && o->tier != ICMA_TIER_LATENT)
-        return icma_fail(error, ICMA_E_USAGE, NULL, "this tier cannot be asked for; use generate or latent");
+    if (o->tier > ICMA_TIER_LOSSLESS)
+        return icma_fail(error, ICMA_E_USAGE, NULL, "this tier cannot be asked for; use generate, latent, bounded or lossless");
+    if (o->tier == ICMA_TIER_BOUNDED && (o->bound.kind == ICMA_BOUND_NONE || o->bound.kind > ICMA_BOUND_ABS || !(o->bound.value > 0)))
+        return icma_fail(error, ICMA_E_USAGE, NULL, "tier bounded needs a bound above 0");
+    if (o->generator == ICMA_CHOOSE_NONE && o->tier <= ICMA_TIER_LATENT)
+        return icma_fail(error, ICMA_E_USAGE, NULL, "tiers generate and latent need a generator");
     if (o->batch == 0 || !(o->learning_rate > 0) || !(o->max_error > 0) || !(o->explain >= 0 && o->explain <= 1) || !(o->kld_weight >= 0))
         return icma_fail(error, ICMA_E_USAGE, NULL, "a pack option is out of range; start from icma_pack_defaults()");
     return ICMA_OK;

@@ -2,6 +2,7 @@
 /* Encoding, measuring and writing one task's checkpoints of one group. */
 #include "packer.h"
 
+#include "bound.h"
 #include "compress.h"
 #include "memory.h"
 #include "verbatim.h"
@@ -31,6 +32,10 @@ typedef struct part_writer {
     const uint8_t **data;
     size_t section_first;
     size_t held;
+    icma_buffer *blocks;    /* residual of each checkpoint of that section */
+    icma_residual residual; /* of the checkpoint at hand */
+    bool *verbatim;         /* which modelled tensors it keeps as they are */
+    bool any_modelled;
     float *q;
     icma_distance total;
     double dw_sum, dw_max;
@@ -97,25 +102,25 @@ static icma_status write_texts(part_writer *w, icma_error *error) {
 
 /* --- one checkpoint ---------------------------------------------------------------------------------------------- */
 
-/* Tensors of this source that stay verbatim although the group models them; `all`: every one of them. */
-static icma_status list_exceptions(part_writer *w, size_t source, bool all, icma_checkpoint *c, icma_error *error) {
+/* Tensors of this source that stay verbatim although the group models them, from the group's exceptions; `all`: every one of them. */
+static void mark_exceptions(part_writer *w, size_t source, bool all) {
     const icma_generator *g = &w->g->generator;
+    for (size_t t = 0; t < g->tensor_count; t++)
+        w->verbatim[t] = icma_generator_is_modelled(g, t) && (all || icma_group_is_exception(w->g->group, source, t));
+}
+
+static icma_status list_exceptions(part_writer *w, icma_checkpoint *c, icma_error *error) {
     size_t count = 0;
-    c->exception_count = 0;
+    for (size_t t = 0; t < w->g->generator.tensor_count; t++)
+        count += w->verbatim[t];
     icma_free(c->exceptions);
-    c->exceptions = NULL;
-    for (int pass = 0; pass < 2; pass++) {
-        count = 0;
-        for (size_t t = 0; t < g->tensor_count; t++)
-            if (icma_generator_is_modelled(g, t) && (all || icma_group_is_exception(w->g->group, source, t))) {
-                if (pass)
-                    c->exceptions[count] = (uint32_t)t;
-                count++;
-            }
-        if (pass == 0 && count && !(c->exceptions = icma_alloc_array(count, sizeof *c->exceptions)))
-            return no_memory(error);
-    }
-    c->exception_count = count;
+    c->exception_count = 0;
+    c->exceptions = count ? icma_alloc_array(count, sizeof *c->exceptions) : NULL;
+    if (count && !c->exceptions)
+        return no_memory(error);
+    for (size_t t = 0; t < w->g->generator.tensor_count; t++)
+        if (w->verbatim[t])
+            c->exceptions[c->exception_count++] = (uint32_t)t;
     return ICMA_OK;
 }
 
@@ -146,11 +151,87 @@ static icma_status encode_checkpoint(part_writer *w, size_t i, icma_error *error
     bool fits = true;
     c->has_step = input->has_step;
     c->step = input->step;
-    c->tier = w->g->generator.kind == ICMA_GENERATOR_NONE ? ICMA_TIER_VERBATIM : w->packer->options->tier;
+    c->tier = w->packer->options->tier;
+    if (!w->any_modelled)
+        c->tier = ICMA_TIER_VERBATIM;
+    if (c->tier == ICMA_TIER_BOUNDED)
+        c->bound = w->packer->options->bound;
     icma_status status = take_side_files(w, input, c, error);
-    if (!status && c->tier == ICMA_TIER_LATENT)
+    if (!status && icma_has_coefficients(&w->g->generator, c))
         status = encode_coefficients(w, w->source_index[i], c, &fits, error);
-    return status ? status : list_exceptions(w, w->source_index[i], !fits, c, error);
+    mark_exceptions(w, w->source_index[i], !fits);
+    return status ? status : list_exceptions(w, c, error);
+}
+
+/* --- residuals --------------------------------------------------------------------------------------------------- */
+
+static icma_status predict(part_writer *w, const icma_checkpoint *c, float *values, icma_error *error) {
+    icma_pack_group *g = w->g;
+    const icma_safetensors *signature = &g->group->signature;
+    icma_status status = ICMA_OK;
+    if (g->generator.kind == ICMA_GENERATOR_BASIS)
+        status = icma_decoder_coefficients(g->decoder, &w->table, c, w->q, error);
+    for (size_t t = 0; !status && t < signature->tensor_count; t++)
+        if (icma_generator_is_modelled(&g->generator, t)) {
+            status = icma_decoder_predict(g->decoder, w->q, t, values, error);
+            values += signature->tensors[t].count;
+        }
+    return status;
+}
+
+static size_t modelled_weights(const icma_safetensors *signature, const icma_generator *g) {
+    size_t sum = 0;
+    for (size_t t = 0; t < signature->tensor_count; t++)
+        sum += icma_generator_is_modelled(g, t) ? (size_t)signature->tensors[t].count : 0;
+    return sum;
+}
+
+/* Codes checkpoint i to its bound; tensors that cannot hold it join its exceptions. */
+static icma_status bound_checkpoint(part_writer *w, size_t i, size_t size, icma_error *error) {
+    icma_checkpoint *c = &w->table.list[i];
+    icma_pack_group *g = w->g;
+    const icma_safetensors *signature = &g->group->signature;
+    float *prediction = icma_alloc_array(modelled_weights(signature, &g->generator) + 1, sizeof *prediction);
+    uint8_t *decoded = icma_alloc(size);
+    icma_bounded b = {.signature = signature, .generator = &g->generator, .pairs = &g->group->pairs, .bound = c->bound, .original = w->data[i],
+                      .prediction = prediction, .verbatim = w->verbatim, .decoded = decoded};
+    icma_status status = prediction && decoded ? predict(w, c, prediction, error) : no_memory(error);
+    if (!status) {
+        memcpy(decoded, w->data[i], (size_t)signature->data_size);
+        status = icma_bound_encode(&b, &w->residual, error);
+    }
+    if (!status)
+        status = list_exceptions(w, c, error);
+    icma_free(prediction);
+    icma_free(decoded);
+    return status;
+}
+
+/* Nothing of the model is good enough: all of the checkpoint's tensors are kept as they are. */
+static icma_status keep_all(part_writer *w, size_t i, icma_error *error) {
+    icma_residual_free(&w->residual);
+    mark_exceptions(w, w->source_index[i], true);
+    return list_exceptions(w, &w->table.list[i], error);
+}
+
+static icma_status flush_residuals(part_writer *w, size_t next, icma_error *error) {
+    icma_buffer payload = {0};
+    size_t first = w->section_first, total = 0;
+    for (size_t i = first; i < next; i++) {
+        total += w->blocks[i].size;
+        if (icma_may_have_residual(&w->table.list[i]))
+            icma_write_varint(&payload, w->blocks[i].size);
+    }
+    for (size_t i = first; i < next; i++) {
+        icma_write_bytes(&payload, w->blocks[i].data, w->blocks[i].size);
+        icma_buffer_free(&w->blocks[i]);
+    }
+    icma_section section = {.kind = ICMA_SECTION_RESIDUAL, .group = w->g->index, .task = w->task, .first = (uint32_t)first, .count = (uint32_t)(next - first)};
+    icma_status status = icma_buffer_status(&payload, error);
+    if (!status && total)
+        status = icma_container_add(w->packer->writer, &section, payload.data, payload.size, 0, error);
+    icma_buffer_free(&payload);
+    return status;
 }
 
 /* --- measuring --------------------------------------------------------------------------------------------------- */
@@ -186,9 +267,9 @@ static void add_measures(part_writer *w, icma_checkpoint *c, const icma_fidelity
     w->dw_max = fmax(w->dw_max, f->dw_error_max);
 }
 
-/* Decodes checkpoint i into a copy of its original file (verbatim tensors are there already), compares and hashes it. *finite is false, and nothing
- * is noted, where a modelled weight left its dtype's range (an F16 near its limit). */
-static icma_status measure_checkpoint(part_writer *w, size_t i, const uint8_t *original, size_t size, bool *finite, icma_error *error) {
+/* Decodes checkpoint i into a copy of its original file (verbatim tensors are there already), compares and hashes it. *good is false, and nothing
+ * is noted, where a modelled weight left its dtype's range (an F16 near its limit), or the bound is missed. */
+static icma_status measure_checkpoint(part_writer *w, size_t i, const uint8_t *original, size_t size, bool *good, icma_error *error) {
     icma_pack_group *g = w->g;
     icma_checkpoint *c = &w->table.list[i];
     size_t header = (size_t)w->sources[i]->data_offset, config_size;
@@ -199,16 +280,17 @@ static icma_status measure_checkpoint(part_writer *w, size_t i, const uint8_t *o
         return no_memory(error);
     memcpy(copy, original, size);
     icma_status status = ICMA_OK;
-    if (g->generator.kind == ICMA_GENERATOR_BASIS) {
+    if (g->generator.kind == ICMA_GENERATOR_BASIS)
         status = icma_decoder_coefficients(g->decoder, &w->table, c, w->q, error);
-        if (!status)
-            status = icma_decoder_tensors(g->decoder, w->q, c->exceptions, c->exception_count, copy + header, error);
-    }
+    if (!status)
+        status = icma_decoder_tensors(g->decoder, w->q, &w->residual, c->exceptions, c->exception_count, copy + header, error);
     if (!status)
         status = icma_fidelity_compare(&g->group->signature, original + header, &g->group->signature, copy + header, &g->group->pairs, config, config_size,
                                        false, &fidelity, error);
-    *finite = status || isfinite(fidelity.total.error);
-    if (!status && *finite) {
+    *good = status || isfinite(fidelity.total.error);
+    if (!status && c->tier == ICMA_TIER_BOUNDED)
+        *good = icma_bound_holds(c->bound, &g->group->pairs, fidelity.tensors, fidelity.tensor_count, fidelity.pairs);
+    if (!status && *good) {
         add_measures(w, c, &fidelity);
         c->hash = icma_hash(copy, size);
     }
@@ -228,6 +310,8 @@ static icma_status flush_verbatim(part_writer *w, size_t next, icma_error *error
     if (!status && payload.size)
         status = icma_container_add(w->packer->writer, &section, payload.data, payload.size, payload.size > LARGE_BYTES ? LARGE_LEVEL : SMALL_LEVEL, error);
     icma_buffer_free(&payload);
+    if (!status)
+        status = flush_residuals(w, next, error);
     for (size_t i = first; i < next; i++) {
         icma_free(w->originals[i]);
         w->originals[i] = NULL;
@@ -260,13 +344,20 @@ static icma_status process_checkpoint(part_writer *w, size_t i, icma_error *erro
     for (size_t t = 0; t < w->g->group->signature.tensor_count; t++)
         w->packer->result->original_parameters += w->g->group->signature.tensors[t].count;
     status = take_header(w, i, w->originals[i], error);
-    bool finite = true;
+    bool good = true;
+    if (!status && w->table.list[i].tier == ICMA_TIER_BOUNDED)
+        status = bound_checkpoint(w, i, size, error);
     if (!status)
-        status = measure_checkpoint(w, i, w->originals[i], size, &finite, error);
-    if (!status && !finite)
-        status = list_exceptions(w, w->source_index[i], true, &w->table.list[i], error);
-    if (!status && !finite)
-        status = measure_checkpoint(w, i, w->originals[i], size, &finite, error);
+        status = measure_checkpoint(w, i, w->originals[i], size, &good, error);
+    if (!status && !good)
+        status = keep_all(w, i, error);
+    if (!status && !good)
+        status = measure_checkpoint(w, i, w->originals[i], size, &good, error);
+    if (!status && !good)
+        status = icma_fail(error, ICMA_E_BOUND, NULL, "a checkpoint does not hold its bound even verbatim");
+    if (!status)
+        status = icma_residual_write(&w->residual, &w->blocks[i], error);
+    icma_residual_free(&w->residual);
     if (!status && (w->held >= stream_bytes || i + 1 == w->table.count))
         status = flush_verbatim(w, i + 1, error);
     return status;
@@ -339,6 +430,11 @@ static void free_part(part_writer *w) {
     for (size_t i = 0; i < w->texts.count; i++)
         icma_buffer_free(&w->texts.list[i]);
     icma_free(w->texts.list);
+    for (size_t i = 0; w->blocks && i < w->table.count; i++)
+        icma_buffer_free(&w->blocks[i]);
+    icma_residual_free(&w->residual);
+    icma_free(w->blocks);
+    icma_free(w->verbatim);
     icma_free(w->originals);
     icma_free(w->data);
     icma_free(w->sources);
@@ -354,6 +450,11 @@ static icma_status allocate_part(part_writer *w, size_t first, size_t count, icm
     w->originals = icma_alloc_zeroed(count, sizeof *w->originals);
     w->data = icma_alloc_zeroed(count, sizeof *w->data);
     w->q = icma_alloc_array(w->g->generator.total + 1, sizeof *w->q);
+    w->blocks = icma_alloc_zeroed(count, sizeof *w->blocks);
+    w->verbatim = icma_alloc_zeroed(w->g->generator.tensor_count + 1, sizeof *w->verbatim);
+    w->any_modelled = modelled_weights(&w->g->group->signature, &w->g->generator) > 0;
+    if (!w->blocks || !w->verbatim)
+        return no_memory(error);
     if (!w->table.list || !w->sources || !w->source_index || !w->originals || !w->data || !w->q)
         return no_memory(error);
     w->table.count = count;

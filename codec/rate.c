@@ -35,3 +35,11 @@ void icma_rate_gaussian(double ratio, double *bits, double *distortion) {
         *distortion += i ? 2 * (p * i * i - 2 * i * first) : 0;
     }
 }
+
+double icma_rate_cell(double ratio, int k) {
+    double low = (k - 0.5) / ratio, high = (k + 0.5) / ratio;
+    double p = k ? cumulative(-low) - cumulative(-high) : 1 - 2 * cumulative(-high);
+    if (p > 1e-12)
+        return -log2(p);
+    return 0.5 * (k / ratio) * (k / ratio) / log(2) + log2(ratio * sqrt(2 * pi));
+}

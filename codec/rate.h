@@ -6,4 +6,7 @@
 /* For N(0, ratio^2) rounded to integers: entropy in bits, and mean squared error in squared steps (at high rates log2(ratio sqrt(2 pi e)) and 1/12). ratio >= 0. */
 void icma_rate_gaussian(double ratio, double *bits, double *distortion);
 
+/* Bits of the integer k among N(0, ratio^2) rounded to integers: -log2 of its cell's probability. ratio > 0, k >= 0; far out the density is used. */
+double icma_rate_cell(double ratio, int k);
+
 #endif

@@ -901,20 +901,20 @@ static void heads_decode(void **state) {
             make_heads(&image.tensors, &g, run, values, &h);
             icma_section_loader loader = {load_head, &h};
             assert_int_equal(icma_decoder_create(icma_ops_cpu(), &image.tensors, &g, h.sections, h.count,
-                                                 loader, &decoder, &error),
+                                                 loader, UINT64_MAX, &decoder, &error),
                              ICMA_OK);
             for (int pass = 0; pass < 3; pass++) {
                 set_floats(q, g.total, false);
                 memset(data, 0xEE, size);
                 size_t skipped = pass == 1 ? COUNT(exceptions) : 0;
-                assert_int_equal(icma_decoder_tensors(decoder, q, exceptions, skipped, data, &error),
+                assert_int_equal(icma_decoder_tensors(decoder, q, NULL, exceptions, skipped, data, &error),
                                  ICMA_OK);
                 check_decoded(&image.tensors, &g, values, q, data, exceptions, skipped);
             }
             assert_true(h.loads <= h.count); /* once each */
             q[0] = INFINITY;
             if (g.components[ICMA_ROLE_A] > 1)
-                assert_int_equal(icma_decoder_tensors(decoder, q, NULL, 0, data, &error), ICMA_E_CORRUPT);
+                assert_int_equal(icma_decoder_tensors(decoder, q, NULL, NULL, 0, data, &error), ICMA_E_CORRUPT);
             icma_decoder_free(decoder);
             free_heads(&h, values, g.tensor_count);
             icma_generator_free(&g);
@@ -950,7 +950,7 @@ static void bad_heads_are_refused(void **state) {
         count -= lie == 4;
         count -= lie == 5 ? 2 : 0;
         assert_int_equal(icma_decoder_create(icma_ops_cpu(), &image.tensors, &g, h.sections, count, loader,
-                                             &decoder, &error),
+                                             UINT64_MAX, &decoder, &error),
                          ICMA_E_CORRUPT);
         assert_null(decoder);
         memcpy(h.sections, held, sizeof held);
@@ -963,9 +963,9 @@ static void bad_heads_are_refused(void **state) {
                 h.payloads[c].data[i] ^= (uint8_t)(1 << bit);
                 measure(&m);
                 assert_int_equal(icma_decoder_create(icma_ops_cpu(), &image.tensors, &g, h.sections, h.count,
-                                                     loader, &decoder, &error),
+                                                     loader, UINT64_MAX, &decoder, &error),
                                  ICMA_OK);
-                icma_status status = icma_decoder_tensors(decoder, q, NULL, 0, data, &error);
+                icma_status status = icma_decoder_tensors(decoder, q, NULL, NULL, 0, data, &error);
                 icma_decoder_free(decoder);
                 measure(NULL);
                 assert_true(status == ICMA_OK || status == ICMA_E_CORRUPT);
