@@ -1,291 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
+/* The head: the second pass over the data. */
 #include "basis.h"
 
 #include "head.h"
 #include "memory.h"
-#include "rate.h"
 
 #include <math.h>
 #include <string.h>
-
-enum { CONTEXT_BITS = 8, COEFFICIENT_BITS = 8 }; /* a row costs a table index a tensor, and about a byte a checkpoint */
-
-/* --- choosing K -------------------------------------------------------------------------------------------------- */
-
-typedef struct chooser {
-    const icma_gram *gram;
-    const uint32_t *task;     /* of each sampled source */
-    size_t tasks;
-    size_t tensors[ICMA_ROLE_COUNT];   /* modelled tensors of the role */
-    icma_eigen eigen[ICMA_ROLE_COUNT];
-    double within[ICMA_ROLE_COUNT];    /* within-task variance of the role */
-    double file_bytes;                 /* of the sources' tensors */
-    double energy_a_weight;            /* mean square of the standardised weights */
-    /* The choice that is being tried. */
-    double step;                       /* of the standardised rows, one for all */
-    size_t taken[ICMA_ROLE_COUNT];
-    double spanned[ICMA_ROLE_COUNT];   /* within-task variance in the rows taken */
-    double *leftover[ICMA_ROLE_COUNT]; /* of each sampled source: energy outside the rows taken */
-    double *noise[ICMA_ROLE_COUNT];    /* of each sampled source: energy of what quantising the rows does to it */
-    double bits;                       /* of the rows taken */
-} chooser;
-
-static void chooser_free(chooser *c) {
-    for (int role = 0; role < ICMA_ROLE_COUNT; role++) {
-        icma_eigen_free(&c->eigen[role]);
-        icma_free(c->leftover[role]);
-        icma_free(c->noise[role]);
-    }
-}
-
-/* Within-task variance of one coordinate. */
-static double column_within(const chooser *c, const double *p, size_t stride) {
-    double within = 0;
-    size_t n = c->gram->count;
-    for (size_t first = 0, next; first < n; first = next) {
-        double sum = 0;
-        for (next = first; next < n && c->task[next] == c->task[first]; next++)
-            sum += p[next * stride];
-        double mean = sum / (double)(next - first);
-        for (size_t i = first; i < next; i++)
-            within += (p[i * stride] - mean) * (p[i * stride] - mean);
-    }
-    return within;
-}
-
-/* A row's spread: coordinates divided by it have a mean square of 1 over the tasks, so that in rows multiplied by it one quantiser step does the same harm
- * in all of them (reverse water-filling). */
-static double row_spread(const chooser *c, int role, size_t k) {
-    return sqrt(c->eigen[role].values[k] / (double)c->tasks);
-}
-
-static void take_row(chooser *c, int role) {
-    const icma_eigen *e = &c->eigen[role];
-    const double *column = e->coordinates + c->taken[role];
-    double weights = (double)c->gram->weights[role], spread = row_spread(c, role, c->taken[role]), bits, distortion;
-    icma_rate_gaussian(spread / sqrt(weights) / c->step, &bits, &distortion);
-    c->bits += bits * weights + CONTEXT_BITS * (double)c->tensors[role] + COEFFICIENT_BITS * (double)e->count;
-    c->spanned[role] += column_within(c, column, e->rank);
-    for (size_t i = 0; i < e->count; i++) {
-        double square = column[i * e->rank] * column[i * e->rank];
-        c->leftover[role][i] = fmax(0, c->leftover[role][i] - square);
-        c->noise[role][i] += square / (spread * spread) * weights * distortion * c->step * c->step;
-    }
-    c->taken[role]++;
-}
-
-static double predicted_error(const chooser *c) {
-    size_t n = c->gram->count;
-    double mean = 0;
-    for (size_t i = 0; i < n; i++) {
-        double square = 0;
-        for (int role = 0; role < ICMA_ROLE_COUNT; role++)
-            if (c->gram->matrix[role] && c->gram->matrix[role][i * n + i] > 0)
-                square += (c->leftover[role][i] + c->noise[role][i]) / c->gram->matrix[role][i * n + i];
-        mean += sqrt(square) / (double)n;
-    }
-    return mean;
-}
-
-static double explained(const chooser *c) {
-    double within = 0, spanned = 0, energy = 0;
-    size_t n = c->gram->count;
-    for (int role = 0; role < ICMA_ROLE_COUNT; role++) {
-        within += c->within[role];
-        spanned += c->spanned[role];
-        for (size_t i = 0; c->gram->matrix[role] && i < n; i++) {
-            energy += c->gram->matrix[role][i * n + i];
-            spanned -= c->noise[role][i];
-        }
-    }
-    /* Below the rounding of single-precision sums there is no variance to explain. */
-    return within > 1e-7 * energy ? spanned / within : NAN;
-}
-
-/* The role whose next eigenvalue is largest per weight of a row, or -1 when none has another. */
-static int best_role(const chooser *c) {
-    int best = -1;
-    double most = 0;
-    for (int role = 0; role < ICMA_ROLE_COUNT; role++) {
-        const icma_eigen *e = &c->eigen[role];
-        if (c->taken[role] >= e->rank || c->taken[role] >= ICMA_MAX_COMPONENTS)
-            continue;
-        double gain = e->values[c->taken[role]] / (double)c->gram->weights[role];
-        if (gain > most) {
-            most = gain;
-            best = role;
-        }
-    }
-    return best;
-}
-
-static const double coarsest_step = 2, finest_step = 0x1p-13, step_ratio = 0.8408964152537145; /* in root mean squares of the standardised weights; 2^-1/4 */
-static const double noise_of_fixed = 0.2;
-
-/* Without a wish, this much of the variance within tasks is worth having while the basis is a small part of the files; beyond that, this much is enough. */
-static const double plenty = 0.85, enough = 0.70, small_part = 0.0275;
-
-static double wanted_share(const chooser *c, double explain) {
-    if (explain > 0)
-        return explain;
-    return c->bits / 8 < small_part * c->file_bytes ? plenty : enough;
-}
-
-static bool reached(const chooser *c, icma_basis_target target) {
-    return !(explained(c) < wanted_share(c, target.explain)) && predicted_error(c) <= target.max_error;
-}
-
-static void start_over(chooser *c, double step) {
-    size_t n = c->gram->count;
-    c->step = step;
-    c->bits = 0;
-    for (int role = 0; role < ICMA_ROLE_COUNT; role++) {
-        c->taken[role] = 0;
-        c->spanned[role] = 0;
-        for (size_t i = 0; c->gram->matrix[role] && i < n; i++) {
-            c->leftover[role][i] = c->gram->matrix[role][i * n + i];
-            c->noise[role][i] = 0;
-        }
-    }
-}
-
-/* Sums over the sampled sources, all roles. */
-static double total_of(const chooser *c, double *const *list) {
-    double sum = 0;
-    for (int role = 0; role < ICMA_ROLE_COUNT; role++)
-        for (size_t i = 0; list[role] && i < c->gram->count; i++)
-            sum += list[role][i];
-    return sum;
-}
-
-/* Rows for one step; true when the target was reached with them. */
-static bool take_rows(chooser *c, double step, icma_basis_target target) {
-    start_over(c, step);
-    for (int role = 0; role < ICMA_ROLE_COUNT && target.components; role++)
-        while (c->taken[role] < target.components && c->taken[role] < c->eigen[role].rank && c->taken[role] < ICMA_MAX_COMPONENTS)
-            take_row(c, role);
-    /* So many rows and no other: a step that spoils them by less than what they leave, or than the target allows. */
-    if (target.components)
-        return total_of(c, c->noise) <= noise_of_fixed * total_of(c, c->leftover) || predicted_error(c) <= target.max_error / 4;
-    /* Every role that is modelled has a row, so that no tensor is modelled by nothing. */
-    for (int role = 0; role < ICMA_ROLE_COUNT; role++)
-        if (c->eigen[role].rank)
-            take_row(c, role);
-    for (int role = best_role(c); role >= 0 && !reached(c, target); role = best_role(c))
-        take_row(c, role);
-    return reached(c, target);
-}
-
-/* Coarse steps need more rows and fine ones more bits a row: all are tried, by the rate model, from coarse to fine. */
-static void choose_step(chooser *c, icma_basis_target target) {
-    double unit = sqrt(c->energy_a_weight), best_bits = INFINITY, best_step = finest_step * unit;
-    for (double step = coarsest_step * unit; step >= finest_step * unit; step *= step_ratio)
-        if (take_rows(c, step, target) && c->bits < best_bits) {
-            best_bits = c->bits;
-            best_step = step;
-        }
-    take_rows(c, best_step, target);
-}
-
-static void measure_energy(chooser *c) {
-    double energy = 0, weights = 0;
-    size_t n = c->gram->count;
-    for (int role = 0; role < ICMA_ROLE_COUNT; role++) {
-        for (size_t i = 0; c->gram->matrix[role] && i < n; i++)
-            energy += c->gram->matrix[role][i * n + i];
-        weights += (double)c->gram->weights[role] * (double)n;
-    }
-    c->energy_a_weight = weights > 0 && energy > 0 ? energy / weights : 1;
-}
-
-static icma_status solve_role(chooser *c, int role, icma_error *error) {
-    size_t n = c->gram->count;
-    const double *gram = c->gram->matrix[role];
-    if (!gram)
-        return ICMA_OK;
-    double *weight = icma_alloc_array(n, sizeof *weight);
-    c->leftover[role] = icma_alloc_array(n, sizeof(double));
-    c->noise[role] = icma_alloc_array(n, sizeof(double));
-    if (!weight || !c->leftover[role] || !c->noise[role]) {
-        icma_free(weight);
-        return icma_fail(error, ICMA_E_MEMORY, NULL, "no memory for the basis");
-    }
-    for (size_t first = 0, next; first < n; first = next) {
-        for (next = first; next < n && c->task[next] == c->task[first]; next++)
-            ;
-        for (size_t i = first; i < next; i++)
-            weight[i] = 1 / sqrt((double)(next - first));
-    }
-    c->within[role] = icma_within_task(gram, c->task, n);
-    icma_status status = icma_eigen_solve(gram, weight, n, &c->eigen[role], error);
-    icma_free(weight);
-    return status;
-}
-
-/* Copies what was chosen: mixing rows a role, and coordinates of the sampled sources among all. */
-static icma_status keep(const icma_group *group, const chooser *c, icma_basis *out, icma_error *error) {
-    size_t n = c->gram->count;
-    for (int role = 0; role < ICMA_ROLE_COUNT; role++)
-        out->total += out->components[role] = c->taken[role];
-    out->coordinates = icma_alloc_zeroed(group->count, (out->total ? out->total : 1) * sizeof(double));
-    out->step = icma_alloc_array(out->total ? out->total : 1, sizeof *out->step);
-    if (!out->coordinates || !out->step)
-        return icma_fail(error, ICMA_E_MEMORY, NULL, "no memory for the coordinates");
-    for (size_t role = 0, first = 0; role < ICMA_ROLE_COUNT; first += c->taken[role], role++) {
-        const icma_eigen *e = &c->eigen[role];
-        size_t k = c->taken[role];
-        if (k == 0)
-            continue;
-        out->mixing[role] = icma_alloc_array(k * n, sizeof(double));
-        if (!out->mixing[role])
-            return icma_fail(error, ICMA_E_MEMORY, NULL, "no memory for the basis");
-        memcpy(out->mixing[role], e->mixing, k * n * sizeof(double));
-        for (size_t j = 0; j < k; j++)
-            out->step[first + j] = (float)(c->step / row_spread(c, (int)role, j));
-        for (size_t i = 0; i < n; i++)
-            memcpy(out->coordinates + c->gram->rows[i] * out->total + first, e->coordinates + i * e->rank, k * sizeof(double));
-        for (size_t i = 0; i < n; i++) {
-            out->leftover += (c->leftover[role][i] + c->noise[role][i]) / (double)n;
-            out->energy += c->gram->matrix[role][i * n + i] / (double)n;
-        }
-        out->within += c->within[role] / (double)n;
-    }
-    out->explained = explained(c);
-    out->predicted_error = predicted_error(c);
-    return ICMA_OK;
-}
-
-static void count_tensors(const icma_group *group, const icma_generator *generator, chooser *c) {
-    for (size_t t = 0; t < group->signature.tensor_count; t++)
-        if (icma_generator_is_modelled(generator, t))
-            c->tensors[generator->treatment[t]]++;
-}
-
-icma_status icma_basis_choose(const icma_group *group, const icma_gram *gram, const icma_generator *generator, icma_basis_target target,
-                              icma_basis *out, icma_error *error) {
-    memset(out, 0, sizeof *out);
-    chooser c = {.gram = gram, .file_bytes = (double)group->count * (double)group->signature.data_size};
-    uint32_t *task = icma_alloc_array(gram->count, sizeof *task);
-    icma_status status = task ? ICMA_OK : icma_fail(error, ICMA_E_MEMORY, NULL, "no memory for the basis");
-    for (size_t i = 0; !status && i < gram->count; i++) {
-        task[i] = group->sources[gram->rows[i]].task;
-        c.tasks += i == 0 || task[i] != task[i - 1];
-    }
-    c.task = task;
-    count_tensors(group, generator, &c);
-    for (int role = 0; !status && role < ICMA_ROLE_COUNT; role++)
-        status = solve_role(&c, role, error);
-    if (!status) {
-        measure_energy(&c);
-        choose_step(&c, target);
-        status = keep(group, &c, out, error);
-    }
-    chooser_free(&c);
-    icma_free(task);
-    if (status)
-        icma_basis_free(out);
-    return status;
-}
 
 void icma_basis_free(icma_basis *basis) {
     for (int role = 0; role < ICMA_ROLE_COUNT; role++)
@@ -294,8 +15,6 @@ void icma_basis_free(icma_basis *basis) {
     icma_free(basis->step);
     memset(basis, 0, sizeof *basis);
 }
-
-/* --- the head ---------------------------------------------------------------------------------------------------- */
 
 enum { HEAD_TILE = 8192, HEAD_CELLS = 1 << 24, HEAD_CHUNK = 1 << 20 };
 
@@ -361,15 +80,15 @@ static icma_status head_allocate(head_writer *h, icma_error *error) {
     widest = n > h->other_count ? n : h->other_count;
     h->columns = HEAD_CELLS / widest < HEAD_TILE ? HEAD_CELLS / widest : HEAD_TILE;
     h->tile = icma_alloc_array(widest * h->columns, sizeof *h->tile);
-    h->projection = h->other_count ? icma_alloc_array(h->other_count * total, sizeof *h->projection) : NULL;
+    h->projection = h->other_count ? icma_alloc_array(h->other_count * (total ? total : 1), sizeof *h->projection) : NULL;
     if (!h->tile || (h->other_count && (!h->others || !h->zero || !h->projection)))
         return icma_fail(error, ICMA_E_MEMORY, NULL, "no memory for the basis");
     const icma_ops *ops = h->ops;
     icma_status status = ops->alloc(ops->device, ICMA_ELEMENT_F32, widest * h->columns, &h->x, error);
     if (!status)
-        status = ops->alloc(ops->device, ICMA_ELEMENT_F32, total * h->columns, &h->rows, error);
+        status = ops->alloc(ops->device, ICMA_ELEMENT_F32, (total ? total : 1) * h->columns, &h->rows, error);
     if (!status && h->other_count)
-        status = ops->alloc(ops->device, ICMA_ELEMENT_F32, h->other_count * total, &h->p, error);
+        status = ops->alloc(ops->device, ICMA_ELEMENT_F32, h->other_count * (total ? total : 1), &h->p, error);
     for (int role = 0; !status && role < ICMA_ROLE_COUNT; role++)
         status = upload_mixing(h, role, error);
     return status;
@@ -399,11 +118,12 @@ static icma_status make_tile(head_writer *h, size_t tensor, uint64_t first, size
     const icma_ops *ops = h->ops;
     int role = h->generator->treatment[tensor];
     size_t k = h->basis->components[role], n = h->gram->count, count = (size_t)h->group->signature.tensors[tensor].count;
-    icma_status status = load_tile(h, h->gram->rows, n, tensor, first, columns, error);
+    icma_status status = k ? load_tile(h, h->gram->rows, n, tensor, first, columns, error) : ICMA_OK;
     if (status)
         return status;
     icma_matrix rows = icma_matrix_of(h->rows, k, columns);
-    ops->gemm(ops->device, 1, icma_matrix_of(h->mix[role], k, n), false, icma_matrix_of(h->x, n, columns), false, 0, rows);
+    if (k)
+        ops->gemm(ops->device, 1, icma_matrix_of(h->mix[role], k, n), false, icma_matrix_of(h->x, n, columns), false, 0, rows);
     for (size_t i = 0; !status && i < k; i++)
         status = ops->download(ops->device, h->rows, i * columns, values + i * count + first, columns, error);
     if (status || h->other_count == 0)
@@ -414,6 +134,8 @@ static icma_status make_tile(head_writer *h, size_t tensor, uint64_t first, size
     for (size_t i = 0; i < h->other_count; i++)
         for (size_t j = 0; h->zero[i] && j < columns; j++)
             h->zero[i] = h->tile[i * columns + j] == 0;
+    if (k == 0)
+        return ICMA_OK;
     ops->gemm(ops->device, 1, icma_matrix_of(h->x, h->other_count, columns), false, rows, true, 0, icma_matrix_of(h->p, h->other_count, k));
     status = ops->download(ops->device, h->p, 0, h->projection, h->other_count * k, error);
     size_t at = icma_generator_first(h->generator, (size_t)role);
@@ -426,7 +148,7 @@ static icma_status make_tile(head_writer *h, size_t tensor, uint64_t first, size
 static icma_status make_tensor(head_writer *h, size_t tensor, icma_error *error) {
     size_t k = h->basis->components[h->generator->treatment[tensor]];
     size_t count = (size_t)h->group->signature.tensors[tensor].count;
-    float *values = icma_alloc_array(k * count, sizeof *values);
+    float *values = icma_alloc_array(k * count + 1, sizeof *values);
     icma_status status = ICMA_OK;
     if (!values)
         status = icma_fail(error, ICMA_E_MEMORY, NULL, "no memory for the basis of a tensor of %zu weights", count);
@@ -438,7 +160,7 @@ static icma_status make_tensor(head_writer *h, size_t tensor, icma_error *error)
     for (size_t i = 0; !status && i < h->other_count; i++)
         if (h->zero[i])
             icma_group_set_exception(h->group, h->others[i], tensor);
-    if (!status)
+    if (!status && k)
         status = icma_head_add_tensor(&h->chunk, values, h->generator->head_step + icma_generator_first(h->generator, h->generator->treatment[tensor]), k,
                                       count, error);
     icma_free(values);

@@ -6,6 +6,7 @@
 #define ICMA_BASIS_H
 
 #include "container.h"
+#include "icma.h"
 #include "gram.h"
 
 typedef struct icma_basis {
@@ -25,12 +26,16 @@ typedef struct icma_basis {
 typedef struct icma_basis_target {
     size_t components;
     double explain, max_error;
+    icma_bound bound; /* of the residuals that come on top; ICMA_BOUND_NONE: there will be none */
+    bool required;    /* at least one row a role, even where none pays */
 } icma_basis_target;
 
 /*
  * Chooses rows greedily, always from the role whose next eigenvalue is largest per weight stored, until both targets hold: `explain` of the
  * within-task variance in the span, and a mean predicted relative error of dW of `max_error`. The prediction for a source is sqrt(sum over roles of
  * leftover / energy): dW = B A is linear in each factor, so to first order their relative errors add in squares. `components` > 0 takes that many rows of every role instead.
+ * With a bound, the number of rows and their step are those at which rows and residuals together are predicted to take the fewest bits (residual_rate.h); no row at all
+ * is a fine answer. Within a quarter more bits, a choice that also explains `explain` (auto: 0.65) of the within-task variance is preferred: latents should mean something.
  * Coordinates of sources outside the sample are zero until icma_basis_write_head has projected them.
  */
 icma_status icma_basis_choose(const icma_group *group, const icma_gram *gram, const icma_generator *generator, icma_basis_target target,

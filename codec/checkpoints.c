@@ -47,7 +47,7 @@ void icma_condition_write(const icma_checkpoints *c, icma_buffer *out) {
     icma_write_u8(out, (uint8_t)name);
     icma_write_bytes(out, c->condition_name, name);
     for (size_t i = 0; i < c->condition_size; i++)
-        icma_write_f32(out, c->condition[i]);
+        icma_write_u16(out, icma_f32_to_bf16(c->condition[i]));
 }
 
 /* 0 for none, else the difference to the previous step + 1; steps ascend, so no difference is negative. */
@@ -134,8 +134,8 @@ icma_status icma_condition_read(const void *data, size_t size, const icma_genera
     icma_cursor from = icma_cursor_over(data, size);
     uint8_t origin = icma_read_u8(&from), name = icma_read_u8(&from);
     const uint8_t *text = icma_read_bytes(&from, name);
-    size_t count = from.left / 4, wanted = condition_size(g, origin);
-    if (from.failed || from.left % 4 || count == 0)
+    size_t count = from.left / 2, wanted = condition_size(g, origin);
+    if (from.failed || from.left % 2 || count == 0)
         return bad(error, "a condition that is cut short");
     if (origin != ICMA_CONDITION_GIVEN && origin != ICMA_CONDITION_LEARNED)
         return icma_fail(error, ICMA_E_UNSUPPORTED, NULL, "task table: condition of origin %u; a newer icma may know it", origin);
@@ -149,7 +149,7 @@ icma_status icma_condition_read(const void *data, size_t size, const icma_genera
         return no_memory(error);
     out->origin = origin;
     out->condition_size = count;
-    icma_load_floats(ICMA_F32, icma_read_bytes(&from, count * 4), count, out->condition);
+    icma_load_floats(ICMA_BF16, icma_read_bytes(&from, count * 2), count, out->condition);
     for (size_t i = 0; i < count; i++)
         if (!isfinite(out->condition[i]))
             return bad(error, "a condition that is not finite");

@@ -149,6 +149,29 @@ static void forget_exceptions(scan *s, size_t tensor) {
     }
 }
 
+/* Notes each source's standardised energy in tensor t, and how much of it lies off its task's mean. */
+static void note_energies(scan *s, size_t t, double scale) {
+    size_t n = s->gram->count, tensors = s->group->signature.tensor_count;
+    const icma_source *sources = s->group->sources;
+    for (size_t first = 0, next; first < n; first = next) {
+        uint32_t task = sources[s->gram->rows[first]].task;
+        double block = 0;
+        for (next = first; next < n && sources[s->gram->rows[next]].task == task; next++)
+            ;
+        for (size_t i = first; i < next; i++)
+            for (size_t j = first; j < next; j++)
+                block += s->tensor[i * n + j];
+        double count = (double)(next - first);
+        for (size_t i = first; i < next; i++) {
+            double row = 0, own = s->tensor[i * n + i];
+            for (size_t j = first; j < next; j++)
+                row += s->tensor[i * n + j];
+            s->gram->energy[i * tensors + t] = (float)(own / (scale * scale));
+            s->gram->spread[i * tensors + t] = (float)fmax(0, (own - 2 * row / count + block / (count * count)) / (scale * scale));
+        }
+    }
+}
+
 /* Adds one tensor to its role's matrix, standardised, or makes it verbatim. */
 static icma_status scan_tensor(scan *s, size_t t, icma_error *error) {
     const icma_tensor_info *info = &s->group->signature.tensors[t];
@@ -183,6 +206,7 @@ static icma_status scan_tensor(scan *s, size_t t, icma_error *error) {
         return icma_fail(error, ICMA_E_MEMORY, NULL, "no memory for the Gram matrix of %zu checkpoints", n);
     for (size_t i = 0; i < n * n; i++)
         s->gram->matrix[role][i] += s->tensor[i] / ((double)scale * scale);
+    note_energies(s, t, (double)scale);
     s->gram->weights[role] += info->count;
     s->generator->treatment[t] = (uint8_t)role;
     s->generator->scale[t] = scale;
@@ -214,6 +238,11 @@ icma_status icma_gram_compute(icma_group *group, const icma_ops *ops, size_t lim
     memset(out, 0, sizeof *out);
     scan s = {.group = group, .ops = ops, .gram = out, .generator = generator};
     icma_status status = choose_rows(group, limit, seed, out, error);
+    size_t cells = out->count * group->signature.tensor_count;
+    out->energy = icma_alloc_zeroed(cells ? cells : 1, sizeof *out->energy);
+    out->spread = icma_alloc_zeroed(cells ? cells : 1, sizeof *out->spread);
+    if (!status && (!out->energy || !out->spread))
+        status = icma_fail(error, ICMA_E_MEMORY, NULL, "no memory for the Gram matrix of %zu checkpoints", out->count);
     if (!status)
         status = scan_allocate(&s, error);
     for (size_t t = 0; !status && t < group->signature.tensor_count; t++) {
@@ -232,6 +261,8 @@ icma_status icma_gram_compute(icma_group *group, const icma_ops *ops, size_t lim
 
 void icma_gram_free(icma_gram *gram) {
     icma_free(gram->rows);
+    icma_free(gram->energy);
+    icma_free(gram->spread);
     for (int role = 0; role < ICMA_ROLE_COUNT; role++)
         icma_free(gram->matrix[role]);
     memset(gram, 0, sizeof *gram);

@@ -17,6 +17,7 @@ typedef struct icma_gram {
     uint32_t *rows;                /* which; ascending; owned */
     double *matrix[ICMA_ROLE_COUNT]; /* n x n; NULL for a role without modelled tensors; owned */
     uint64_t weights[ICMA_ROLE_COUNT]; /* L: modelled weights of the role */
+    float *energy, *spread;        /* n x tensors: |x~_t|^2 of each source, and of its difference to the mean of its task's; 0 for verbatim ones; owned */
 } icma_gram;
 
 /* One pass over the data. Decides for every tensor how it is treated and sets generator->treatment and ->scale (allocated by the caller for the signature):

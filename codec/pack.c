@@ -3,6 +3,7 @@
 #include "packer.h"
 
 #include "compress.h"
+#include "dtype.h"
 #include "memory.h"
 #include "npy.h"
 
@@ -85,9 +86,11 @@ static icma_status load_condition(const char *path, icma_condition *out, icma_er
     bool npy = length > 4 && strcmp(path + length - 4, ".npy") == 0;
     icma_status status = npy ? icma_npy_read_vector(path, ICMA_MAX_CONDITION, &values, &count, error)
                              : condition_from_safetensors(path, &values, &count, error);
-    for (size_t i = 0; !status && i < count; i++)
+    for (size_t i = 0; !status && i < count; i++) {
+        values[i] = icma_bf16_to_f32(icma_f32_to_bf16(values[i])); /* as it is stored (spec 4.6) */
         if (!isfinite(values[i]))
             status = icma_fail(error, ICMA_E_UNSUPPORTED, path, "a condition vector that is not finite; remove it to have one learned");
+    }
     if (status) {
         icma_free(values);
         return status;
@@ -145,6 +148,14 @@ static bool has_modelled(const icma_pack_group *g) {
     return false;
 }
 
+static icma_basis_target target_of(const icma_pack_options *o) {
+    icma_basis_target target = {.components = o->components, .explain = o->explain, .max_error = o->max_error};
+    if (o->tier == ICMA_TIER_BOUNDED)
+        target.bound = o->bound;
+    target.required = o->generator == ICMA_CHOOSE_BASIS || o->tier <= ICMA_TIER_LATENT;
+    return target;
+}
+
 /* Gram matrix, basis, head, CVAE: everything that is learned from a group. */
 static icma_status learn(icma_packer *p, icma_pack_group *g, icma_error *error) {
     const icma_pack_options *o = p->options;
@@ -152,11 +163,14 @@ static icma_status learn(icma_packer *p, icma_pack_group *g, icma_error *error) 
     icma_lap(&now);
     icma_status status = icma_gram_compute(g->group, p->ops, MOST_GRAM_SOURCES, o->seed, &o->progress, &g->generator, &g->gram, error);
     p->result->seconds.gram += icma_lap(&now);
-    if (status || !has_modelled(g) || o->generator == ICMA_CHOOSE_NONE)
+    if (status || !has_modelled(g))
         return status;
-    status = icma_basis_choose(g->group, &g->gram, &g->generator, (icma_basis_target){o->components, o->explain, o->max_error}, &g->basis, error);
+    if (o->generator != ICMA_CHOOSE_NONE)
+        status = icma_basis_choose(g->group, &g->gram, &g->generator, target_of(o), &g->basis, error);
     if (status)
         return status;
+    if (g->basis.total == 0 && g->gram.count == g->group->count)
+        return ICMA_OK; /* residuals alone, and no source that has not been looked at */
     memcpy(g->generator.components, g->basis.components, sizeof g->basis.components);
     g->generator.head_step = g->basis.step; /* moves */
     g->basis.step = NULL;
@@ -166,7 +180,7 @@ static icma_status learn(icma_packer *p, icma_pack_group *g, icma_error *error) 
     uint64_t head_bytes = 0;
     for (size_t c = 0; c < g->chunk_count; c++)
         head_bytes += g->chunks[c].stored_size;
-    if (!status)
+    if (!status && g->basis.total)
         status = icma_train(g->group, &g->basis, p->conditions, o, head_bytes, p->ops, &g->generator, &g->training, error);
     p->result->seconds.train += icma_lap(&now);
     return status;

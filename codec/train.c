@@ -207,7 +207,7 @@ static icma_status make_projection(trainer *t, float *const *landmarks, size_t c
             for (size_t i = 0; i < count; i++)
                 sum += e.mixing[k * count + i] * landmarks[i][l] / rms;
             /* generator sections hold no denormals */
-            float entry = (float)(sum * sqrt((double)count / e.values[k]) / rms);
+            float entry = icma_bf16_to_f32(icma_f32_to_bf16((float)(sum * sqrt((double)count / e.values[k]) / rms)));
             g->projection[k * g->condition_size + l] = isnormal(entry) ? entry : 0;
         }
     icma_eigen_free(&e);
@@ -551,7 +551,8 @@ static icma_status copy_learned(trainer *t, icma_error *error) {
     icma_status status = icma_cvae_get(t->cvae, ICMA_P_CONDITIONS, t->table, error);
     for (size_t i = 0; !status && i < t->training->task_count; i++)
         if (t->training->learned[i])
-            memcpy(t->training->learned[i], t->table + i * m, m * sizeof(float));
+            for (size_t j = 0; j < m; j++)
+                t->training->learned[i][j] = icma_bf16_to_f32(icma_f32_to_bf16(t->table[i * m + j]));
     return status;
 }
 

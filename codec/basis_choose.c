@@ -1,0 +1,360 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "basis.h"
+
+#include "head.h"
+#include "memory.h"
+#include "rate.h"
+#include "residual_rate.h"
+
+#include <math.h>
+#include <string.h>
+
+enum { CONTEXT_BITS = 8, COEFFICIENT_BITS = 8 }; /* a row costs a table index a tensor, and about a byte a checkpoint */
+
+/* --- choosing K -------------------------------------------------------------------------------------------------- */
+
+typedef struct chooser {
+    const icma_gram *gram;
+    const uint32_t *task;     /* of each sampled source */
+    size_t tasks;
+    size_t tensors[ICMA_ROLE_COUNT];   /* modelled tensors of the role */
+    icma_eigen eigen[ICMA_ROLE_COUNT];
+    double within[ICMA_ROLE_COUNT];    /* within-task variance of the role */
+    double file_bytes;                 /* of the sources' tensors */
+    double energy_a_weight;            /* mean square of the standardised weights */
+    /* The choice that is being tried. */
+    double step;                       /* of the standardised rows, one for all */
+    size_t taken[ICMA_ROLE_COUNT];
+    double spanned[ICMA_ROLE_COUNT];   /* within-task variance in the rows taken */
+    double *leftover[ICMA_ROLE_COUNT]; /* of each sampled source: energy outside the rows taken */
+    double *noise[ICMA_ROLE_COUNT];    /* of each sampled source: energy of what quantising the rows does to it */
+    double bits;                       /* of the rows taken */
+    icma_residual_model *residuals;    /* NULL without a bound */
+} chooser;
+
+static void chooser_free(chooser *c) {
+    for (int role = 0; role < ICMA_ROLE_COUNT; role++) {
+        icma_eigen_free(&c->eigen[role]);
+        icma_free(c->leftover[role]);
+        icma_free(c->noise[role]);
+    }
+    icma_residual_model_free(c->residuals);
+}
+
+/* Within-task variance of one coordinate. */
+static double column_within(const chooser *c, const double *p, size_t stride) {
+    double within = 0;
+    size_t n = c->gram->count;
+    for (size_t first = 0, next; first < n; first = next) {
+        double sum = 0;
+        for (next = first; next < n && c->task[next] == c->task[first]; next++)
+            sum += p[next * stride];
+        double mean = sum / (double)(next - first);
+        for (size_t i = first; i < next; i++)
+            within += (p[i * stride] - mean) * (p[i * stride] - mean);
+    }
+    return within;
+}
+
+/* A row's spread: coordinates divided by it have a mean square of 1 over the tasks, so that in rows multiplied by it one quantiser step does the same harm
+ * in all of them (reverse water-filling). */
+static double row_spread(const chooser *c, int role, size_t k) {
+    return sqrt(c->eigen[role].values[k] / (double)c->tasks);
+}
+
+static void take_row(chooser *c, int role) {
+    const icma_eigen *e = &c->eigen[role];
+    const double *column = e->coordinates + c->taken[role];
+    double weights = (double)c->gram->weights[role], spread = row_spread(c, role, c->taken[role]), bits, distortion;
+    icma_rate_gaussian(spread / sqrt(weights) / c->step, &bits, &distortion);
+    c->bits += bits * weights + CONTEXT_BITS * (double)c->tensors[role] + COEFFICIENT_BITS * (double)e->count;
+    c->spanned[role] += column_within(c, column, e->rank);
+    for (size_t i = 0; i < e->count; i++) {
+        double square = column[i * e->rank] * column[i * e->rank];
+        c->leftover[role][i] = fmax(0, c->leftover[role][i] - square);
+        c->noise[role][i] += square / (spread * spread) * weights * distortion * c->step * c->step;
+    }
+    c->taken[role]++;
+}
+
+static double predicted_error(const chooser *c) {
+    size_t n = c->gram->count;
+    double mean = 0;
+    for (size_t i = 0; i < n; i++) {
+        double square = 0;
+        for (int role = 0; role < ICMA_ROLE_COUNT; role++)
+            if (c->gram->matrix[role] && c->gram->matrix[role][i * n + i] > 0)
+                square += (c->leftover[role][i] + c->noise[role][i]) / c->gram->matrix[role][i * n + i];
+        mean += sqrt(square) / (double)n;
+    }
+    return mean;
+}
+
+static double explained(const chooser *c) {
+    double within = 0, spanned = 0, energy = 0;
+    size_t n = c->gram->count;
+    for (int role = 0; role < ICMA_ROLE_COUNT; role++) {
+        within += c->within[role];
+        spanned += c->spanned[role];
+        for (size_t i = 0; c->gram->matrix[role] && i < n; i++) {
+            energy += c->gram->matrix[role][i * n + i];
+            spanned -= c->noise[role][i];
+        }
+    }
+    /* Below the rounding of single-precision sums there is no variance to explain. */
+    return within > 1e-7 * energy ? spanned / within : NAN;
+}
+
+/* The role whose next eigenvalue is largest per weight of a row, or -1 when none has another. */
+static int best_role(const chooser *c) {
+    int best = -1;
+    double most = 0;
+    for (int role = 0; role < ICMA_ROLE_COUNT; role++) {
+        const icma_eigen *e = &c->eigen[role];
+        if (c->taken[role] >= e->rank || c->taken[role] >= ICMA_MAX_COMPONENTS)
+            continue;
+        double gain = e->values[c->taken[role]] / (double)c->gram->weights[role];
+        if (gain > most) {
+            most = gain;
+            best = role;
+        }
+    }
+    return best;
+}
+
+static const double coarsest_step = 2, finest_step = 0x1p-13, step_ratio = 0.8408964152537145; /* in root mean squares of the standardised weights; 2^-1/4 */
+static const double noise_of_fixed = 0.2;
+
+/* Without a wish, this much of the variance within tasks is worth having while the basis is a small part of the files; beyond that, this much is enough. */
+static const double plenty = 0.85, enough = 0.70, small_part = 0.0275;
+
+static double wanted_share(const chooser *c, double explain) {
+    if (explain > 0)
+        return explain;
+    return c->bits / 8 < small_part * c->file_bytes ? plenty : enough;
+}
+
+static bool reached(const chooser *c, icma_basis_target target) {
+    return !(explained(c) < wanted_share(c, target.explain)) && predicted_error(c) <= target.max_error;
+}
+
+static void start_over(chooser *c, double step) {
+    size_t n = c->gram->count;
+    c->step = step;
+    c->bits = 0;
+    for (int role = 0; role < ICMA_ROLE_COUNT; role++) {
+        c->taken[role] = 0;
+        c->spanned[role] = 0;
+        for (size_t i = 0; c->gram->matrix[role] && i < n; i++) {
+            c->leftover[role][i] = c->gram->matrix[role][i * n + i];
+            c->noise[role][i] = 0;
+        }
+    }
+}
+
+/* Sums over the sampled sources, all roles. */
+static double total_of(const chooser *c, double *const *list) {
+    double sum = 0;
+    for (int role = 0; role < ICMA_ROLE_COUNT; role++)
+        for (size_t i = 0; list[role] && i < c->gram->count; i++)
+            sum += list[role][i];
+    return sum;
+}
+
+/* Rows for one step; true when the target was reached with them. */
+static bool take_rows(chooser *c, double step, icma_basis_target target) {
+    start_over(c, step);
+    for (int role = 0; role < ICMA_ROLE_COUNT && target.components; role++)
+        while (c->taken[role] < target.components && c->taken[role] < c->eigen[role].rank && c->taken[role] < ICMA_MAX_COMPONENTS)
+            take_row(c, role);
+    /* So many rows and no other: a step that spoils them by less than what they leave, or than the target allows. */
+    if (target.components)
+        return total_of(c, c->noise) <= noise_of_fixed * total_of(c, c->leftover) || predicted_error(c) <= target.max_error / 4;
+    /* Every role that is modelled has a row, so that no tensor is modelled by nothing. */
+    for (int role = 0; role < ICMA_ROLE_COUNT; role++)
+        if (c->eigen[role].rank)
+            take_row(c, role);
+    for (int role = best_role(c); role >= 0 && !reached(c, target); role = best_role(c))
+        take_row(c, role);
+    return reached(c, target);
+}
+
+/* Coarse steps need more rows and fine ones more bits a row: all are tried, by the rate model, from coarse to fine. */
+static void choose_step(chooser *c, icma_basis_target target) {
+    double unit = sqrt(c->energy_a_weight), best_bits = INFINITY, best_step = finest_step * unit;
+    for (double step = coarsest_step * unit; step >= finest_step * unit; step *= step_ratio)
+        if (take_rows(c, step, target) && c->bits < best_bits) {
+            best_bits = c->bits;
+            best_step = step;
+        }
+    take_rows(c, best_step, target);
+}
+
+/* --- with residuals on top ------------------------------------------------------------------------------------- */
+
+static const double meaningful = 0.65, worth_meaning = 1.5; /* share of the within-task variance, and what it may cost */
+static const double coarsest_bounded = 8;                    /* steps of rows, in those that would just use the bound up */
+enum { BOUNDED_STEPS = 44, TRUNK_BITS = 1 << 14, HOPELESS_ROWS = 12 };
+static const double trunk_share = 0.05; /* of the rows' bits */
+
+typedef struct choice {
+    double step, cost;
+    size_t taken[ICMA_ROLE_COUNT];
+} choice;
+
+static void take_choice(chooser *c, const choice *chosen) {
+    start_over(c, chosen->step);
+    for (int role = 0; role < ICMA_ROLE_COUNT; role++)
+        while (c->taken[role] < chosen->taken[role])
+            take_row(c, role);
+}
+
+/* Keeps the rows taken as the choice, if they and their residuals take fewer bits; *explaining only among those that explain enough. */
+static double consider(const chooser *c, icma_basis_target target, choice *best, choice *explaining) {
+    double rows = c->bits > 0 ? c->bits * (1 + trunk_share) + TRUNK_BITS : 0;
+    choice now = {c->step, rows + icma_residual_model_bits(c->residuals, c->leftover, c->noise), {0}};
+    memcpy(now.taken, c->taken, sizeof now.taken);
+    if (now.cost < best->cost)
+        *best = now;
+    if (now.cost < explaining->cost && !(explained(c) < (target.explain > 0 ? target.explain : meaningful)))
+        *explaining = now;
+    return now.cost;
+}
+
+/* Rows for one step, one by one, until more of them have long stopped to pay and explain enough. */
+static void walk_rows(chooser *c, double step, icma_basis_target target, choice *best, choice *explaining) {
+    start_over(c, step);
+    for (int role = 0; role < ICMA_ROLE_COUNT && target.required; role++)
+        if (c->eigen[role].rank)
+            take_row(c, role);
+    double lowest = consider(c, target, best, explaining);
+    size_t since = 0, rows = 0;
+    for (int role = best_role(c); role >= 0; role = best_role(c)) {
+        take_row(c, role);
+        /* Far out one row changes little: not every number of them is tried. */
+        if (++rows > 64 && rows % (rows / 32))
+            continue;
+        double cost = consider(c, target, best, explaining);
+        since = cost < lowest ? 0 : since + 1;
+        lowest = fmin(lowest, cost);
+        if (since > HOPELESS_ROWS && (cost > 1.5 * lowest || explaining->cost < INFINITY))
+            return;
+    }
+}
+
+static void choose_bounded(chooser *c, icma_basis_target target) {
+    choice best = {.cost = INFINITY}, explaining = {.cost = INFINITY};
+    double first = sqrt(c->energy_a_weight * 12 / 2) * (double)target.bound.value;
+    if (target.bound.kind == ICMA_BOUND_ABS) /* no relative error is known: all that rows can be */
+        first = sqrt(c->energy_a_weight);
+    for (int i = 0; i < BOUNDED_STEPS; i++)
+        walk_rows(c, first * coarsest_bounded * pow(step_ratio, i), target, &best, &explaining);
+    bool explain = target.explain > 0 ? explaining.cost < INFINITY : explaining.cost <= worth_meaning * best.cost;
+    take_choice(c, explain ? &explaining : &best);
+}
+
+static void measure_energy(chooser *c) {
+    double energy = 0, weights = 0;
+    size_t n = c->gram->count;
+    for (int role = 0; role < ICMA_ROLE_COUNT; role++) {
+        for (size_t i = 0; c->gram->matrix[role] && i < n; i++)
+            energy += c->gram->matrix[role][i * n + i];
+        weights += (double)c->gram->weights[role] * (double)n;
+    }
+    c->energy_a_weight = weights > 0 && energy > 0 ? energy / weights : 1;
+}
+
+static icma_status solve_role(chooser *c, int role, icma_error *error) {
+    size_t n = c->gram->count;
+    const double *gram = c->gram->matrix[role];
+    if (!gram)
+        return ICMA_OK;
+    double *weight = icma_alloc_array(n, sizeof *weight);
+    c->leftover[role] = icma_alloc_array(n, sizeof(double));
+    c->noise[role] = icma_alloc_array(n, sizeof(double));
+    if (!weight || !c->leftover[role] || !c->noise[role]) {
+        icma_free(weight);
+        return icma_fail(error, ICMA_E_MEMORY, NULL, "no memory for the basis");
+    }
+    for (size_t first = 0, next; first < n; first = next) {
+        for (next = first; next < n && c->task[next] == c->task[first]; next++)
+            ;
+        for (size_t i = first; i < next; i++)
+            weight[i] = 1 / sqrt((double)(next - first));
+    }
+    c->within[role] = icma_within_task(gram, c->task, n);
+    icma_status status = icma_eigen_solve(gram, weight, n, &c->eigen[role], error);
+    icma_free(weight);
+    return status;
+}
+
+/* Copies what was chosen: mixing rows a role, and coordinates of the sampled sources among all. */
+static icma_status keep(const icma_group *group, const chooser *c, icma_basis *out, icma_error *error) {
+    size_t n = c->gram->count;
+    for (int role = 0; role < ICMA_ROLE_COUNT; role++)
+        out->total += out->components[role] = c->taken[role];
+    out->coordinates = icma_alloc_zeroed(group->count, (out->total ? out->total : 1) * sizeof(double));
+    out->step = icma_alloc_array(out->total ? out->total : 1, sizeof *out->step);
+    if (!out->coordinates || !out->step)
+        return icma_fail(error, ICMA_E_MEMORY, NULL, "no memory for the coordinates");
+    for (size_t role = 0, first = 0; role < ICMA_ROLE_COUNT; first += c->taken[role], role++) {
+        const icma_eigen *e = &c->eigen[role];
+        size_t k = c->taken[role];
+        if (k == 0)
+            continue;
+        out->mixing[role] = icma_alloc_array(k * n, sizeof(double));
+        if (!out->mixing[role])
+            return icma_fail(error, ICMA_E_MEMORY, NULL, "no memory for the basis");
+        memcpy(out->mixing[role], e->mixing, k * n * sizeof(double));
+        for (size_t j = 0; j < k; j++)
+            out->step[first + j] = (float)(c->step / row_spread(c, (int)role, j));
+        for (size_t i = 0; i < n; i++)
+            memcpy(out->coordinates + c->gram->rows[i] * out->total + first, e->coordinates + i * e->rank, k * sizeof(double));
+        for (size_t i = 0; i < n; i++) {
+            out->leftover += (c->leftover[role][i] + c->noise[role][i]) / (double)n;
+            out->energy += c->gram->matrix[role][i * n + i] / (double)n;
+        }
+        out->within += c->within[role] / (double)n;
+    }
+    out->explained = explained(c);
+    out->predicted_error = predicted_error(c);
+    return ICMA_OK;
+}
+
+static void count_tensors(const icma_group *group, const icma_generator *generator, chooser *c) {
+    for (size_t t = 0; t < group->signature.tensor_count; t++)
+        if (icma_generator_is_modelled(generator, t))
+            c->tensors[generator->treatment[t]]++;
+}
+
+icma_status icma_basis_choose(const icma_group *group, const icma_gram *gram, const icma_generator *generator, icma_basis_target target,
+                              icma_basis *out, icma_error *error) {
+    memset(out, 0, sizeof *out);
+    chooser c = {.gram = gram, .file_bytes = (double)group->count * (double)group->signature.data_size};
+    uint32_t *task = icma_alloc_array(gram->count, sizeof *task);
+    icma_status status = task ? ICMA_OK : icma_fail(error, ICMA_E_MEMORY, NULL, "no memory for the basis");
+    for (size_t i = 0; !status && i < gram->count; i++) {
+        task[i] = group->sources[gram->rows[i]].task;
+        c.tasks += i == 0 || task[i] != task[i - 1];
+    }
+    c.task = task;
+    count_tensors(group, generator, &c);
+    for (int role = 0; !status && role < ICMA_ROLE_COUNT; role++)
+        status = solve_role(&c, role, error);
+    if (!status) {
+        measure_energy(&c);
+        if (target.bound.kind == ICMA_BOUND_NONE || target.components)
+            choose_step(&c, target);
+        else if (!(status = icma_residual_model_create(group, gram, generator, target.bound, &c.residuals, error)))
+            choose_bounded(&c, target);
+    }
+    if (!status) {
+        status = keep(group, &c, out, error);
+    }
+    chooser_free(&c);
+    icma_free(task);
+    if (status)
+        icma_basis_free(out);
+    return status;
+}
+
