@@ -53,7 +53,7 @@ static icma_status train(lab *l, const icma_pack_options *options, icma_error *e
     char *in = support_path(l->root, "in");
     const char *paths[] = {in};
     icma_progress none = {0};
-    const icma_basis_target target = {4, 0, 0.05};
+    const icma_basis_target target = {.components = 4, .max_error = 0.05};
     assert_int_equal(icma_inputs_find(paths, 1, &l->inputs, error), ICMA_OK);
     support_free(in);
     assert_int_equal(icma_dataset_open(&l->inputs, 0, &l->data, error), ICMA_OK);
