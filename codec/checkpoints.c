@@ -34,8 +34,9 @@ bool icma_has_coefficients(const icma_generator *generator, const icma_checkpoin
     return generator->kind == ICMA_GENERATOR_BASIS && checkpoint->tier >= ICMA_TIER_LATENT && checkpoint->tier <= ICMA_TIER_LOSSLESS;
 }
 
-bool icma_may_have_residual(const icma_checkpoint *checkpoint) {
-    return checkpoint->tier == ICMA_TIER_BOUNDED || checkpoint->tier == ICMA_TIER_LOSSLESS;
+void icma_mark_linked(const icma_safetensors *signature, bool *coded) {
+    for (size_t t = 0; t < signature->tensor_count; t++)
+        coded[t] = icma_dtype_is_modelled(signature->tensors[t].dtype);
 }
 
 /* --- writing: column by column, so that equal and slowly changing fields compress ------------------------------- */
@@ -65,6 +66,9 @@ static void write_bounds(const icma_checkpoints *c, icma_buffer *out) {
             icma_write_u8(out, (uint8_t)c->list[i].bound.kind);
             icma_write_f32(out, c->list[i].bound.value);
         }
+    for (size_t i = 0; i < c->count; i++)
+        if (c->list[i].tier == ICMA_TIER_LOSSLESS)
+            icma_write_u8(out, c->list[i].taps);
 }
 
 static void write_lists(const icma_checkpoints *c, icma_buffer *out) {
@@ -200,6 +204,23 @@ static icma_status read_bounds(icma_cursor *from, icma_checkpoints *c, icma_erro
     return ICMA_OK;
 }
 
+/* A lossless checkpoint is predicted from lossless ones that follow it. */
+static icma_status read_taps(icma_cursor *from, icma_checkpoints *c, icma_error *error) {
+    for (size_t i = 0; i < c->count; i++)
+        if (c->list[i].tier == ICMA_TIER_LOSSLESS)
+            c->list[i].taps = icma_read_u8(from);
+    for (size_t i = 0; i < c->count; i++) {
+        /* So what a checkpoint needs is what the next one needs, and that one: decoding down from an anchor always has it. */
+        size_t next = i + 1 < c->count ? c->list[i + 1].taps : 0;
+        if (c->list[i].taps > ICMA_CHAIN_TAPS || c->list[i].taps > next + 1 || c->list[i].taps >= c->count - i)
+            return bad(error, "a chain that goes beyond its anchor");
+        for (size_t j = 1; j <= c->list[i].taps; j++)
+            if (c->list[i + j].tier != ICMA_TIER_LOSSLESS)
+                return bad(error, "a chain through a checkpoint that is not lossless");
+    }
+    return from->failed ? bad(error, "truncated") : ICMA_OK;
+}
+
 static icma_status read_list(icma_cursor *from, const icma_generator *g, icma_checkpoint *p, icma_error *error) {
     p->header = icma_read_varint(from);
     uint64_t files = icma_read_varint(from);
@@ -296,6 +317,8 @@ icma_status icma_checkpoints_read(const void *data, size_t size, size_t count, c
         status = read_tiers(&from, g, &c, error);
     if (!status)
         status = read_bounds(&from, &c, error);
+    if (!status)
+        status = read_taps(&from, &c, error);
     for (size_t i = 0; !status && i < count; i++)
         status = read_list(&from, g, &c.list[i], error);
     if (!status)

@@ -9,6 +9,8 @@
 #include "generator.h"
 #include "icma.h"
 
+enum { ICMA_CHAIN_TAPS = 3 };
+
 typedef enum icma_condition_origin {
     ICMA_CONDITION_NONE = 0,    /* the group has no generator, and the task came without a vector */
     ICMA_CONDITION_GIVEN = 1,   /* from a file beside the checkpoints */
@@ -19,6 +21,7 @@ typedef struct icma_checkpoint {
     bool has_step;
     uint64_t step;
     icma_tier tier;
+    uint8_t taps;              /* under tier lossless: it is predicted from so many checkpoints that follow it; 0 for an anchor */
     icma_bound bound;          /* under tier bounded; else kind ICMA_BOUND_NONE */
     uint64_t hash;             /* XXH3-64 of the decoded file */
     float relative_error, dw_error_mean, dw_error_max; /* representable in bfloat16 */
@@ -42,8 +45,8 @@ typedef struct icma_checkpoints {
 
 /* Whether a checkpoint stores latent and corrections: tiers latent to lossless, of a group with a basis. */
 bool icma_has_coefficients(const icma_generator *generator, const icma_checkpoint *checkpoint);
-/* Whether it may have a residual: tiers bounded and lossless. */
-bool icma_may_have_residual(const icma_checkpoint *checkpoint);
+/* Which tensors a lossless link codes: all of F32, F16 and BF16, modelled or not. `coded` has a flag a tensor. */
+void icma_mark_linked(const icma_safetensors *signature, bool *coded);
 
 void icma_checkpoints_free(icma_checkpoints *checkpoints); /* leaves it zeroed */
 /* The payload of a CONDITION section; reading fills the first four fields of `out` (freed by the caller on failure, too). */

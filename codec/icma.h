@@ -73,7 +73,8 @@ enum { ICMA_AUTO = 0 };
 typedef struct icma_pack_options {
     icma_tier tier;      /* all but ICMA_TIER_VERBATIM */
     icma_bound bound;    /* of ICMA_TIER_BOUNDED */
-    icma_generator_choice generator;
+    icma_generator_choice generator; /* ICMA_CHOOSE_AUTO under ICMA_TIER_LOSSLESS: none, a basis does not pay there */
+    size_t restart;      /* ICMA_TIER_LOSSLESS: checkpoints in a chain of predictions; at least 1 */
     bool keep_last_only; /* store only each task's last checkpoint; training still uses all */
     size_t train_last;   /* use only the last N checkpoints of each task; 0: all */
     size_t components;   /* basis rows a role; ICMA_AUTO: from the eigenvalues and the two targets below */

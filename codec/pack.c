@@ -18,7 +18,7 @@ enum {
 };
 
 icma_pack_options icma_pack_defaults(void) {
-    return (icma_pack_options){.tier = ICMA_TIER_BOUNDED, .bound = {ICMA_BOUND_DW, 0.1F}, .explain = ICMA_AUTO, .max_error = 0.05, .loss = ICMA_LOSS_WATER_LEVEL, .kld_weight = 0.005,
+    return (icma_pack_options){.tier = ICMA_TIER_BOUNDED, .bound = {ICMA_BOUND_DW, 0.1F}, .restart = 50, .explain = ICMA_AUTO, .max_error = 0.05, .loss = ICMA_LOSS_WATER_LEVEL, .kld_weight = 0.005,
                                .latent_dim = 16, .batch = 32, .learning_rate = 2e-3, .seed = 1};
 }
 
@@ -165,7 +165,7 @@ static icma_status learn(icma_packer *p, icma_pack_group *g, icma_error *error) 
     p->result->seconds.gram += icma_lap(&now);
     if (status || !has_modelled(g))
         return status;
-    if (o->generator != ICMA_CHOOSE_NONE)
+    if (o->generator != ICMA_CHOOSE_NONE && !(o->tier == ICMA_TIER_LOSSLESS && o->generator == ICMA_CHOOSE_AUTO))
         status = icma_basis_choose(g->group, &g->gram, &g->generator, target_of(o), &g->basis, error);
     if (status)
         return status;
@@ -308,7 +308,7 @@ static icma_status check_archive(icma_packer *p, icma_error *error) {
         status = icma_bundle_task(bundle, t, &info, error);
         if (p->options->progress.update)
             p->options->progress.update(p->options->progress.context, "check", (double)t, (double)p->inputs->task_count, NULL);
-        for (size_t c = 0; !status && c < info.checkpoint_count; c++) {
+        for (size_t c = info.checkpoint_count; !status && c-- > 0;) { /* backwards: lossless ones are predicted from those that follow */
             icma_decoded decoded;
             if (p->options->progress.cancelled && p->options->progress.cancelled(p->options->progress.context))
                 status = icma_fail(error, ICMA_E_CANCELLED, NULL, "cancelled");
@@ -397,6 +397,8 @@ static icma_status check_options(const icma_pack_options *o, icma_error *error) 
         return icma_fail(error, ICMA_E_USAGE, NULL, "this tier cannot be asked for; use generate, latent, bounded or lossless");
     if (o->tier == ICMA_TIER_BOUNDED && (o->bound.kind == ICMA_BOUND_NONE || o->bound.kind > ICMA_BOUND_ABS || !(o->bound.value > 0)))
         return icma_fail(error, ICMA_E_USAGE, NULL, "tier bounded needs a bound above 0");
+    if (o->restart == 0)
+        return icma_fail(error, ICMA_E_USAGE, NULL, "a chain of checkpoints has at least one");
     if (o->generator == ICMA_CHOOSE_NONE && o->tier <= ICMA_TIER_LATENT)
         return icma_fail(error, ICMA_E_USAGE, NULL, "tiers generate and latent need a generator");
     if (o->batch == 0 || !(o->learning_rate > 0) || !(o->max_error > 0) || !(o->explain >= 0 && o->explain <= 1) || !(o->kld_weight >= 0))

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Encoding, measuring and writing one task's checkpoints of one group. */
-#include "packer.h"
+#include "pack_part.h"
 
 #include "bound.h"
 #include "compress.h"
@@ -10,106 +10,22 @@
 #include <math.h>
 #include <string.h>
 
-enum { SMALL_LEVEL = 19, LARGE_LEVEL = 9, LARGE_BYTES = 4 << 20, LARGEST_CORRECTION = 1 << 23, MOST_SIDE_FILE = 1 << 20 };
-static const size_t stream_bytes = (size_t)64 << 20; /* of originals that share a verbatim section */
-
-/* Texts of a task, each stored once. */
-typedef struct text_pool {
-    icma_buffer *list;
-    size_t count;
-} text_pool;
-
-typedef struct part_writer {
-    icma_packer *packer;
-    icma_pack_group *g;
-    uint32_t task;
-    icma_checkpoints table;
-    icma_source **sources; /* one a kept checkpoint */
-    size_t *source_index;  /* its index in the group */
-    text_pool texts;
-    /* Originals (whole files) of the checkpoints of the verbatim section that is being gathered. */
-    uint8_t **originals;
-    const uint8_t **data;
-    size_t section_first;
-    size_t held;
-    icma_buffer *blocks;    /* residual of each checkpoint of that section */
-    icma_residual residual; /* of the checkpoint at hand */
-    bool *verbatim;         /* which modelled tensors it keeps as they are */
-    bool any_modelled;
-    float *q;
-    icma_distance total;
-    double dw_sum, dw_max;
-} part_writer;
+enum { LARGEST_CORRECTION = 1 << 23 };
 
 static icma_status no_memory(icma_error *error) {
     return icma_fail(error, ICMA_E_MEMORY, NULL, "no memory for a task");
 }
 
-/* --- texts ------------------------------------------------------------------------------------------------------- */
-
-static icma_status intern(text_pool *pool, const void *data, size_t size, uint64_t *index, icma_error *error) {
-    for (size_t i = 0; i < pool->count; i++)
-        if (pool->list[i].size == size && (size == 0 || memcmp(pool->list[i].data, data, size) == 0)) {
-            *index = i;
-            return ICMA_OK;
-        }
-    icma_buffer *more = icma_resize_array(pool->list, pool->count + 1, sizeof *more);
-    if (!more)
-        return no_memory(error);
-    pool->list = more;
-    pool->list[pool->count] = (icma_buffer){0};
-    icma_write_bytes(&pool->list[pool->count], data, size);
-    *index = pool->count++;
-    return icma_buffer_status(&pool->list[*index], error);
-}
-
-static icma_status take_side_files(part_writer *w, const icma_input_checkpoint *input, icma_checkpoint *c, icma_error *error) {
-    icma_status status = ICMA_OK;
-    if (input->side_file_count && !(c->files = icma_alloc_array(input->side_file_count, 2 * sizeof *c->files)))
-        return no_memory(error);
-    for (size_t f = 0; !status && f < input->side_file_count; f++) {
-        const icma_input_side_file *side = &input->side_files[f];
-        uint8_t *data;
-        size_t size;
-        status = icma_file_read_all(side->path, MOST_SIDE_FILE, &data, &size, error);
-        if (status)
-            break;
-        status = intern(&w->texts, side->name, strlen(side->name), &c->files[2 * f], error);
-        if (!status)
-            status = intern(&w->texts, data, size, &c->files[2 * f + 1], error);
-        icma_free(data);
-        c->file_count = f + 1;
-    }
-    return status;
-}
-
-static icma_status write_texts(part_writer *w, icma_error *error) {
-    icma_buffer payload = {0};
-    if (w->texts.count == 0)
-        return ICMA_OK;
-    icma_write_varint(&payload, w->texts.count);
-    for (size_t i = 0; i < w->texts.count; i++) {
-        icma_write_varint(&payload, w->texts.list[i].size);
-        icma_write_bytes(&payload, w->texts.list[i].data, w->texts.list[i].size);
-    }
-    icma_section section = {.kind = ICMA_SECTION_TEXTS, .group = w->g->index, .task = w->task};
-    icma_status status = icma_buffer_status(&payload, error);
-    if (!status)
-        status = icma_container_add(w->packer->writer, &section, payload.data, payload.size, payload.size > LARGE_BYTES ? LARGE_LEVEL : SMALL_LEVEL, error);
-    icma_buffer_free(&payload);
-    return status;
-}
-
 /* --- one checkpoint ---------------------------------------------------------------------------------------------- */
 
 /* Tensors of this source that stay verbatim although the group models them, from the group's exceptions; `all`: every one of them. */
-static void mark_exceptions(part_writer *w, size_t source, bool all) {
+static void mark_exceptions(icma_part_writer *w, size_t source, bool all) {
     const icma_generator *g = &w->g->generator;
     for (size_t t = 0; t < g->tensor_count; t++)
         w->verbatim[t] = icma_generator_is_modelled(g, t) && (all || icma_group_is_exception(w->g->group, source, t));
 }
 
-static icma_status list_exceptions(part_writer *w, icma_checkpoint *c, icma_error *error) {
+static icma_status list_exceptions(icma_part_writer *w, icma_checkpoint *c, icma_error *error) {
     size_t count = 0;
     for (size_t t = 0; t < w->g->generator.tensor_count; t++)
         count += w->verbatim[t];
@@ -125,7 +41,7 @@ static icma_status list_exceptions(part_writer *w, icma_checkpoint *c, icma_erro
 }
 
 /* z from training; corrections: what the trunk, evaluated exactly as a reader will, leaves of the coordinates. False if one is out of range. */
-static icma_status encode_coefficients(part_writer *w, size_t source, icma_checkpoint *c, bool *fits, icma_error *error) {
+static icma_status encode_coefficients(icma_part_writer *w, size_t source, icma_checkpoint *c, bool *fits, icma_error *error) {
     icma_pack_group *g = w->g;
     size_t latent = g->generator.latent, total = g->generator.total;
     *fits = true;
@@ -145,18 +61,18 @@ static icma_status encode_coefficients(part_writer *w, size_t source, icma_check
     return status;
 }
 
-static icma_status encode_checkpoint(part_writer *w, size_t i, icma_error *error) {
+icma_status icma_pack_encode_checkpoint(icma_part_writer *w, size_t i, icma_error *error) {
     icma_checkpoint *c = &w->table.list[i];
     const icma_input_checkpoint *input = w->sources[i]->input;
     bool fits = true;
     c->has_step = input->has_step;
     c->step = input->step;
     c->tier = w->packer->options->tier;
-    if (!w->any_modelled)
+    if (!w->any_modelled && c->tier != ICMA_TIER_LOSSLESS)
         c->tier = ICMA_TIER_VERBATIM;
     if (c->tier == ICMA_TIER_BOUNDED)
         c->bound = w->packer->options->bound;
-    icma_status status = take_side_files(w, input, c, error);
+    icma_status status = icma_pack_take_side_files(w, input, c, error);
     if (!status && icma_has_coefficients(&w->g->generator, c))
         status = encode_coefficients(w, w->source_index[i], c, &fits, error);
     mark_exceptions(w, w->source_index[i], !fits);
@@ -165,7 +81,7 @@ static icma_status encode_checkpoint(part_writer *w, size_t i, icma_error *error
 
 /* --- residuals --------------------------------------------------------------------------------------------------- */
 
-static icma_status predict(part_writer *w, const icma_checkpoint *c, float *values, icma_error *error) {
+static icma_status predict(icma_part_writer *w, const icma_checkpoint *c, float *values, icma_error *error) {
     icma_pack_group *g = w->g;
     const icma_safetensors *signature = &g->group->signature;
     icma_status status = ICMA_OK;
@@ -187,7 +103,7 @@ static size_t modelled_weights(const icma_safetensors *signature, const icma_gen
 }
 
 /* Codes checkpoint i to its bound; tensors that cannot hold it join its exceptions. */
-static icma_status bound_checkpoint(part_writer *w, size_t i, size_t size, icma_error *error) {
+static icma_status bound_checkpoint(icma_part_writer *w, size_t i, size_t size, icma_error *error) {
     icma_checkpoint *c = &w->table.list[i];
     icma_pack_group *g = w->g;
     const icma_safetensors *signature = &g->group->signature;
@@ -208,35 +124,15 @@ static icma_status bound_checkpoint(part_writer *w, size_t i, size_t size, icma_
 }
 
 /* Nothing of the model is good enough: all of the checkpoint's tensors are kept as they are. */
-static icma_status keep_all(part_writer *w, size_t i, icma_error *error) {
+static icma_status keep_all(icma_part_writer *w, size_t i, icma_error *error) {
     icma_residual_free(&w->residual);
     mark_exceptions(w, w->source_index[i], true);
     return list_exceptions(w, &w->table.list[i], error);
 }
 
-static icma_status flush_residuals(part_writer *w, size_t next, icma_error *error) {
-    icma_buffer payload = {0};
-    size_t first = w->section_first, total = 0;
-    for (size_t i = first; i < next; i++) {
-        total += w->blocks[i].size;
-        if (icma_may_have_residual(&w->table.list[i]))
-            icma_write_varint(&payload, w->blocks[i].size);
-    }
-    for (size_t i = first; i < next; i++) {
-        icma_write_bytes(&payload, w->blocks[i].data, w->blocks[i].size);
-        icma_buffer_free(&w->blocks[i]);
-    }
-    icma_section section = {.kind = ICMA_SECTION_RESIDUAL, .group = w->g->index, .task = w->task, .first = (uint32_t)first, .count = (uint32_t)(next - first)};
-    icma_status status = icma_buffer_status(&payload, error);
-    if (!status && total)
-        status = icma_container_add(w->packer->writer, &section, payload.data, payload.size, 0, error);
-    icma_buffer_free(&payload);
-    return status;
-}
-
 /* --- measuring --------------------------------------------------------------------------------------------------- */
 
-static const char *find_config(const part_writer *w, const icma_checkpoint *c, size_t *size) {
+static const char *find_config(const icma_part_writer *w, const icma_checkpoint *c, size_t *size) {
     for (size_t f = 0; f < c->file_count; f++) {
         const icma_buffer *name = &w->texts.list[c->files[2 * f]], *content = &w->texts.list[c->files[2 * f + 1]];
         if (name->size == 19 && memcmp(name->data, "adapter_config.json", 19) == 0) {
@@ -248,7 +144,7 @@ static const char *find_config(const part_writer *w, const icma_checkpoint *c, s
     return NULL;
 }
 
-static void add_measures(part_writer *w, icma_checkpoint *c, const icma_fidelity *f) {
+static void add_measures(icma_part_writer *w, icma_checkpoint *c, const icma_fidelity *f) {
     icma_pack_group *g = w->g;
     c->relative_error = icma_round_error_up(icma_distance_relative(&f->total));
     c->dw_error_mean = icma_round_error_up(f->dw_error_mean);
@@ -269,7 +165,7 @@ static void add_measures(part_writer *w, icma_checkpoint *c, const icma_fidelity
 
 /* Decodes checkpoint i into a copy of its original file (verbatim tensors are there already), compares and hashes it. *good is false, and nothing
  * is noted, where a modelled weight left its dtype's range (an F16 near its limit), or the bound is missed. */
-static icma_status measure_checkpoint(part_writer *w, size_t i, const uint8_t *original, size_t size, bool *good, icma_error *error) {
+static icma_status measure_checkpoint(icma_part_writer *w, size_t i, const uint8_t *original, size_t size, bool *good, icma_error *error) {
     icma_pack_group *g = w->g;
     icma_checkpoint *c = &w->table.list[i];
     size_t header = (size_t)w->sources[i]->data_offset, config_size;
@@ -301,49 +197,69 @@ static icma_status measure_checkpoint(part_writer *w, size_t i, const uint8_t *o
 
 /* --- verbatim sections ------------------------------------------------------------------------------------------- */
 
-static icma_status flush_verbatim(part_writer *w, size_t next, icma_error *error) {
+/* spec 4.11: the sizes of the blocks of all checkpoints of the tier, then the blocks. */
+static icma_status flush_blocks(icma_part_writer *w, size_t next, uint16_t kind, icma_error *error) {
+    icma_buffer payload = {0};
+    size_t first = w->section_first, total = 0;
+    for (size_t i = first; i < next; i++) {
+        total += w->blocks[i].size;
+        if (w->table.list[i].tier == ICMA_TIER_BOUNDED || w->table.list[i].tier == ICMA_TIER_LOSSLESS)
+            icma_write_varint(&payload, w->blocks[i].size);
+    }
+    for (size_t i = first; i < next; i++) {
+        icma_write_bytes(&payload, w->blocks[i].data, w->blocks[i].size);
+        icma_buffer_free(&w->blocks[i]);
+    }
+    icma_section section = {.kind = kind, .group = w->g->index, .task = w->task, .first = (uint32_t)first, .count = (uint32_t)(next - first)};
+    icma_status status = icma_buffer_status(&payload, error);
+    if (!status && total)
+        status = icma_container_add(w->packer->writer, &section, payload.data, payload.size, 0, error);
+    icma_buffer_free(&payload);
+    return status;
+}
+
+icma_status icma_pack_flush(icma_part_writer *w, size_t next, uint16_t kind, icma_error *error) {
     const icma_pack_group *g = w->g;
     size_t first = w->section_first, count = next - first;
     icma_buffer payload = {0};
     icma_status status = icma_verbatim_write(&g->group->signature, &g->generator, w->table.list + first, count, w->data + first, &payload, error);
     icma_section section = {.kind = ICMA_SECTION_VERBATIM, .group = g->index, .task = w->task, .first = (uint32_t)first, .count = (uint32_t)count};
     if (!status && payload.size)
-        status = icma_container_add(w->packer->writer, &section, payload.data, payload.size, payload.size > LARGE_BYTES ? LARGE_LEVEL : SMALL_LEVEL, error);
+        status = icma_container_add(w->packer->writer, &section, payload.data, payload.size, icma_pack_level(payload.size), error);
     icma_buffer_free(&payload);
-    if (!status)
-        status = flush_residuals(w, next, error);
-    for (size_t i = first; i < next; i++) {
+    w->held = 0;
+    return status ? status : flush_blocks(w, next, kind, error);
+}
+
+icma_status icma_pack_read_original(icma_part_writer *w, size_t i, size_t *size, icma_error *error) {
+    icma_status status = icma_source_read(w->sources[i], &w->originals[i], size, error);
+    if (status)
+        return status;
+    w->data[i] = w->originals[i] + w->sources[i]->data_offset;
+    w->held += *size;
+    w->packer->result->original_files++;
+    w->packer->result->original_bytes += *size;
+    for (size_t t = 0; t < w->g->group->signature.tensor_count; t++)
+        w->packer->result->original_parameters += w->g->group->signature.tensors[t].count;
+    return icma_pack_take_header(w, i, w->originals[i], error);
+}
+
+/* Writes what was gathered up to `next`, and lets go of the originals. */
+static icma_status flush_part(icma_part_writer *w, size_t next, icma_error *error) {
+    icma_status status = icma_pack_flush(w, next, ICMA_SECTION_RESIDUAL, error);
+    for (size_t i = w->section_first; i < next; i++) {
         icma_free(w->originals[i]);
         w->originals[i] = NULL;
     }
     w->section_first = next;
-    w->held = 0;
     return status;
 }
 
-static icma_status take_header(part_writer *w, size_t i, const uint8_t *original, icma_error *error) {
-    uint64_t index;
-    if (!w->sources[i]->own_header)
-        return ICMA_OK;
-    icma_status status = intern(&w->texts, original + 8, (size_t)w->sources[i]->data_offset - 8, &index, error);
-    w->table.list[i].header = index + 1;
-    return status;
-}
-
-static icma_status process_checkpoint(part_writer *w, size_t i, icma_error *error) {
+static icma_status process_checkpoint(icma_part_writer *w, size_t i, icma_error *error) {
     size_t size;
-    icma_status status = encode_checkpoint(w, i, error);
+    icma_status status = icma_pack_encode_checkpoint(w, i, error);
     if (!status)
-        status = icma_source_read(w->sources[i], &w->originals[i], &size, error);
-    if (status)
-        return status;
-    w->data[i] = w->originals[i] + w->sources[i]->data_offset;
-    w->held += size;
-    w->packer->result->original_files++;
-    w->packer->result->original_bytes += size;
-    for (size_t t = 0; t < w->g->group->signature.tensor_count; t++)
-        w->packer->result->original_parameters += w->g->group->signature.tensors[t].count;
-    status = take_header(w, i, w->originals[i], error);
+        status = icma_pack_read_original(w, i, &size, error);
     bool good = true;
     if (!status && w->table.list[i].tier == ICMA_TIER_BOUNDED)
         status = bound_checkpoint(w, i, size, error);
@@ -358,14 +274,26 @@ static icma_status process_checkpoint(part_writer *w, size_t i, icma_error *erro
     if (!status)
         status = icma_residual_write(&w->residual, &w->blocks[i], error);
     icma_residual_free(&w->residual);
-    if (!status && (w->held >= stream_bytes || i + 1 == w->table.count))
-        status = flush_verbatim(w, i + 1, error);
+    if (!status && (w->held >= ICMA_PACK_STREAM_BYTES || i + 1 == w->table.count))
+        status = flush_part(w, i + 1, error);
+    return status;
+}
+
+static icma_status process_checkpoints(icma_part_writer *w, icma_error *error) {
+    const icma_progress *progress = &w->packer->options->progress;
+    icma_status status = ICMA_OK;
+    for (size_t i = 0; !status && i < w->table.count; i++) {
+        if (progress->cancelled && progress->cancelled(progress->context))
+            status = icma_fail(error, ICMA_E_CANCELLED, NULL, "cancelled");
+        else
+            status = process_checkpoint(w, i, error);
+    }
     return status;
 }
 
 /* --- the part ---------------------------------------------------------------------------------------------------- */
 
-static icma_status set_condition(part_writer *w, icma_error *error) {
+static icma_status set_condition(icma_part_writer *w, icma_error *error) {
     const icma_condition *given = &w->packer->conditions[w->task];
     const icma_pack_group *g = w->g;
     const char *name = w->packer->inputs->tasks[w->task].condition_path, *slash = name ? strrchr(name, '/') : NULL;
@@ -388,7 +316,7 @@ static icma_status set_condition(part_writer *w, icma_error *error) {
     return ICMA_OK;
 }
 
-static icma_status write_condition(part_writer *w, icma_error *error) {
+static icma_status write_condition(icma_part_writer *w, icma_error *error) {
     icma_buffer payload = {0};
     if (w->table.origin == ICMA_CONDITION_NONE)
         return ICMA_OK;
@@ -401,19 +329,19 @@ static icma_status write_condition(part_writer *w, icma_error *error) {
     return status;
 }
 
-static icma_status write_table(part_writer *w, icma_error *error) {
+static icma_status write_table(icma_part_writer *w, icma_error *error) {
     icma_buffer payload = {0};
     icma_checkpoints_write(&w->table, &w->g->generator, &payload);
     icma_section section = {.kind = ICMA_SECTION_TASK, .group = w->g->index, .task = w->task, .count = (uint32_t)w->table.count};
     icma_status status = icma_buffer_status(&payload, error);
     if (!status)
-        status = icma_container_add(w->packer->writer, &section, payload.data, payload.size, SMALL_LEVEL, error);
+        status = icma_container_add(w->packer->writer, &section, payload.data, payload.size, ICMA_PACK_SMALL_LEVEL, error);
     icma_buffer_free(&payload);
     return status;
 }
 
 /* Adds this part's errors to the task's in the result: parts weigh by their checkpoints. */
-static void tell_task(part_writer *w) {
+static void tell_task(icma_part_writer *w) {
     icma_pack_task *task = &w->packer->result->tasks[w->task];
     double before = (double)task->checkpoints, now = (double)w->table.count;
     task->dw_error_mean = (task->dw_error_mean * before + w->dw_sum) / (before + now);
@@ -424,7 +352,7 @@ static void tell_task(part_writer *w) {
     task->checkpoints += w->table.count;
 }
 
-static void free_part(part_writer *w) {
+static void free_part(icma_part_writer *w) {
     for (size_t i = 0; w->originals && i < w->table.count; i++)
         icma_free(w->originals[i]);
     for (size_t i = 0; i < w->texts.count; i++)
@@ -443,7 +371,7 @@ static void free_part(part_writer *w) {
     icma_checkpoints_free(&w->table);
 }
 
-static icma_status allocate_part(part_writer *w, size_t first, size_t count, icma_error *error) {
+static icma_status allocate_part(icma_part_writer *w, size_t first, size_t count, icma_error *error) {
     w->table.list = icma_alloc_zeroed(count, sizeof *w->table.list);
     w->sources = icma_alloc_array(count, sizeof *w->sources);
     w->source_index = icma_alloc_array(count, sizeof *w->source_index);
@@ -472,7 +400,7 @@ static bool is_kept(const icma_packer *p, const icma_source *source) {
 }
 
 icma_status icma_pack_task_part(icma_packer *packer, icma_pack_group *group, size_t first, size_t count, icma_error *error) {
-    part_writer w = {.packer = packer, .g = group, .task = group->group->sources[first].task};
+    icma_part_writer w = {.packer = packer, .g = group, .task = group->group->sources[first].task};
     while (count > 0 && !is_kept(packer, &group->group->sources[first])) {
         first++;
         count--;
@@ -482,14 +410,12 @@ icma_status icma_pack_task_part(icma_packer *packer, icma_pack_group *group, siz
     icma_status status = allocate_part(&w, first, count, error);
     if (!status)
         status = set_condition(&w, error);
-    for (size_t i = 0; !status && i < count; i++) {
-        if (packer->options->progress.cancelled && packer->options->progress.cancelled(packer->options->progress.context))
-            status = icma_fail(error, ICMA_E_CANCELLED, NULL, "cancelled");
-        else
-            status = process_checkpoint(&w, i, error);
-    }
+    if (!status && packer->options->tier == ICMA_TIER_LOSSLESS)
+        status = icma_pack_lossless(&w, error);
+    else if (!status)
+        status = process_checkpoints(&w, error);
     if (!status)
-        status = write_texts(&w, error);
+        status = icma_pack_write_texts(&w, error);
     if (!status)
         status = write_condition(&w, error);
     if (!status)

@@ -6,7 +6,9 @@
 
 #include <string.h>
 
-bool icma_is_verbatim(const icma_generator *generator, const icma_checkpoint *checkpoint, size_t tensor) {
+bool icma_is_verbatim(const icma_safetensors *signature, const icma_generator *generator, const icma_checkpoint *checkpoint, size_t tensor) {
+    if (checkpoint->tier == ICMA_TIER_LOSSLESS)
+        return !icma_dtype_is_modelled(signature->tensors[tensor].dtype);
     if (!icma_generator_is_modelled(generator, tensor))
         return true;
     size_t low = 0, high = checkpoint->exception_count;
@@ -20,10 +22,10 @@ bool icma_is_verbatim(const icma_generator *generator, const icma_checkpoint *ch
     return low < checkpoint->exception_count && checkpoint->exceptions[low] == tensor;
 }
 
-static size_t users(const icma_generator *generator, const icma_checkpoint *list, size_t count, size_t tensor) {
+static size_t users(const icma_safetensors *signature, const icma_generator *generator, const icma_checkpoint *list, size_t count, size_t tensor) {
     size_t sum = 0;
     for (size_t i = 0; i < count; i++)
-        sum += icma_is_verbatim(generator, &list[i], tensor);
+        sum += icma_is_verbatim(signature, generator, &list[i], tensor);
     return sum;
 }
 
@@ -37,7 +39,7 @@ bool icma_verbatim_size(const icma_safetensors *signature, const icma_generator 
     *out = 0;
     for (size_t t = 0; t < signature->tensor_count; t++) {
         size_t run;
-        if (!icma_multiply_size((size_t)signature->tensors[t].size, users(generator, list, count, t), &run) || !icma_add_size(*out, run, out))
+        if (!icma_multiply_size((size_t)signature->tensors[t].size, users(signature, generator, list, count, t), &run) || !icma_add_size(*out, run, out))
             return false;
     }
     return true;
@@ -50,7 +52,7 @@ icma_status icma_verbatim_write(const icma_safetensors *signature, const icma_ge
         const icma_tensor_info *info = &signature->tensors[t];
         run.size = 0;
         for (size_t i = 0; i < count; i++)
-            if (icma_is_verbatim(generator, &list[i], t))
+            if (icma_is_verbatim(signature, generator, &list[i], t))
                 icma_write_bytes(&run, data[i] + info->begin, (size_t)info->size);
         uint8_t *to = run.size ? icma_buffer_extend(out, run.size) : NULL;
         if (to && !run.failed)
@@ -65,9 +67,9 @@ void icma_verbatim_read(const icma_safetensors *signature, const icma_generator 
                         const uint8_t *stream, uint8_t *data) {
     for (size_t t = 0; t < signature->tensor_count; t++) {
         const icma_tensor_info *info = &signature->tensors[t];
-        size_t all = users(generator, list, count, t), before = users(generator, list, which, t), width = width_of(info);
+        size_t all = users(signature, generator, list, count, t), before = users(signature, generator, list, which, t), width = width_of(info);
         size_t each = (size_t)info->size / width;
-        if (icma_is_verbatim(generator, &list[which], t))
+        if (icma_is_verbatim(signature, generator, &list[which], t))
             for (size_t plane = 0; plane < width; plane++)
                 for (size_t i = 0; i < each; i++)
                     data[info->begin + i * width + plane] = stream[plane * all * each + before * each + i];

@@ -8,8 +8,8 @@
 
 #include "checkpoints.h"
 
-/* Whether a checkpoint keeps a tensor verbatim. */
-bool icma_is_verbatim(const icma_generator *generator, const icma_checkpoint *checkpoint, size_t tensor);
+/* Whether a checkpoint keeps a tensor verbatim: one that is not modelled, or an exception; under tier lossless what a link cannot code. */
+bool icma_is_verbatim(const icma_safetensors *signature, const icma_generator *generator, const icma_checkpoint *checkpoint, size_t tensor);
 
 /* Raw bytes of the section over these checkpoints; false on overflow. */
 bool icma_verbatim_size(const icma_safetensors *signature, const icma_generator *generator, const icma_checkpoint *list, size_t count, size_t *out);

@@ -36,7 +36,7 @@ static bool all_zero(const uint8_t *bytes, size_t size) {
 }
 
 static bool kind_is_known(uint16_t kind) {
-    return kind >= ICMA_SECTION_SIGNATURE && kind <= ICMA_SECTION_RESIDUAL;
+    return kind >= ICMA_SECTION_SIGNATURE && kind <= ICMA_SECTION_LINK;
 }
 
 static int compare_u64(uint64_t a, uint64_t b) {

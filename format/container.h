@@ -33,6 +33,7 @@ typedef enum icma_section_kind {
     ICMA_SECTION_RECORD = 7,    /* group: training record and measured errors, JSON; optional */
     ICMA_SECTION_CONDITION = 8, /* group, task: condition vector */
     ICMA_SECTION_RESIDUAL = 9,  /* group, task: residuals of checkpoints first .. first + count - 1 */
+    ICMA_SECTION_LINK = 10,     /* group, task: lossless links of checkpoints first .. first + count - 1 */
 } icma_section_kind;
 
 typedef enum icma_section_coding {

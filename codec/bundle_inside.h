@@ -1,0 +1,79 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What an open archive is made of. Private to bundle*.c. */
+#ifndef ICMA_BUNDLE_INSIDE_H
+#define ICMA_BUNDLE_INSIDE_H
+
+#include "checkpoints.h"
+#include "container.h"
+#include "decode.h"
+#include "icma.h"
+
+/* A signature group, loaded on first use. */
+typedef struct icma_group_state {
+    bool loaded;
+    icma_safetensors signature;
+    icma_generator generator;
+    icma_decoder *decoder; /* made when something is decoded */
+} icma_group_state;
+
+/* A section over a range of checkpoints: the one of its kind that was read last. */
+typedef struct icma_stream {
+    uint8_t *bytes; /* owned; NULL before */
+    const icma_section *section;
+} icma_stream;
+
+/* A lossless checkpoint that was decoded: what those before it are predicted from. */
+typedef struct icma_chain_link {
+    size_t index;
+    uint8_t *data; /* owned */
+} icma_chain_link;
+
+/* What one task has in one group. */
+typedef struct icma_part {
+    uint32_t group;
+    icma_checkpoints table;
+    uint8_t *text_bytes;
+    icma_texts texts;
+    bool texts_loaded;
+    icma_stream verbatim, residuals, links;
+    icma_chain_link *chain; /* owned */
+    size_t chain_count;
+} icma_part;
+
+typedef struct icma_place {
+    uint32_t part, index;
+} icma_place;
+
+typedef struct icma_task_state {
+    bool loaded;
+    icma_part *parts;
+    size_t part_count;
+    icma_checkpoint_info *infos; /* all checkpoints, by step */
+    icma_place *places;               /* where each of them is */
+    size_t count;
+    uint64_t bytes;
+} icma_task_state;
+
+struct icma_bundle {
+    icma_container *container;
+    const icma_ops *ops;
+    icma_limits limits;
+    icma_group_state *groups;
+    icma_task_state *tasks;
+};
+
+icma_status icma_bundle_corrupt(const icma_bundle *bundle, icma_error *error, const char *what);
+/* Each loads on first use; nothing to do after that. */
+icma_status icma_bundle_load_task(icma_bundle *bundle, uint32_t task, icma_error *error);
+icma_status icma_bundle_open_decoder(icma_bundle *bundle, uint32_t group, icma_error *error);
+icma_status icma_part_load_texts(icma_bundle *bundle, uint32_t task, icma_part *part, icma_error *error);
+/* The bytes of one checkpoint in the section of `kind` (RESIDUAL, LINK) that covers it; size 0 where there is none. They live until the next call for the part. */
+icma_status icma_part_find_block(icma_bundle *bundle, uint32_t task, icma_part *part, uint16_t kind, size_t index, const uint8_t **data, size_t *size, icma_error *error);
+icma_status icma_part_load_residual(icma_bundle *bundle, uint32_t task, icma_part *part, size_t index, icma_residual *out, icma_error *error);
+/* Copies the checkpoint's verbatim tensors into `data`. */
+icma_status icma_part_read_verbatim(icma_bundle *bundle, uint32_t task, icma_part *part, size_t index, uint8_t *data, icma_error *error);
+/* The data of a lossless checkpoint, decoding what it is predicted from as far as that is not remembered. *data lives until the next call. */
+icma_status icma_chain_decode(icma_bundle *bundle, uint32_t task, icma_part *part, size_t index, const uint8_t **data, icma_error *error);
+void icma_part_forget_streams(icma_part *part);
+
+#endif

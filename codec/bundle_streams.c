@@ -1,0 +1,108 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Sections over ranges of checkpoints: verbatim tensors, residuals, lossless links. */
+#include "bundle_inside.h"
+#include "memory.h"
+#include "verbatim.h"
+
+#include <string.h>
+
+/* The section of a kind whose range of checkpoints has `index`, or NULL. */
+static const icma_section *find_covering(const icma_bundle *b, uint16_t kind, const icma_part *p, uint32_t task, size_t index) {
+    const icma_section *first = NULL;
+    size_t count = icma_container_range(b->container, kind, p->group, task, &first);
+    for (size_t i = 0; i < count; i++)
+        if (first[i].first <= index && index - first[i].first < first[i].count)
+            return &first[i];
+    return NULL;
+}
+
+/* Makes `stream` hold a section of at most `size` bytes, unless it does already. */
+static icma_status load_stream(icma_bundle *b, const icma_part *p, icma_stream *stream, const icma_section *section, uint64_t size, icma_error *error) {
+    if (stream->section == section)
+        return ICMA_OK;
+    if (section->count > p->table.count - section->first)
+        return icma_bundle_corrupt(b, error, "a section goes beyond its task's checkpoints");
+    if (size > b->limits.max_output)
+        return icma_fail(error, ICMA_E_LIMIT, NULL, "a section of %llu bytes; raise --max-output if you trust the file", (unsigned long long)size);
+    icma_free(stream->bytes);
+    *stream = (icma_stream){0};
+    icma_status status = icma_container_load(b->container, section, (size_t)size, &stream->bytes, error);
+    if (!status)
+        stream->section = section;
+    return status;
+}
+
+icma_status icma_part_read_verbatim(icma_bundle *b, uint32_t task, icma_part *p, size_t index, uint8_t *data, icma_error *error) {
+    const icma_safetensors *signature = &b->groups[p->group].signature;
+    const icma_generator *g = &b->groups[p->group].generator;
+    const icma_section *found = find_covering(b, ICMA_SECTION_VERBATIM, p, task, index);
+    size_t size = 0;
+    if (!found) {
+        if (!icma_verbatim_size(signature, g, &p->table.list[index], 1, &size) || size > 0)
+            return icma_bundle_corrupt(b, error, "verbatim tensors are missing");
+        return ICMA_OK;
+    }
+    if (found->count > p->table.count - found->first ||
+        !icma_verbatim_size(signature, g, p->table.list + found->first, found->count, &size) || size != found->raw_size)
+        return icma_bundle_corrupt(b, error, "a verbatim section does not fit its checkpoints");
+    icma_status status = load_stream(b, p, &p->verbatim, found, size, error);
+    if (!status)
+        icma_verbatim_read(signature, g, p->table.list + found->first, found->count, index - found->first, p->verbatim.bytes, data);
+    return status;
+}
+
+static bool has_block(const icma_checkpoint *c, uint16_t kind) {
+    return kind == ICMA_SECTION_LINK ? c->tier == ICMA_TIER_LOSSLESS : c->tier == ICMA_TIER_BOUNDED;
+}
+
+/* spec 4.11: the sizes of all blocks, then the blocks. */
+icma_status icma_part_find_block(icma_bundle *b, uint32_t task, icma_part *p, uint16_t kind, size_t index, const uint8_t **data, size_t *size,
+                                 icma_error *error) {
+    const icma_section *found = find_covering(b, kind, p, task, index);
+    icma_stream *stream = kind == ICMA_SECTION_LINK ? &p->links : &p->residuals;
+    size_t before = 0, all = 0;
+    *data = NULL;
+    *size = 0;
+    if (!found)
+        return ICMA_OK;
+    icma_status status = load_stream(b, p, stream, found, found->raw_size, error);
+    if (status)
+        return status;
+    icma_cursor from = icma_cursor_over(stream->bytes, (size_t)found->raw_size);
+    for (size_t i = found->first; i < (size_t)found->first + found->count; i++) {
+        uint64_t each = has_block(&p->table.list[i], kind) ? icma_read_varint(&from) : 0;
+        if (from.failed || each > from.left || !icma_add_size(all, (size_t)each, &all))
+            return icma_bundle_corrupt(b, error, "a section of blocks that is cut short");
+        if (i < index)
+            before = all;
+        if (i == index)
+            *size = (size_t)each;
+    }
+    if (all != from.left)
+        return icma_bundle_corrupt(b, error, "a section that is not as long as its blocks");
+    *data = all ? icma_read_bytes(&from, all) + before : NULL;
+    return ICMA_OK;
+}
+
+icma_status icma_part_load_residual(icma_bundle *b, uint32_t task, icma_part *p, size_t index, icma_residual *out, icma_error *error) {
+    const icma_group_state *g = &b->groups[p->group];
+    const uint8_t *data;
+    size_t size;
+    memset(out, 0, sizeof *out);
+    if (!has_block(&p->table.list[index], ICMA_SECTION_RESIDUAL))
+        return ICMA_OK;
+    icma_status status = icma_part_find_block(b, task, p, ICMA_SECTION_RESIDUAL, index, &data, &size, error);
+    return status ? status : icma_residual_read(data, size, &g->signature, &g->generator, out, error);
+}
+
+void icma_part_forget_streams(icma_part *p) {
+    icma_free(p->verbatim.bytes);
+    icma_free(p->residuals.bytes);
+    icma_free(p->links.bytes);
+    p->verbatim = p->residuals = p->links = (icma_stream){0};
+    for (size_t i = 0; i < p->chain_count; i++)
+        icma_free(p->chain[i].data);
+    icma_free(p->chain);
+    p->chain = NULL;
+    p->chain_count = 0;
+}
