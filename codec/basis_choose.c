@@ -66,7 +66,7 @@ static void take_row(chooser *c, int role) {
     const icma_eigen *e = &c->eigen[role];
     const double *column = e->coordinates + c->taken[role];
     double weights = (double)c->gram->weights[role], spread = row_spread(c, role, c->taken[role]), bits, distortion;
-    icma_rate_gaussian(spread / sqrt(weights) / c->step, &bits, &distortion);
+    icma_rate_trellis(spread / sqrt(weights) / c->step, &bits, &distortion);
     c->bits += bits * weights + CONTEXT_BITS * (double)c->tensors[role] + COEFFICIENT_BITS * (double)e->count;
     c->spanned[role] += column_within(c, column, e->rank);
     for (size_t i = 0; i < e->count; i++) {

@@ -4,16 +4,15 @@
 #include "memory.h"
 #include "ops.h"
 #include "rans.h"
-#include "rate.h"
+#include "trellis.h"
 
 #include <math.h>
 #include <string.h>
 
-enum { FACTORS = 2, WIDEST_SEARCH = 32, PRICES = 16 };
+enum { FACTORS = 2, WIDEST_SEARCH = 32 };
 
-/* Squared error, in squared steps, that a bit is worth: at high rates -d(1/12 2^(-2R))/dR = ln 2 / 6, and more than that at low ones loses on Gaussian
- * sources (measured on real adapters). */
-static const double usual_price = 0.1155, highest_price = 0.26;
+/* Of a bit, as icma_trellis_quantise takes it. */
+static const double usual_price = 1, highest_price = 2.5;
 
 typedef struct unit {
     const icma_pair *pair;    /* NULL: one tensor */
@@ -23,6 +22,7 @@ typedef struct unit {
     /* What was chosen. */
     bool coded, failed;
     int32_t code[FACTORS];
+    unsigned context[FACTORS];
     int16_t *integers[FACTORS]; /* owned */
 } unit;
 
@@ -41,6 +41,7 @@ typedef struct search {
     float *values;  /* the longer factor */
     float *target;  /* x, the same */
     int32_t *symbols;
+    uint16_t *scratch;
     icma_status status;
 } search;
 
@@ -70,42 +71,30 @@ static bool holds(search *s) {
     return measured_error(s) <= (double)s->b->bound.value;
 }
 
-/* Bits of |k| after k zeros' worth: differences between neighbours are all that rounding needs. */
-static void fill_prices(double ratio, double *difference) {
-    double spread = fmax(ratio, 0.2);
-    for (int k = 1; k < PRICES; k++)
-        difference[k] = icma_rate_cell(spread, k) - icma_rate_cell(spread, k - 1);
+static bool is_plain(const icma_bounded *b) {
+    return b->bound.kind == ICMA_BOUND_ABS;
 }
 
-static double price_of(const double *difference, double ratio, double k) {
-    return k < PRICES ? difference[(int)k] : (2 * k - 1) / (2 * ratio * ratio) / log(2);
-}
-
-/* Rounds (target - prediction) / step, towards zero where the bits that saves are worth the error. False if an integer is out of range. */
-static bool quantise(search *s, const float *prediction, size_t count, float step, double price) {
-    double squares = 0, difference[PRICES];
+/* Symbols of (target - prediction) / step, and the integers that they stand for. False if one is out of range. */
+static bool quantise(search *s, const float *prediction, size_t count, float step, double price, unsigned *context, double *bits) {
     float worst = 0;
     for (size_t i = 0; i < count; i++) {
         s->values[i] = (s->target[i] - prediction[i]) / step;
-        squares += (double)s->values[i] * s->values[i];
         worst = fmaxf(worst, fabsf(s->values[i]));
     }
-    if (!(worst < ICMA_RESIDUAL_LARGEST))
+    if (!(worst < 2 * ICMA_TRELLIS_LARGEST - 4))
         return false;
-    double ratio = fmax(sqrt(squares / (double)(count ? count : 1)), 0.2);
-    fill_prices(ratio, difference);
-    for (size_t i = 0; i < count; i++) {
-        double size = fabs((double)s->values[i]), k = floor(size + 0.5);
-        if (k > 0 && price > 0) {
-            double here = (size - k) * (size - k), below = (size - k + 1) * (size - k + 1);
-            k -= below - here < price * price_of(difference, ratio, k);
-        }
-        s->symbols[i] = (int32_t)(s->values[i] < 0 ? -k : k);
+    if (!is_plain(s->b)) {
+        *context = icma_trellis_quantise(s->values, count, price, s->symbols, s->scratch, bits);
+        return icma_trellis_expand(*context, s->symbols, count);
     }
+    for (size_t i = 0; i < count; i++)
+        s->symbols[i] = (int32_t)roundf(s->values[i]);
+    *context = icma_rans_best_context(s->symbols, count, bits);
     return true;
 }
 
-/* Decodes the symbols of one factor as a reader will. */
+/* Decodes the integers of one factor as a reader will. */
 static void decode_factor(search *s, size_t f, const float *prediction, float step) {
     const icma_tensor_info *info = info_of(s, f);
     for (size_t i = 0; i < info->count; i++)
@@ -124,10 +113,9 @@ static void try(search *s, attempt *a, bool keep) {
         double bits;
         icma_load_floats(info->dtype, s->b->original + info->begin, (size_t)info->count, s->target);
         a->holds = step > 0 && a->code[f] >= -ICMA_RESIDUAL_MOST_CODE && a->code[f] <= ICMA_RESIDUAL_MOST_CODE &&
-                   quantise(s, prediction, (size_t)info->count, step, a->price);
+                   quantise(s, prediction, (size_t)info->count, step, a->price, &s->u->context[f], &bits);
         if (!a->holds)
             break;
-        icma_rans_best_context(s->symbols, (size_t)info->count, &bits);
         a->bits += bits;
         decode_factor(s, f, prediction, step);
         for (size_t i = 0; keep && i < info->count; i++)
@@ -148,7 +136,7 @@ static int32_t first_code(search *s) {
         if (b->bound.kind == ICMA_BOUND_ABS)
             sum = fmax(sum, scale * scale / 4); /* step = 2 * bound */
         else if (d.energy > 0)
-            sum += scale * scale * (double)info->count / 12 / d.energy;
+            sum += scale * scale * (double)info->count * ICMA_TRELLIS_NOISE / d.energy;
     }
     double code = sum > 0 ? floor(8 * log2((double)b->bound.value * (double)b->bound.value / sum)) : 0;
     return (int32_t)fmax(-ICMA_RESIDUAL_MOST_CODE, fmin(ICMA_RESIDUAL_MOST_CODE, code));
@@ -235,7 +223,8 @@ static bool search_allocate(search *s) {
     s->values = icma_alloc_array(most, sizeof *s->values);
     s->target = icma_alloc_array(most, sizeof *s->target);
     s->symbols = icma_alloc_array(most, sizeof *s->symbols);
-    return done && s->values && s->target && s->symbols;
+    s->scratch = icma_alloc_array(ICMA_TRELLIS_BLOCK, sizeof *s->scratch);
+    return done && s->values && s->target && s->symbols && s->scratch;
 }
 
 static void keep_original(search *s) {
@@ -255,10 +244,9 @@ static icma_status code_unit(const icma_bounded *b, unit *u) {
     }
     if (holds(&s) || s.status)
         return s.status;
-    double price = b->bound.kind == ICMA_BOUND_ABS ? 0 : usual_price;
     if (search_allocate(&s)) {
-        attempt best = common_step(&s, price);
-        if (best.holds && price > 0)
+        attempt best = common_step(&s, usual_price);
+        if (best.holds && !is_plain(b))
             best = use_slack(&s, best);
         u->coded = best.holds;
         if (best.holds)
@@ -271,6 +259,7 @@ static icma_status code_unit(const icma_bounded *b, unit *u) {
     icma_free(s.values);
     icma_free(s.target);
     icma_free(s.symbols);
+    icma_free(s.scratch);
     return s.status;
 }
 
@@ -321,20 +310,19 @@ static icma_status gather(const icma_bounded *b, const unit *units, size_t count
         }
     out->list = icma_alloc_zeroed(out->count + 1, sizeof *out->list);
     out->integers = icma_alloc_array(out->total + 1, sizeof *out->integers);
-    int32_t *symbols = icma_alloc_array(out->total + 1, sizeof *symbols);
-    if (!status && (!out->list || !out->integers || !symbols))
+    out->trellis = !is_plain(b);
+    if (!status && (!out->list || !out->integers))
         status = icma_fail(error, ICMA_E_MEMORY, NULL, "no memory for a residual");
     for (size_t t = 0, i = 0, first = 0; !status && t < tensors; t++) {
         if (!parts[t].unit)
             continue;
         size_t length = (size_t)b->signature->tensors[t].count;
-        const int16_t *integers = parts[t].unit->integers[parts[t].factor];
-        for (size_t j = 0; j < length; j++)
-            symbols[j] = out->integers[first + j] = integers[j];
-        out->list[i++] = (icma_residual_tensor){(uint32_t)t, parts[t].unit->code[parts[t].factor], icma_rans_best_context(symbols, length, NULL), first};
+        const unit *u = parts[t].unit;
+        size_t f = parts[t].factor;
+        memcpy(out->integers + first, u->integers[f], length * sizeof *out->integers);
+        out->list[i++] = (icma_residual_tensor){(uint32_t)t, u->code[f], u->context[f], first};
         first += length;
     }
-    icma_free(symbols);
     icma_free(parts);
     return status;
 }

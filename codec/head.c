@@ -2,11 +2,10 @@
 #include "head.h"
 
 #include "memory.h"
+#include "trellis.h"
 
 #include <math.h>
 #include <string.h>
-
-enum { HEAD_LARGEST = 32767 };
 
 static bool grow(icma_head_chunk *chunk, size_t runs, size_t symbols) {
     if (chunk->run_count + runs > chunk->run_capacity) {
@@ -28,14 +27,28 @@ static bool grow(icma_head_chunk *chunk, size_t runs, size_t symbols) {
     return true;
 }
 
+static bool make_scratch(icma_head_chunk *chunk, size_t count) {
+    if (!chunk->scratch && !(chunk->scratch = icma_alloc_array(ICMA_TRELLIS_BLOCK, sizeof *chunk->scratch)))
+        return false;
+    if (count <= chunk->widest)
+        return true;
+    float *more = icma_resize_array(chunk->scaled, count, sizeof *more);
+    if (more) {
+        chunk->scaled = more;
+        chunk->widest = count;
+    }
+    return more;
+}
+
 icma_status icma_head_add_tensor(icma_head_chunk *chunk, const float *values, const float *step, size_t rows, size_t count, icma_error *error) {
-    if (!grow(chunk, rows, rows * count))
+    const float largest = 2 * ICMA_TRELLIS_LARGEST - 4;
+    if (!grow(chunk, rows, rows * count) || !make_scratch(chunk, count + 1))
         return icma_fail(error, ICMA_E_MEMORY, NULL, "no memory for the basis");
     for (size_t k = 0; k < rows; k++) {
-        int32_t *symbols = chunk->symbols + chunk->count;
         for (size_t l = 0; l < count; l++)
-            symbols[l] = (int32_t)fmaxf(-HEAD_LARGEST, fminf(HEAD_LARGEST, roundf(values[k * count + l] / step[k])));
-        chunk->runs[chunk->run_count++] = (icma_rans_run){count, icma_rans_best_context(symbols, count, NULL)};
+            chunk->scaled[l] = fmaxf(-largest, fminf(largest, values[k * count + l] / step[k]));
+        unsigned context = icma_trellis_quantise(chunk->scaled, count, 1, chunk->symbols + chunk->count, chunk->scratch, NULL);
+        chunk->runs[chunk->run_count++] = (icma_rans_run){count, context};
         chunk->count += count;
     }
     return ICMA_OK;
@@ -54,6 +67,8 @@ icma_status icma_head_take(icma_head_chunk *chunk, icma_buffer *out, icma_error 
 void icma_head_free(icma_head_chunk *chunk) {
     icma_free(chunk->runs);
     icma_free(chunk->symbols);
+    icma_free(chunk->scratch);
+    icma_free(chunk->scaled);
     memset(chunk, 0, sizeof *chunk);
 }
 
@@ -98,11 +113,11 @@ icma_status icma_head_read(const uint8_t *payload, size_t size, const icma_safet
         status = icma_fail(error, ICMA_E_MEMORY, NULL, "no memory for the basis");
     if (!status)
         status = icma_rans_decode(payload + run_count, size - run_count, runs, run_count, symbols, error);
-    for (size_t i = 0; !status && i < cells; i++) {
-        if (symbols[i] > HEAD_LARGEST || symbols[i] < -HEAD_LARGEST)
+    for (size_t r = 0, at = 0; !status && r < run_count; at += runs[r++].count)
+        if (!icma_trellis_expand(runs[r].context, symbols + at, runs[r].count))
             status = icma_fail(error, ICMA_E_CORRUPT, NULL, "head: an integer is out of range");
+    for (size_t i = 0; !status && i < cells; i++)
         (*integers)[i] = (int16_t)symbols[i];
-    }
     icma_free(symbols);
     icma_free(runs);
     if (status) {

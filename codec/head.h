@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * The head: K basis rows as integers, cut by tensors into chunks, a HEAD section each (spec 4.4). Weight (k, l) of the head is
- * head_step_k * integer_kl. A chunk holds one table index for each row of each of its modelled tensors, then all their integers as one rANS stream
+ * head_step_k * integer_kl. A chunk holds one context for each row of each of its modelled tensors, then all their symbols (trellis.h) as one rANS stream
  * (spec 4.10).
  */
 #ifndef ICMA_HEAD_H
@@ -16,10 +16,13 @@ typedef struct icma_head_chunk {
     size_t run_count, run_capacity;
     int32_t *symbols; /* owned */
     size_t count, capacity;
+    uint16_t *scratch; /* owned */
+    float *scaled;     /* owned */
+    size_t widest;
 } icma_head_chunk;
 
-/* Quantises `rows` x `count` floats (row-major), row k at step[k], and adds them, with the table that codes each row in the fewest bits. Integers are
- * held within +-32767. */
+/* Quantises `rows` x `count` floats (row-major), row k at step[k], and adds them, with the context that codes each row in the fewest bits. What is beyond the range of
+ * integers is held within it. */
 icma_status icma_head_add_tensor(icma_head_chunk *chunk, const float *values, const float *step, size_t rows, size_t count, icma_error *error);
 /* Writes the payload into `out` (emptied first) and starts over. */
 icma_status icma_head_take(icma_head_chunk *chunk, icma_buffer *out, icma_error *error);

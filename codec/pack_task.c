@@ -272,7 +272,7 @@ static icma_status process_checkpoint(icma_part_writer *w, size_t i, icma_error 
     if (!status && !good)
         status = icma_fail(error, ICMA_E_BOUND, NULL, "a checkpoint does not hold its bound even verbatim");
     if (!status)
-        status = icma_residual_write(&w->residual, &w->blocks[i], error);
+        status = icma_residual_write(&w->residual, &w->g->generator, &w->blocks[i], error);
     icma_residual_free(&w->residual);
     if (!status && (w->held >= ICMA_PACK_STREAM_BYTES || i + 1 == w->table.count))
         status = flush_part(w, i + 1, error);

@@ -32,6 +32,9 @@ double icma_rans_cost(unsigned context, const int32_t *symbols, size_t count);
  * NULL, gets how many. */
 unsigned icma_rans_best_context(const int32_t *symbols, size_t count, double *bits);
 
+/* The same among the contexts first .. end - 1. */
+unsigned icma_rans_best_context_among(const int32_t *symbols, size_t count, unsigned first, unsigned end, double *bits);
+
 /* Appends the stream of all runs' symbols, which lie one after the other. */
 icma_status icma_rans_encode(const int32_t *symbols, const icma_rans_run *runs, size_t run_count,
                              icma_buffer *out, icma_error *error);

@@ -1,6 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "rate.h"
 
+#include "rans.h"
+#include "trellis.h"
+
 #include <math.h>
 
 static const double pi = 3.14159265358979323846;
@@ -34,6 +37,17 @@ void icma_rate_gaussian(double ratio, double *bits, double *distortion) {
         *bits -= twice * p * log2(p);
         *distortion += i ? 2 * (p * i * i - 2 * i * first) : 0;
     }
+}
+
+void icma_rate_trellis(double ratio, double *bits, double *distortion) {
+    double spread = ratio / 2;
+    if (spread < icma_rans_spread(ICMA_TRELLIS_CONTEXT)) {
+        icma_rate_gaussian(spread, bits, distortion);
+        *distortion *= 4;
+        return;
+    }
+    *distortion = ICMA_TRELLIS_NOISE;
+    *bits = 0.5 * log2(ratio * ratio / ICMA_TRELLIS_NOISE) + 0.058 + 0.06 / (spread * spread);
 }
 
 double icma_rate_cell(double ratio, int k) {

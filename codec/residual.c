@@ -3,6 +3,7 @@
 
 #include "memory.h"
 #include "rans.h"
+#include "trellis.h"
 
 #include <math.h>
 #include <string.h>
@@ -59,15 +60,17 @@ static icma_status encode_stream(const icma_residual *r, size_t s, icma_rans_run
     if (!symbols)
         return no_memory(error);
     for (size_t i = 0; i < count; i++)
-        symbols[i] = r->integers[s * ICMA_RESIDUAL_STREAM + i];
+        symbols[i] = r->trellis ? icma_trellis_symbol(r->integers[s * ICMA_RESIDUAL_STREAM + i]) : r->integers[s * ICMA_RESIDUAL_STREAM + i];
     icma_status status = icma_rans_encode(symbols, runs, runs_of(r, s, runs), out, error);
     icma_free(symbols);
     return status;
 }
 
-static void write_tensors(const icma_residual *r, icma_buffer *out) {
-    icma_write_varint(out, r->count);
-    for (size_t i = 0; i < r->count; i++)
+/* A block of all modelled tensors is the usual one, and lists none. */
+static void write_tensors(const icma_residual *r, size_t modelled, icma_buffer *out) {
+    bool all = r->count == modelled;
+    icma_write_varint(out, 2 * (uint64_t)(all ? 0 : r->count) + r->trellis);
+    for (size_t i = 0; !all && i < r->count; i++)
         icma_write_varint(out, r->list[i].tensor - (i ? r->list[i - 1].tensor + 1 : 0));
     for (size_t i = 0; i < r->count; i++)
         icma_write_varint_signed(out, r->list[i].code - (i ? r->list[i - 1].code : 0));
@@ -75,7 +78,14 @@ static void write_tensors(const icma_residual *r, icma_buffer *out) {
         icma_write_u8(out, (uint8_t)r->list[i].context);
 }
 
-icma_status icma_residual_write(const icma_residual *r, icma_buffer *out, icma_error *error) {
+static size_t modelled_tensors(const icma_generator *g) {
+    size_t count = 0;
+    for (size_t t = 0; t < g->tensor_count; t++)
+        count += icma_generator_is_modelled(g, t);
+    return count;
+}
+
+icma_status icma_residual_write(const icma_residual *r, const icma_generator *g, icma_buffer *out, icma_error *error) {
     icma_status status = ICMA_OK;
     if (r->count == 0)
         return ICMA_OK;
@@ -83,7 +93,7 @@ icma_status icma_residual_write(const icma_residual *r, icma_buffer *out, icma_e
     icma_rans_run *runs = icma_alloc_array(r->count, sizeof *runs);
     if (!runs)
         return no_memory(error);
-    write_tensors(r, out);
+    write_tensors(r, modelled_tensors(g), out);
     size_t count = stream_count(r->total);
     for (size_t s = 0; !status && s < count; s++) {
         size_t before = streams.size;
@@ -106,11 +116,13 @@ static icma_status bad(icma_error *error, const char *what) {
     return icma_fail(error, ICMA_E_CORRUPT, NULL, "residual: %s", what);
 }
 
-static icma_status read_tensors(icma_cursor *from, const icma_safetensors *signature, const icma_generator *g, icma_residual *r, icma_error *error) {
+static icma_status read_tensors(icma_cursor *from, const icma_safetensors *signature, const icma_generator *g, bool all, icma_residual *r, icma_error *error) {
     uint64_t next = 0;
     int64_t code = 0;
     for (size_t i = 0; i < r->count; i++) {
-        uint64_t gap = icma_read_varint(from);
+        uint64_t gap = all ? 0 : icma_read_varint(from);
+        while (all && !icma_generator_is_modelled(g, (size_t)(next + gap)))
+            gap++;
         if (from->failed || gap >= g->tensor_count || (next += gap) >= g->tensor_count || !icma_generator_is_modelled(g, (size_t)next))
             return bad(error, "truncated, or not of a modelled tensor");
         r->list[i].tensor = (uint32_t)next;
@@ -148,43 +160,59 @@ static icma_status read_sizes(icma_cursor *from, size_t streams, size_t *offsets
     return end > from->left ? bad(error, "truncated") : ICMA_OK;
 }
 
-static icma_status decode_stream(icma_residual *r, size_t s, const uint8_t *data, size_t size, icma_error *error) {
-    size_t count = stream_length(r, s);
-    int32_t *symbols = icma_alloc_array(count, sizeof *symbols);
+static icma_status decode_stream(const icma_residual *r, size_t s, const uint8_t *data, size_t size, int32_t *symbols, icma_error *error) {
     icma_rans_run *runs = icma_alloc_array(r->count, sizeof *runs);
-    icma_status status = symbols && runs ? icma_rans_decode(data, size, runs, runs_of(r, s, runs), symbols, error) : no_memory(error);
-    int16_t *to = r->integers + s * ICMA_RESIDUAL_STREAM;
-    bool fits = true;
-    for (size_t i = 0; !status && i < count; i++) {
-        fits = fits && symbols[i] >= -ICMA_RESIDUAL_LARGEST && symbols[i] <= ICMA_RESIDUAL_LARGEST;
-        to[i] = (int16_t)symbols[i];
-    }
-    icma_free(symbols);
+    icma_status status = runs ? icma_rans_decode(data, size, runs, runs_of(r, s, runs), symbols + s * ICMA_RESIDUAL_STREAM, error) : no_memory(error);
     icma_free(runs);
-    return status || fits ? status : bad(error, "an integer is out of range");
+    return status;
 }
 
 /* One thread a stream. The first stream's error counts, so that it does not depend on the threads. */
-static icma_status decode_streams(icma_residual *r, const uint8_t *data, const size_t *offsets, size_t streams, icma_error *error) {
+static icma_status decode_streams(const icma_residual *r, const uint8_t *data, const size_t *offsets, size_t streams, int32_t *symbols, icma_error *error) {
     size_t failed = SIZE_MAX;
 #pragma omp parallel for schedule(dynamic) num_threads(icma_threads()) if (streams > 1)
     for (size_t s = 0; s < streams; s++)
-        if (decode_stream(r, s, data + offsets[s], offsets[s + 1] - offsets[s], NULL)) {
+        if (decode_stream(r, s, data + offsets[s], offsets[s + 1] - offsets[s], symbols, NULL)) {
 #pragma omp critical(icma_residual_failed)
             failed = s < failed ? s : failed;
         }
-    return failed == SIZE_MAX ? ICMA_OK : decode_stream(r, failed, data + offsets[failed], offsets[failed + 1] - offsets[failed], error);
+    return failed == SIZE_MAX ? ICMA_OK : decode_stream(r, failed, data + offsets[failed], offsets[failed + 1] - offsets[failed], symbols, error);
+}
+
+static bool make_integers(icma_residual *r, size_t i, int32_t *symbols) {
+    size_t first = r->list[i].first, count = (i + 1 < r->count ? r->list[i + 1].first : r->total) - first;
+    bool fits = !r->trellis || icma_trellis_expand(r->list[i].context, symbols + first, count);
+    for (size_t l = first; l < first + count; l++) {
+        fits = fits && symbols[l] >= INT16_MIN && symbols[l] <= INT16_MAX;
+        r->integers[l] = (int16_t)symbols[l];
+    }
+    return fits;
+}
+
+static icma_status decode_all(icma_residual *r, const uint8_t *data, const size_t *offsets, size_t streams, icma_error *error) {
+    int32_t *symbols = icma_alloc_array(r->total + 1, sizeof *symbols);
+    icma_status status = symbols ? decode_streams(r, data, offsets, streams, symbols, error) : no_memory(error);
+    bool fits = true;
+#pragma omp parallel for schedule(dynamic) num_threads(icma_threads()) if (streams > 1) reduction(&& : fits)
+    for (size_t i = 0; i < (status ? 0 : r->count); i++)
+        fits = make_integers(r, i, symbols) && fits;
+    icma_free(symbols);
+    return status || fits ? status : bad(error, "an integer is out of range");
 }
 
 static icma_status read_block(icma_cursor *from, const icma_safetensors *signature, const icma_generator *g, icma_residual *r, icma_error *error) {
-    uint64_t count = icma_read_varint(from);
-    if (from->failed || count == 0 || count > g->tensor_count || count > from->left / 3)
+    uint64_t head = icma_read_varint(from), count = head / 2;
+    bool all = count == 0;
+    r->trellis = head % 2;
+    if (all)
+        count = modelled_tensors(g);
+    if (from->failed || count == 0 || count > g->tensor_count || count > from->left / 2)
         return bad(error, "truncated, or of more tensors than there are");
     r->list = icma_alloc_zeroed((size_t)count, sizeof *r->list);
     if (!r->list)
         return no_memory(error);
     r->count = (size_t)count;
-    icma_status status = read_tensors(from, signature, g, r, error);
+    icma_status status = read_tensors(from, signature, g, all, r, error);
     if (status)
         return status;
     size_t streams = stream_count(r->total);
@@ -194,7 +222,7 @@ static icma_status read_block(icma_cursor *from, const icma_safetensors *signatu
     r->integers = icma_alloc_array(r->total + 1, sizeof *r->integers);
     status = offsets && r->integers ? read_sizes(from, streams, offsets, error) : no_memory(error);
     if (!status)
-        status = decode_streams(r, icma_read_bytes(from, from->left), offsets, streams, error);
+        status = decode_all(r, icma_read_bytes(from, from->left), offsets, streams, error);
     icma_free(offsets);
     return status;
 }

@@ -4,7 +4,8 @@
  *
  *   x_l = fma(integer_l, step, y_l),   step = scale_t * 2^(code / 16),   y the generator's prediction
  *
- * before the cast to its dtype. Integers are coded as rANS streams, a context a tensor.
+ * before the cast to its dtype. Their symbols are coded as rANS streams, a context a tensor; the integers are those of trellis.h, or, where errors must not exceed half a step, the symbols
+ * themselves.
  */
 #ifndef ICMA_RESIDUAL_H
 #define ICMA_RESIDUAL_H
@@ -12,7 +13,7 @@
 #include "generator.h"
 
 enum {
-    ICMA_RESIDUAL_LARGEST = 32767,    /* of |integer| */
+    ICMA_RESIDUAL_LARGEST = 32767,    /* of |integer| without a trellis */
     ICMA_RESIDUAL_MOST_CODE = 640,    /* of |code|: steps within 40 octaves of the scale */
     ICMA_RESIDUAL_STREAM = 1 << 18,   /* integers a stream: so many decode in parallel with others */
 };
@@ -28,6 +29,7 @@ typedef struct icma_residual_tensor {
 typedef struct icma_residual {
     icma_residual_tensor *list; /* ascending; owned */
     size_t count;
+    bool trellis;
     int16_t *integers; /* owned */
     size_t total;
 } icma_residual;
@@ -38,7 +40,7 @@ void icma_residual_free(icma_residual *residual); /* leaves it zeroed */
 float icma_residual_step(float scale, int32_t code);
 
 /* Appends the block of one checkpoint; nothing for an empty residual. */
-icma_status icma_residual_write(const icma_residual *residual, icma_buffer *out, icma_error *error);
+icma_status icma_residual_write(const icma_residual *residual, const icma_generator *generator, icma_buffer *out, icma_error *error);
 /* Reads a block of `size` bytes. Tensors must be modelled, and every step above 0. */
 icma_status icma_residual_read(const uint8_t *data, size_t size, const icma_safetensors *signature, const icma_generator *generator,
                                icma_residual *out, icma_error *error);

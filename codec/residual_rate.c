@@ -34,14 +34,14 @@ struct icma_residual_model {
     double curve[CURVE_POINTS + 1]; /* bits a weight to reduce the variance by 2^(-octaves i / points) */
 };
 
-/* Rate over reduction of a uniform quantiser: walks from coarse steps to fine ones and interpolates in log2 of the distortion. */
+/* Rate over reduction of the quantiser: walks from coarse steps to fine ones and interpolates in log2 of the distortion. */
 static void fill_curve(double *curve) {
     double bits_before = 0, octaves_before = 0;
     int point = 0;
     curve[point++] = 0;
-    for (double ratio = 0.2; point <= CURVE_POINTS; ratio *= 1.05) {
+    for (double ratio = 0.4; point <= CURVE_POINTS; ratio *= 1.05) {
         double bits, distortion;
-        icma_rate_gaussian(ratio, &bits, &distortion);
+        icma_rate_trellis(ratio, &bits, &distortion);
         double octaves = fmax(octaves_before, log2(ratio * ratio / distortion));
         for (; point <= CURVE_POINTS && point * curve_octaves / CURVE_POINTS <= octaves; point++) {
             double at = point * curve_octaves / CURVE_POINTS;

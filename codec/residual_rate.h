@@ -4,7 +4,7 @@
  *
  * A role's energy outside the basis and its rows' noise, of each source, are shared out to the role's tensors: noise by weights, because quantiser steps are equal;
  * the rest by how far each tensor lies from its task's mean, or by its energy where that is more than lies there. A unit of the bound (a pair, a tensor) whose
- * predicted error is over the bound takes a residual at the rate at which a uniform quantiser reaches it.
+ * predicted error is over the bound takes a residual at the rate at which the quantiser reaches it.
  */
 #ifndef ICMA_RESIDUAL_RATE_H
 #define ICMA_RESIDUAL_RATE_H

@@ -1,0 +1,145 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "trellis.h"
+
+#include "rans.h"
+#include "rate.h"
+
+#include <math.h>
+#include <string.h>
+
+enum { STATES = 16, PRICES = 16 };
+
+/* Squared error, in squared steps, that a bit is worth: -dD/dR = 2 ln 2 D of the trellis; rounding to even integers has D = 4 / 12. */
+static const double slope_of_trellis = 0.3514, slope_of_rounding = 0.4621;
+
+/* parity(s & 5), parity(s & 12) */
+static const uint8_t offset_of[STATES] = {0, 1, 0, 1, 1, 0, 1, 0, 0, 1, 0, 1, 1, 0, 1, 0};
+static const uint8_t twist_of[STATES] = {0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0};
+
+static unsigned next_state(unsigned state, unsigned parity) {
+    return (state << 1 | (parity ^ twist_of[state])) & (STATES - 1);
+}
+
+static void expand_block(int32_t *symbols, size_t count) {
+    unsigned state = 0;
+    for (size_t i = 0; i < count; i++) {
+        int32_t k = symbols[i];
+        symbols[i] = 2 * k + offset_of[state];
+        state = next_state(state, (unsigned)k & 1);
+    }
+}
+
+bool icma_trellis_expand(unsigned context, int32_t *symbols, size_t count) {
+    int32_t largest = 0;
+    for (size_t i = 0; i < count; i++) {
+        int32_t size = symbols[i] < 0 ? ~symbols[i] : symbols[i]; /* of -2^31 too */
+        largest = size > largest ? size : largest;
+    }
+    if (largest > ICMA_TRELLIS_LARGEST)
+        return false;
+    for (size_t first = 0; context >= ICMA_TRELLIS_CONTEXT && first < count; first += ICMA_TRELLIS_BLOCK)
+        expand_block(symbols + first, count - first < ICMA_TRELLIS_BLOCK ? count - first : ICMA_TRELLIS_BLOCK);
+    for (size_t i = 0; context < ICMA_TRELLIS_CONTEXT && i < count; i++)
+        symbols[i] *= 2;
+    return true;
+}
+
+/* The symbol of this parity whose integer, with this offset, is nearest. */
+static int32_t nearest_symbol(float value, unsigned offset, unsigned parity) {
+    return 2 * (int32_t)floorf((value - (float)offset - 2 * (float)parity) / 4 + 0.5F) + (int32_t)parity;
+}
+
+typedef struct prices {
+    float bits[PRICES];
+    float slope; /* beyond them: bits of k squared */
+} prices;
+
+static prices make_prices(double spread, double price) {
+    prices p;
+    spread = fmax(spread, 0.3);
+    for (int k = 0; k < PRICES; k++)
+        p.bits[k] = (float)(price * icma_rate_cell(spread, k));
+    p.slope = (float)(price * 0.5 / log(2) / (spread * spread));
+    return p;
+}
+
+static float price_of(const prices *p, int32_t k) {
+    const int32_t last = PRICES - 1;
+    k = k < 0 ? -k : k;
+    return k <= last ? p->bits[k] : p->bits[last] + p->slope * ((float)k * (float)k - (float)(last * last));
+}
+
+/* What each of the four kinds of branch (offset, parity) costs at one value. */
+static void branch_costs(const prices *p, float value, float cost[2][2]) {
+    for (unsigned offset = 0; offset < 2; offset++)
+        for (unsigned parity = 0; parity < 2; parity++) {
+            int32_t k = nearest_symbol(value, offset, parity);
+            float error = value - (float)(2 * k + (int32_t)offset);
+            cost[offset][parity] = error * error + price_of(p, k);
+        }
+}
+
+/* One step: each state is reached from s and s + 8, whichever is cheaper; a bit each says which. */
+static uint16_t advance(const float cost[2][2], const float *from, float *to) {
+    unsigned choices = 0;
+    for (unsigned n = 0; n < STATES; n++) {
+        unsigned low = n >> 1, high = low | STATES / 2;
+        float a = from[low] + cost[offset_of[low]][(n & 1) ^ twist_of[low]], b = from[high] + cost[offset_of[high]][(n & 1) ^ twist_of[high]];
+        to[n] = b < a ? b : a;
+        choices |= (unsigned)(b < a) << n;
+    }
+    return (uint16_t)choices;
+}
+
+static void search_block(const prices *p, const float *values, size_t count, int32_t *symbols, uint16_t *scratch) {
+    float total[2][STATES], *now = total[0], *next = total[1];
+    for (unsigned s = 0; s < STATES; s++)
+        now[s] = s ? INFINITY : 0;
+    for (size_t i = 0; i < count; i++) {
+        float cost[2][2], *swap = now;
+        branch_costs(p, values[i], cost);
+        scratch[i] = advance((const float(*)[2])cost, now, next);
+        now = next;
+        next = swap;
+        if (i % 64 == 63) { /* keeps the sums small, so that their differences stay exact enough */
+            float least = now[0];
+            for (unsigned s = 1; s < STATES; s++)
+                least = fminf(least, now[s]);
+            for (unsigned s = 0; s < STATES; s++)
+                now[s] -= least;
+        }
+    }
+    unsigned state = 0;
+    for (unsigned s = 1; s < STATES; s++)
+        state = now[s] < now[state] ? s : state;
+    for (size_t i = count; i-- > 0;) {
+        unsigned before = state >> 1 | (scratch[i] >> state & 1U) * (STATES / 2);
+        symbols[i] = nearest_symbol(values[i], offset_of[before], (state & 1) ^ twist_of[before]);
+        state = before;
+    }
+}
+
+/* Rounding to even integers, towards zero where the bits that saves are worth the error. */
+static void round_all(const prices *p, const float *values, size_t count, int32_t *symbols) {
+    for (size_t i = 0; i < count; i++) {
+        float size = fabsf(values[i]) / 2, k = floorf(size + 0.5F);
+        float here = 4 * (size - k) * (size - k), below = 4 * (size - k + 1) * (size - k + 1);
+        if (k > 0 && below - here < price_of(p, (int32_t)k) - price_of(p, (int32_t)k - 1))
+            k -= 1;
+        symbols[i] = (int32_t)(values[i] < 0 ? -k : k);
+    }
+}
+
+unsigned icma_trellis_quantise(const float *values, size_t count, double price, int32_t *symbols, uint16_t *scratch, double *bits) {
+    double squares = 0;
+    for (size_t i = 0; i < count; i++)
+        squares += (double)values[i] * (double)values[i];
+    double spread = count ? sqrt(squares / (double)count) / 2 : 0;
+    bool trellis = spread >= icma_rans_spread(ICMA_TRELLIS_CONTEXT);
+    prices p = make_prices(spread, price * (trellis ? slope_of_trellis : slope_of_rounding));
+    for (size_t first = 0; trellis && first < count; first += ICMA_TRELLIS_BLOCK)
+        search_block(&p, values + first, count - first < ICMA_TRELLIS_BLOCK ? count - first : ICMA_TRELLIS_BLOCK, symbols + first, scratch);
+    if (!trellis)
+        round_all(&p, values, count, symbols);
+    return icma_rans_best_context_among(symbols, count, trellis ? ICMA_TRELLIS_CONTEXT : 0, trellis ? icma_rans_contexts() : ICMA_TRELLIS_CONTEXT, bits);
+}
