@@ -11,7 +11,8 @@
 static icma_status first_failure(const icma_status *statuses, size_t count, icma_error *error) {
     for (size_t i = 0; i < count; i++)
         if (statuses[i] == ICMA_E_CORRUPT)
-            return icma_fail(error, ICMA_E_CORRUPT, NULL, "lossless link: coded bytes are damaged; restore the archive from a copy");
+            return icma_fail(error, ICMA_E_CORRUPT, NULL,
+                             "lossless link: coded bytes are damaged; restore the archive from a copy");
         else if (statuses[i])
             return icma_fail(error, statuses[i], NULL, "no memory for a lossless link; close other programs");
     return ICMA_OK;
@@ -19,8 +20,8 @@ static icma_status first_failure(const icma_status *statuses, size_t count, icma
 
 /* --- Encoder --- */
 
-static icma_status encode_pieces(const icma_lossless_link *link, icma_lossless_plan *plan, const uint8_t *original, icma_buffer *coded,
-                                 icma_error *error) {
+static icma_status encode_pieces(const icma_lossless_link *link, icma_lossless_plan *plan,
+                                 const uint8_t *original, icma_buffer *coded, icma_error *error) {
     icma_status *statuses = icma_alloc_zeroed(plan->piece_count + 1, sizeof *statuses);
     if (!statuses)
         return icma_fail(error, ICMA_E_MEMORY, NULL, "no memory for a lossless link; close other programs");
@@ -32,7 +33,8 @@ static icma_status encode_pieces(const icma_lossless_link *link, icma_lossless_p
     return status;
 }
 
-static void write_plain(const icma_lossless_link *link, const icma_lossless_plan *plan, const uint8_t *original, icma_buffer *out) {
+static void write_plain(const icma_lossless_link *link, const icma_lossless_plan *plan,
+                        const uint8_t *original, icma_buffer *out) {
     for (size_t i = 0; i < plan->tensor_count; i++) {
         const icma_tensor_info *info = &link->signature->tensors[plan->tensors[i].tensor];
         if (plan->tensors[i].method == ICMA_LOSSLESS_PLAIN)
@@ -40,8 +42,8 @@ static void write_plain(const icma_lossless_link *link, const icma_lossless_plan
     }
 }
 
-static icma_status write_payload(const icma_lossless_link *link, icma_lossless_plan *plan, const uint8_t *original, icma_buffer *out,
-                                 icma_error *error) {
+static icma_status write_payload(const icma_lossless_link *link, icma_lossless_plan *plan,
+                                 const uint8_t *original, icma_buffer *out, icma_error *error) {
     icma_buffer *coded = icma_alloc_zeroed(plan->piece_count + 1, sizeof *coded);
     if (!coded)
         return icma_fail(error, ICMA_E_MEMORY, NULL, "no memory for a lossless link; close other programs");
@@ -59,7 +61,8 @@ static icma_status write_payload(const icma_lossless_link *link, icma_lossless_p
     return status ? status : icma_buffer_status(out, error);
 }
 
-icma_status icma_lossless_encode(const icma_lossless_link *link, const uint8_t *original, icma_buffer *out, icma_error *error) {
+icma_status icma_lossless_encode(const icma_lossless_link *link, const uint8_t *original, icma_buffer *out,
+                                 icma_error *error) {
     icma_lossless_plan plan;
     icma_status status = icma_lossless_plan_open(link, &plan, error);
     if (!status)
@@ -74,8 +77,8 @@ icma_status icma_lossless_encode(const icma_lossless_link *link, const uint8_t *
 
 /* --- Decoder --- */
 
-static icma_status decode_pieces(const icma_lossless_link *link, const icma_lossless_plan *plan, const uint8_t *bytes, uint8_t *data,
-                                 icma_error *error) {
+static icma_status decode_pieces(const icma_lossless_link *link, const icma_lossless_plan *plan,
+                                 const uint8_t *bytes, uint8_t *data, icma_error *error) {
     icma_status *statuses = icma_alloc_zeroed(plan->piece_count + 1, sizeof *statuses);
     if (!statuses)
         return icma_fail(error, ICMA_E_MEMORY, NULL, "no memory for a lossless link; close other programs");
@@ -89,7 +92,8 @@ static icma_status decode_pieces(const icma_lossless_link *link, const icma_loss
     return status;
 }
 
-static void read_plain(const icma_lossless_link *link, const icma_lossless_plan *plan, const uint8_t *bytes, uint8_t *data) {
+static void read_plain(const icma_lossless_link *link, const icma_lossless_plan *plan, const uint8_t *bytes,
+                       uint8_t *data) {
     for (size_t i = 0; i < plan->tensor_count; i++) {
         const icma_tensor_info *info = &link->signature->tensors[plan->tensors[i].tensor];
         if (plan->tensors[i].method != ICMA_LOSSLESS_PLAIN)
@@ -99,7 +103,8 @@ static void read_plain(const icma_lossless_link *link, const icma_lossless_plan 
     }
 }
 
-icma_status icma_lossless_decode(const icma_lossless_link *link, const uint8_t *payload, size_t size, uint8_t *data, icma_error *error) {
+icma_status icma_lossless_decode(const icma_lossless_link *link, const uint8_t *payload, size_t size,
+                                 uint8_t *data, icma_error *error) {
     icma_lossless_plan plan;
     icma_cursor cursor = icma_cursor_over(payload, size);
     icma_status status = icma_lossless_plan_read(link, &cursor, &plan, error);

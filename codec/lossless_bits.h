@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The low bits of a block: one after the other, from the least significant bit of the first byte on (spec 4.11). */
+/* The low bits of a block: one after the other, from the least significant bit of the first byte on
+ * (spec 4.11). */
 #ifndef ICMA_LOSSLESS_BITS_H
 #define ICMA_LOSSLESS_BITS_H
 
@@ -28,8 +29,8 @@ static inline void icma_put_end(icma_bit_writer *w) {
 
 typedef struct icma_bit_reader {
     const uint8_t *bytes;
-    size_t size;   /* bytes */
-    uint64_t at;   /* bits taken; beyond the end once there were too few */
+    size_t size; /* bytes */
+    uint64_t at; /* bits taken; beyond the end once there were too few */
 } icma_bit_reader;
 
 static inline uint64_t icma_bits_near_end(const icma_bit_reader *r) {
@@ -40,14 +41,16 @@ static inline uint64_t icma_bits_near_end(const icma_bit_reader *r) {
 }
 
 static inline uint64_t icma_bits_load(const uint8_t *from) {
-    return (uint64_t)from[0] | (uint64_t)from[1] << 8 | (uint64_t)from[2] << 16 | (uint64_t)from[3] << 24 | (uint64_t)from[4] << 32 |
-           (uint64_t)from[5] << 40 | (uint64_t)from[6] << 48 | (uint64_t)from[7] << 56;
+    return (uint64_t)from[0] | (uint64_t)from[1] << 8 | (uint64_t)from[2] << 16 | (uint64_t)from[3] << 24 |
+           (uint64_t)from[4] << 32 | (uint64_t)from[5] << 40 | (uint64_t)from[6] << 48 |
+           (uint64_t)from[7] << 56;
 }
 
 /* At most 31. What lies beyond the end reads as 0; icma_bits_finished tells. */
 static inline uint32_t icma_take_bits(icma_bit_reader *r, unsigned count) {
     size_t first = (size_t)(r->at / 8);
-    uint64_t bits = first < r->size && r->size - first >= 8 ? icma_bits_load(r->bytes + first) : icma_bits_near_end(r);
+    uint64_t bits =
+        first < r->size && r->size - first >= 8 ? icma_bits_load(r->bytes + first) : icma_bits_near_end(r);
     uint32_t value = (uint32_t)(bits >> r->at % 8 & ((UINT64_C(1) << count) - 1));
     r->at += count;
     return value;

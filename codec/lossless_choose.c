@@ -2,8 +2,9 @@
 /*
  * How the encoder of a lossless link decides (spec 4.11 binds decoders only).
  *
- * Candidates are: no prediction; each tap as it is, for what did not change; least squares over all tensors of a dtype, since small tensors cannot pay for weights of their
- * own; least squares of one tensor, if it is large. Each tensor takes the one that costs least on a sample.
+ * Candidates are: no prediction; each tap as it is, for what did not change; least squares over all tensors
+ * of a dtype, since small tensors cannot pay for weights of their own; least squares of one tensor, if it is
+ * large. Each tensor takes the one that costs least on a sample.
  */
 #include "lossless_trial.h"
 
@@ -13,7 +14,15 @@
 #include <math.h>
 #include <string.h>
 
-enum { LARGE = 32768, SAMPLE = 16384, SMALL_SAMPLE = 2048, ALL_SAMPLES = 1 << 21, BITS_A_WEIGHT = 24, BITS_A_LEVEL = 8 };
+enum {
+    LARGE = 32768,         /* elements of a tensor that can pay for weights of its own */
+    SAMPLE = 16384,        /* elements of a tensor that are looked at, */
+    SMALL_SAMPLE = 2048,   /* or so many where tensors are many, */
+    ALL_SAMPLES = 1 << 21, /* that is, where they would be more than this in all */
+    BITS_A_WEIGHT = 24,
+    BITS_A_LEVEL = 8,
+    LEVELS_OFF = 5 /* eighths of an octave by which a hopeless prediction is worse than another */
+};
 enum { CORRECT_DOWN = 8, CORRECT_UP = 40, CORRECTIONS = CORRECT_DOWN + CORRECT_UP + 1 };
 static const icma_dtype dtypes[] = {ICMA_F32, ICMA_F16, ICMA_BF16};
 enum { DTYPES = sizeof dtypes / sizeof *dtypes };
@@ -27,7 +36,8 @@ typedef struct chooser {
     size_t shared, sample;
     icma_lossless_moments *moments; /* a tensor of the plan; NULL without taps */
     icma_status *statuses;          /* likewise */
-    /* Of each kept profile: 1/256 bits by depth and correction. Whole numbers, so that their sums do not depend on the order. */
+    /* Of each kept profile: 1/256 bits by depth and correction. Whole numbers, so that their sums do not
+     * depend on the order. */
     uint64_t (*costs)[ICMA_LOSSLESS_DEPTHS][CORRECTIONS];
 } chooser;
 
@@ -36,16 +46,20 @@ static const icma_tensor_info *info_of(const chooser *c, size_t item) {
 }
 
 static icma_status no_memory(icma_error *error) {
-    return icma_fail(error, ICMA_E_MEMORY, NULL, "no memory for a lossless link; pack fewer checkpoints at once");
+    return icma_fail(error, ICMA_E_MEMORY, NULL,
+                     "no memory for a lossless link; pack fewer checkpoints at once");
 }
 
 /* Runs `work` for every tensor, each thread with a trial of its own. */
-static icma_status for_each_tensor(chooser *c, icma_status (*work)(chooser *c, size_t item, icma_lossless_trial *trial), icma_error *error) {
+static icma_status for_each_tensor(chooser *c,
+                                   icma_status (*work)(chooser *c, size_t item, icma_lossless_trial *trial),
+                                   icma_error *error) {
 #pragma omp parallel for schedule(dynamic) num_threads(icma_threads()) if (c->plan->tensor_count > 1)
     for (size_t item = 0; item < c->plan->tensor_count; item++) {
         icma_lossless_trial trial;
         size_t count = (size_t)info_of(c, item)->count;
-        c->statuses[item] = icma_lossless_trial_alloc(&trial, c->link, count < c->sample ? count : c->sample, NULL);
+        c->statuses[item] =
+            icma_lossless_trial_alloc(&trial, c->link, count < c->sample ? count : c->sample, NULL);
         if (!c->statuses[item]) {
             icma_lossless_trial_open(&trial, c->original, c->plan->tensors[item].tensor);
             c->statuses[item] = work(c, item, &trial);
@@ -69,7 +83,8 @@ static void copy_tap(icma_lossless_profile *profile, size_t tap) {
 static icma_status find_moments(chooser *c, icma_error *error) {
 #pragma omp parallel for schedule(dynamic) num_threads(icma_threads()) if (c->plan->tensor_count > 1)
     for (size_t item = 0; item < c->plan->tensor_count; item++)
-        c->statuses[item] = icma_lossless_moments_of(c->link, c->original, c->plan->tensors[item].tensor, &c->moments[item], NULL);
+        c->statuses[item] = icma_lossless_moments_of(c->link, c->original, c->plan->tensors[item].tensor,
+                                                     &c->moments[item], NULL);
     for (size_t item = 0; item < c->plan->tensor_count; item++)
         if (c->statuses[item])
             return no_memory(error);
@@ -123,7 +138,8 @@ static bool applies(const chooser *c, size_t item, size_t p) {
     return p < fits || info_of(c, item)->dtype == dtypes[p - fits];
 }
 
-static void consider_grouped(chooser *c, icma_lossless_tensor *t, size_t p, icma_lossless_trial *trial, double *best) {
+static void consider_grouped(chooser *c, icma_lossless_tensor *t, size_t p, icma_lossless_trial *trial,
+                             double *best) {
     icma_lossless_trial_predict(trial, &c->candidates[p]);
     double bits = icma_lossless_trial_grouped(trial, *best);
     if (bits >= *best)
@@ -133,30 +149,41 @@ static void consider_grouped(chooser *c, icma_lossless_tensor *t, size_t p, icma
     t->profile = p;
 }
 
-static void consider_modelled(chooser *c, icma_lossless_tensor *t, size_t p, icma_lossless_trial *trial, double *best) {
+typedef struct best_so_far {
+    double bits;
+    unsigned level;
+} best_so_far;
+
+/* A prediction that is off by half as much again as another is not tried further, unless it is often right.
+ */
+static void consider_modelled(chooser *c, icma_lossless_tensor *t, size_t p, icma_lossless_trial *trial,
+                              best_so_far *best) {
+    bool often_equal;
+    if (!applies(c, (size_t)(t - c->plan->tensors), p))
+        return;
     icma_lossless_trial_predict(trial, &c->candidates[p]);
-    unsigned level = icma_lossless_trial_level(trial);
+    unsigned level = icma_lossless_trial_level(trial, &often_equal);
+    if (!often_equal && isfinite(best->bits) && level >= best->level + LEVELS_OFF)
+        return;
     double bits = icma_lossless_trial_modelled(trial, &c->candidates[p], level);
     if (p >= c->shared)
         bits += BITS_A_WEIGHT * (double)c->link->tap_count;
-    if (bits >= *best)
+    if (bits >= best->bits)
         return;
-    *best = bits;
+    *best = (best_so_far){bits, level};
     t->profile = p;
     t->level = level;
 }
 
 static icma_status choose_tensor(chooser *c, size_t item, icma_lossless_trial *trial) {
     icma_lossless_tensor *t = &c->plan->tensors[item];
-    double best = INFINITY;
-    for (size_t p = 0; p < c->shared; p++)
-        if (applies(c, item, p))
-            consider_modelled(c, t, p, trial, &best);
-    if (applies(c, item, c->shared + item))
-        consider_modelled(c, t, c->shared + item, trial, &best);
+    best_so_far modelled = {.bits = INFINITY};
+    for (size_t p = c->shared; p-- > 0;) /* the likeliest first */
+        consider_modelled(c, t, p, trial, &modelled);
+    consider_modelled(c, t, c->shared + item, trial, &modelled);
     size_t predicted = t->profile;
     icma_lossless_trial_predict(trial, &c->candidates[predicted]);
-    best = icma_lossless_trial_climb(trial, &c->candidates[predicted], 16, &t->level) + BITS_A_LEVEL;
+    double best = icma_lossless_trial_climb(trial, &c->candidates[predicted], &t->level) + BITS_A_LEVEL;
     t->method = ICMA_LOSSLESS_MODELLED;
     consider_grouped(c, t, predicted, trial, &best);
     if (predicted != 0)
@@ -197,7 +224,8 @@ static icma_status keep_profiles(chooser *c, icma_error *error) {
 
 /* --- Corrections of contexts ---
  *
- * Where steps are as large as the spread, rounding of the prediction and of the taps adds to it. How much depends on dtype and taps: it is measured. */
+ * Where steps are as large as the spread, rounding of the prediction and of the taps adds to it. How much
+ * depends on dtype and taps: it is measured. */
 
 static icma_status add_costs(chooser *c, size_t item, icma_lossless_trial *trial) {
     const icma_lossless_tensor *t = &c->plan->tensors[item];
@@ -210,8 +238,10 @@ static icma_status add_costs(chooser *c, size_t item, icma_lossless_trial *trial
         unsigned depth = icma_lossless_depth((unsigned)context);
         for (int i = 0; depth > 0 && i < CORRECTIONS; i++) {
             int corrected = context + i - CORRECT_DOWN;
-            double bits = icma_rans_cost(corrected < 0 ? 0 : (unsigned)corrected, trial->sorted + first, count) * trial->scale;
-            uint64_t units = (uint64_t)fmin(256 * bits, 0x1p50);
+            double bits =
+                icma_rans_cost(corrected < 0 ? 0 : (unsigned)corrected, trial->sorted + first, count) *
+                trial->scale;
+            uint64_t units = (uint64_t)fmin(256 * bits, 0x1p47);
 #pragma omp atomic
             c->costs[t->profile][depth][i] += units;
         }
@@ -243,7 +273,7 @@ static icma_status refine_level(chooser *c, size_t item, icma_lossless_trial *tr
     if (t->method != ICMA_LOSSLESS_MODELLED || c->plan->profiles[t->profile].corrections == 0)
         return ICMA_OK;
     icma_lossless_trial_predict(trial, &c->plan->profiles[t->profile]);
-    icma_lossless_trial_climb(trial, &c->plan->profiles[t->profile], 4, &t->level);
+    icma_lossless_trial_climb(trial, &c->plan->profiles[t->profile], &t->level);
     return ICMA_OK;
 }
 
@@ -258,8 +288,10 @@ static icma_status correct_profiles(chooser *c, icma_error *error) {
     return status ? status : for_each_tensor(c, refine_level, error);
 }
 
-icma_status icma_lossless_choose(const icma_lossless_link *link, const uint8_t *original, icma_lossless_plan *plan, icma_error *error) {
-    chooser c = {.link = link, .original = original, .plan = plan, .sample = ALL_SAMPLES / (plan->tensor_count + 1)};
+icma_status icma_lossless_choose(const icma_lossless_link *link, const uint8_t *original,
+                                 icma_lossless_plan *plan, icma_error *error) {
+    chooser c = {
+        .link = link, .original = original, .plan = plan, .sample = ALL_SAMPLES / (plan->tensor_count + 1)};
     c.sample = c.sample > SAMPLE ? SAMPLE : c.sample < SMALL_SAMPLE ? SMALL_SAMPLE : c.sample;
     icma_status status = ICMA_OK;
     if (!(c.statuses = icma_alloc_zeroed(plan->tensor_count + 1, sizeof *c.statuses)))

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Weights of predictions by least squares (spec 4.11 says what they are for; how they are found is the encoder's business). */
+/* Weights of predictions by least squares (spec 4.11 says what they are for; how they are found is the
+ * encoder's business). */
 #include "lossless_host.h"
 
 #include "memory.h"
@@ -10,7 +11,8 @@
 enum { BATCH = 4096, ROUNDS = 4 };
 
 /* Adds the products of one element's taps and of its difference to tap 0, if all are finite. */
-static void add_element(const float *const *taps, size_t tap_count, const float *element, size_t i, icma_lossless_moments *m) {
+static void add_element(const float *const *taps, size_t tap_count, const float *element, size_t i,
+                        icma_lossless_moments *m) {
     double row[ICMA_LOSSLESS_TAPS + 1];
     float finite = element[i] * 0;
     for (size_t k = 0; k < tap_count; k++)
@@ -27,19 +29,21 @@ static void add_element(const float *const *taps, size_t tap_count, const float 
     m->count++;
 }
 
-icma_status icma_lossless_moments_of(const icma_lossless_link *link, const uint8_t *original, size_t tensor, icma_lossless_moments *moments,
-                                     icma_error *error) {
+icma_status icma_lossless_moments_of(const icma_lossless_link *link, const uint8_t *original, size_t tensor,
+                                     icma_lossless_moments *moments, icma_error *error) {
     const icma_tensor_info *info = &link->signature->tensors[tensor];
     size_t width = icma_dtype_bits(info->dtype) / 8, taps = link->tap_count;
     const float *rows[ICMA_LOSSLESS_TAPS] = {NULL};
     memset(moments, 0, sizeof *moments);
     float *values = icma_alloc_array((taps + 1) * BATCH, sizeof *values);
     if (!values)
-        return icma_fail(error, ICMA_E_MEMORY, NULL, "no memory for a lossless link; pack fewer checkpoints at once");
+        return icma_fail(error, ICMA_E_MEMORY, NULL,
+                         "no memory for a lossless link; pack fewer checkpoints at once");
     for (size_t k = 0; k < taps; k++)
         rows[k] = values + (k + 1) * BATCH;
     for (uint64_t first = 0; first < info->count; first += BATCH) {
-        size_t count = info->count - first < BATCH ? (size_t)(info->count - first) : BATCH, offset = (size_t)(info->begin + first * width);
+        size_t count = info->count - first < BATCH ? (size_t)(info->count - first) : BATCH,
+               offset = (size_t)(info->begin + first * width);
         icma_load_floats(info->dtype, original + offset, count, values);
         for (size_t k = 0; k < taps; k++)
             icma_load_floats(info->dtype, link->taps[k] + offset, count, values + (k + 1) * BATCH);
@@ -52,7 +56,8 @@ icma_status icma_lossless_moments_of(const icma_lossless_link *link, const uint8
 
 typedef double square[ICMA_LOSSLESS_TAPS + 1][ICMA_LOSSLESS_TAPS + 1];
 
-/* Solves a x = a[n], lower triangle given, by Cholesky; unknowns that add nothing to those before them are 0. */
+/* Solves a x = a[n], lower triangle given, by Cholesky; unknowns that add nothing to those before them are 0.
+ */
 static void solve(const square a, size_t n, double *x) {
     square l = {{0}};
     for (size_t j = 0; j <= n; j++)
@@ -89,7 +94,8 @@ static int32_t quantised(double weight) {
     return (int32_t)fmax(-ICMA_LOSSLESS_WEIGHT + ICMA_LOSSLESS_UNIT, fmin(ICMA_LOSSLESS_WEIGHT, scaled));
 }
 
-void icma_lossless_fit(const icma_lossless_moments *const *tensors, size_t count, size_t taps, icma_lossless_profile *profile) {
+void icma_lossless_fit(const icma_lossless_moments *const *tensors, size_t count, size_t taps,
+                       icma_lossless_profile *profile) {
     double x[ICMA_LOSSLESS_TAPS] = {0};
     memset(profile, 0, sizeof *profile);
     for (int round = 0; round < ROUNDS; round++) {
@@ -100,7 +106,7 @@ void icma_lossless_fit(const icma_lossless_moments *const *tensors, size_t count
                 for (size_t k = 0; k <= j; k++)
                     sum[j][k] += tensors[t]->product[j][k] / weight;
         }
-        solve((const double(*)[ICMA_LOSSLESS_TAPS + 1])sum, taps, x);
+        solve((const double(*)[ICMA_LOSSLESS_TAPS + 1]) sum, taps, x);
     }
     for (size_t k = 0; k < taps; k++)
         profile->weight[k] = isfinite(x[k]) ? quantised(x[k] + (k == 0)) : 0;

@@ -19,14 +19,17 @@ static icma_status no_memory(icma_error *error) {
     return icma_fail(error, ICMA_E_MEMORY, NULL, "no memory for a lossless link; close other programs");
 }
 
-icma_status icma_lossless_plan_open(const icma_lossless_link *link, icma_lossless_plan *plan, icma_error *error) {
+icma_status icma_lossless_plan_open(const icma_lossless_link *link, icma_lossless_plan *plan,
+                                    icma_error *error) {
     const icma_safetensors *signature = link->signature;
     memset(plan, 0, sizeof *plan);
     if (link->tap_count > ICMA_LOSSLESS_TAPS)
-        return icma_fail(error, ICMA_E_USAGE, NULL, "%zu predictions of a lossless link; give at most %d", link->tap_count, ICMA_LOSSLESS_TAPS);
+        return icma_fail(error, ICMA_E_USAGE, NULL, "%zu predictions of a lossless link; give at most %d",
+                         link->tap_count, ICMA_LOSSLESS_TAPS);
     for (size_t t = 0; t < signature->tensor_count; t++)
         if (link->coded[t] && !icma_dtype_is_modelled(signature->tensors[t].dtype))
-            return icma_fail(error, ICMA_E_USAGE, NULL, "a tensor of dtype %s in a lossless link; keep it verbatim",
+            return icma_fail(error, ICMA_E_USAGE, NULL,
+                             "a tensor of dtype %s in a lossless link; keep it verbatim",
                              icma_dtype_name(signature->tensors[t].dtype));
     if (!(plan->tensors = icma_alloc_zeroed(signature->tensor_count + 1, sizeof *plan->tensors)))
         return no_memory(error);
@@ -52,8 +55,10 @@ static uint64_t parts_of(uint64_t count, uint64_t most) {
 static void cut_tensor(icma_lossless_plan *plan, size_t item, uint64_t count) {
     for (uint64_t first = 0; first < count; first += ICMA_LOSSLESS_PART) {
         uint64_t rest = count - first;
-        plan->pieces[plan->piece_count++] = (icma_lossless_piece){
-            .item = item, .first = first, .count = rest < ICMA_LOSSLESS_PART ? (size_t)rest : ICMA_LOSSLESS_PART};
+        plan->pieces[plan->piece_count++] =
+            (icma_lossless_piece){.item = item,
+                                  .first = first,
+                                  .count = rest < ICMA_LOSSLESS_PART ? (size_t)rest : ICMA_LOSSLESS_PART};
     }
 }
 
@@ -65,12 +70,16 @@ static void cut_blocks(icma_lossless_plan *plan) {
         for (size_t i = item + 1; i < plan->tensor_count && plan->tensors[i].first <= first; i++)
             if (plan->tensors[i].method == ICMA_LOSSLESS_MODELLED)
                 item = i;
-        plan->pieces[plan->piece_count++] = (icma_lossless_piece){
-            .item = item, .first = first, .count = rest < ICMA_LOSSLESS_BLOCK ? (size_t)rest : ICMA_LOSSLESS_BLOCK, .block = true};
+        plan->pieces[plan->piece_count++] =
+            (icma_lossless_piece){.item = item,
+                                  .first = first,
+                                  .count = rest < ICMA_LOSSLESS_BLOCK ? (size_t)rest : ICMA_LOSSLESS_BLOCK,
+                                  .block = true};
     }
 }
 
-icma_status icma_lossless_plan_cut(const icma_lossless_link *link, icma_lossless_plan *plan, icma_error *error) {
+icma_status icma_lossless_plan_cut(const icma_lossless_link *link, icma_lossless_plan *plan,
+                                   icma_error *error) {
     uint64_t pieces = 0;
     plan->modelled = plan->plain_size = 0;
     for (size_t i = 0; i < plan->tensor_count; i++) {
@@ -78,7 +87,8 @@ icma_status icma_lossless_plan_cut(const icma_lossless_link *link, icma_lossless
         plan->tensors[i].first = plan->modelled;
         plan->modelled += plan->tensors[i].method == ICMA_LOSSLESS_MODELLED ? info->count : 0;
         plan->plain_size += plan->tensors[i].method == ICMA_LOSSLESS_PLAIN ? (size_t)info->size : 0;
-        pieces += plan->tensors[i].method == ICMA_LOSSLESS_GROUPED ? parts_of(info->count, ICMA_LOSSLESS_PART) : 0;
+        pieces +=
+            plan->tensors[i].method == ICMA_LOSSLESS_GROUPED ? parts_of(info->count, ICMA_LOSSLESS_PART) : 0;
     }
     pieces += parts_of(plan->modelled, ICMA_LOSSLESS_BLOCK);
     icma_free(plan->pieces);
@@ -126,7 +136,8 @@ static void write_columns(const icma_lossless_link *link, const icma_lossless_pl
             icma_write_varint(out, plan->pieces[i].low_size);
 }
 
-void icma_lossless_plan_write(const icma_lossless_link *link, const icma_lossless_plan *plan, icma_buffer *out) {
+void icma_lossless_plan_write(const icma_lossless_link *link, const icma_lossless_plan *plan,
+                              icma_buffer *out) {
     icma_buffer side = {0}, packed = {0};
     write_columns(link, plan, &side);
     if (icma_zstd_compress(side.data, side.size, SIDE_LEVEL, &packed, NULL) || side.failed)
@@ -158,7 +169,8 @@ static bool read_profile(icma_cursor *cursor, size_t taps, icma_lossless_profile
     return true;
 }
 
-static icma_status read_profiles(const icma_lossless_link *link, icma_cursor *cursor, icma_lossless_plan *plan, icma_error *error) {
+static icma_status read_profiles(const icma_lossless_link *link, icma_cursor *cursor,
+                                 icma_lossless_plan *plan, icma_error *error) {
     uint64_t count = icma_read_varint(cursor);
     if (count > plan->tensor_count)
         return corrupt(error, "more profiles than tensors");
@@ -170,11 +182,14 @@ static icma_status read_profiles(const icma_lossless_link *link, icma_cursor *cu
     return ICMA_OK;
 }
 
-static icma_status read_tensors(const icma_lossless_link *link, icma_cursor *cursor, icma_lossless_plan *plan, icma_error *error) {
+static icma_status read_tensors(const icma_lossless_link *link, icma_cursor *cursor, icma_lossless_plan *plan,
+                                icma_error *error) {
     int64_t level[ICMA_DTYPE_COUNT] = {0};
     for (size_t i = 0; i < plan->tensor_count; i++) {
         uint64_t method = icma_read_varint(cursor);
-        plan->tensors[i].method = method == 0 ? ICMA_LOSSLESS_PLAIN : method % 2 ? ICMA_LOSSLESS_GROUPED : ICMA_LOSSLESS_MODELLED;
+        plan->tensors[i].method = method == 0  ? ICMA_LOSSLESS_PLAIN
+                                  : method % 2 ? ICMA_LOSSLESS_GROUPED
+                                               : ICMA_LOSSLESS_MODELLED;
         plan->tensors[i].profile = method == 0 ? 0 : (size_t)((method - 1) / 2);
         if (method && (method - 1) / 2 >= plan->profile_count)
             return corrupt(error, "a profile that is not there");
@@ -192,7 +207,8 @@ static icma_status read_tensors(const icma_lossless_link *link, icma_cursor *cur
     return cursor->failed ? corrupt(error, "the plan is truncated") : ICMA_OK;
 }
 
-static icma_status read_pieces(icma_cursor *cursor, size_t left, icma_lossless_plan *plan, icma_error *error) {
+static icma_status read_pieces(icma_cursor *cursor, size_t left, icma_lossless_plan *plan,
+                               icma_error *error) {
     size_t offset = plan->plain_size;
     bool good = offset <= left;
     for (size_t i = 0; good && i < plan->piece_count; i++) {
@@ -207,10 +223,13 @@ static icma_status read_pieces(icma_cursor *cursor, size_t left, icma_lossless_p
         good = plan->pieces[i].size <= left - offset && low <= left - offset - plan->pieces[i].size;
         offset += good ? plan->pieces[i].size + (size_t)low : 0;
     }
-    return good && offset == left && icma_cursor_finished(cursor) ? ICMA_OK : corrupt(error, "its parts are not what the plan says");
+    return good && offset == left && icma_cursor_finished(cursor)
+               ? ICMA_OK
+               : corrupt(error, "its parts are not what the plan says");
 }
 
-static icma_status read_columns(const icma_lossless_link *link, icma_cursor *cursor, size_t left, icma_lossless_plan *plan, icma_error *error) {
+static icma_status read_columns(const icma_lossless_link *link, icma_cursor *cursor, size_t left,
+                                icma_lossless_plan *plan, icma_error *error) {
     icma_status status = read_profiles(link, cursor, plan, error);
     if (!status)
         status = read_tensors(link, cursor, plan, error);
@@ -227,7 +246,8 @@ static uint64_t most_bytes(const icma_lossless_link *link, const icma_lossless_p
     return 10 + (uint64_t)plan->tensor_count * BYTES_A_TENSOR + pieces * BYTES_A_PIECE;
 }
 
-icma_status icma_lossless_plan_read(const icma_lossless_link *link, icma_cursor *cursor, icma_lossless_plan *plan, icma_error *error) {
+icma_status icma_lossless_plan_read(const icma_lossless_link *link, icma_cursor *cursor,
+                                    icma_lossless_plan *plan, icma_error *error) {
     icma_status status = icma_lossless_plan_open(link, plan, error);
     if (status)
         return status;
@@ -237,7 +257,9 @@ icma_status icma_lossless_plan_read(const icma_lossless_link *link, icma_cursor 
         return corrupt(error, "not made with these predictions");
     if (size > most_bytes(link, plan))
         return corrupt(error, "its plan is too long");
-    const uint8_t *packed = packed_size > cursor->left || (!packed_size && size > cursor->left) ? NULL : icma_read_bytes(cursor, packed_size ? (size_t)packed_size : (size_t)size);
+    const uint8_t *packed = packed_size > cursor->left || (!packed_size && size > cursor->left)
+                                ? NULL
+                                : icma_read_bytes(cursor, packed_size ? (size_t)packed_size : (size_t)size);
     if (!packed)
         return corrupt(error, "the plan is truncated");
     uint8_t *side = NULL;

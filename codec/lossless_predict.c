@@ -7,11 +7,12 @@
 /* DEPTH octaves of levels lie below the least step, for tensors that hardly differ from their prediction. */
 enum { OCTAVE = 8, DEPTH = 8, DEEPEST = ICMA_LOSSLESS_DEPTHS - 1 };
 
-/* Row d: contexts whose spread is 2^-d of those with a spread of 8 to 16, in the first row. (A difference of such a spread has some bits that can be coded well;
- * what is below them is noise.) */
+/* Row d: contexts whose spread is 2^-d of those with a spread of 8 to 16, in the first row. (A difference of
+ * such a spread has some bits that can be coded well; what is below them is noise.) */
 static const uint8_t context_table[DEEPEST][OCTAVE] = {
-    {97, 98, 99, 100, 101, 102, 103, 104}, {87, 89, 90, 91, 92, 93, 94, 95}, {78, 79, 80, 82, 83, 84, 85, 86}, {67, 68, 70, 71, 72, 74, 75, 76},
-    {54, 56, 58, 59, 61, 62, 64, 65},      {37, 40, 42, 45, 47, 49, 51, 53}, {1, 6, 12, 17, 22, 26, 30, 34},
+    {97, 98, 99, 100, 101, 102, 103, 104}, {87, 89, 90, 91, 92, 93, 94, 95}, {78, 79, 80, 82, 83, 84, 85, 86},
+    {67, 68, 70, 71, 72, 74, 75, 76},      {54, 56, 58, 59, 61, 62, 64, 65}, {37, 40, 42, 45, 47, 49, 51, 53},
+    {1, 6, 12, 17, 22, 26, 30, 34},
 };
 
 static unsigned mantissa_of(icma_dtype dtype) {
@@ -30,7 +31,8 @@ unsigned icma_lossless_depth(unsigned context) {
 }
 
 static uint8_t context_at(unsigned depth, unsigned level, const icma_lossless_profile *profile) {
-    int context = depth < DEEPEST ? context_table[depth][level % OCTAVE] : 0, last = (int)icma_rans_contexts() - 1;
+    int context = depth < DEEPEST ? context_table[depth][level % OCTAVE] : 0,
+        last = (int)icma_rans_contexts() - 1;
     if (profile->corrections)
         context += profile->correction[depth < profile->corrections ? depth : profile->corrections - 1];
     return (uint8_t)(context < 0 ? 0 : context > last ? last : context);
@@ -44,7 +46,8 @@ static void fill_contexts(icma_lossless_step *step, unsigned level, const icma_l
     memset(step->context + j, context_at(depth, level, profile), ICMA_LOSSLESS_BINADES - j);
 }
 
-void icma_lossless_step_fill(icma_lossless_step *step, icma_dtype dtype, unsigned level, const icma_lossless_profile *profile) {
+void icma_lossless_step_fill(icma_lossless_step *step, icma_dtype dtype, unsigned level,
+                             const icma_lossless_profile *profile) {
     unsigned m = mantissa_of(dtype), octave = level / OCTAVE, lift = octave > DEPTH ? octave - DEPTH : 0;
     step->mantissa = m;
     step->width = icma_dtype_bits(dtype);
@@ -60,13 +63,15 @@ bool icma_lossless_predicts(const icma_lossless_profile *profile) {
     return false;
 }
 
-/* Of tap k itself: weight 0 is its own where k = 0; weight k + 1 is of (tap k - tap k + 1), weight k of (tap k - 1 - tap k). */
+/* Of tap k itself: weight 0 is its own where k = 0; weight k + 1 is of (tap k - tap k + 1), weight k of (tap
+ * k - 1 - tap k). */
 static int32_t coefficient(const icma_lossless_profile *profile, size_t taps, size_t k) {
     int32_t next = k + 1 < taps ? profile->weight[k + 1] : 0;
     return k == 0 ? profile->weight[0] + next : next - profile->weight[k];
 }
 
-/* --- Casts, as icma_load_floats and icma_store_floats do them, without branches, so that they vectorise --- */
+/* --- Casts, as icma_load_floats and icma_store_floats do them, without branches, so that they vectorise ---
+ */
 
 static inline float float_of(uint32_t bits) {
     float value;
@@ -89,7 +94,8 @@ static inline float widen_f16(uint32_t bits) {
 static inline uint32_t narrow_f16(float value) {
     uint32_t bits = bits_of(value), sign = bits >> 16 & 0x8000, magnitude = bits & 0x7fffffff;
     uint32_t normal = (magnitude - 0x38000000 + 0xfff + (magnitude >> 13 & 1)) >> 13;
-    uint32_t denormal = bits_of(float_of(magnitude) + 0.5f) - bits_of(0.5f); /* an ulp of 0.5 is the least step of F16 */
+    uint32_t denormal =
+        bits_of(float_of(magnitude) + 0.5f) - bits_of(0.5f); /* an ulp of 0.5 is the least step of F16 */
     uint32_t cast = magnitude < 0x38800000 ? denormal : normal;
     return sign | (magnitude >= 0x47800000 ? 0x7c00 : cast);
 }
@@ -125,8 +131,10 @@ static void add_product(const float *tap, float c, size_t count, bool first, flo
             sum[i] += c * tap[i];
 }
 
-/* The sums in the dtype. What is no finite number differs between processors: there the nearest tap that counts predicts, bit for bit. */
-static void narrow(icma_dtype dtype, const float *sum, const uint32_t *nearest, size_t count, uint32_t *predicted) {
+/* The sums in the dtype. What is no finite number differs between processors: there the nearest tap that
+ * counts predicts, bit for bit. */
+static void narrow(icma_dtype dtype, const float *sum, const uint32_t *nearest, size_t count,
+                   uint32_t *predicted) {
     const uint32_t special = dtype == ICMA_F16 ? 0x7c00 : dtype == ICMA_BF16 ? 0x7f80 : 0x7f800000;
     if (dtype == ICMA_F16)
         for (size_t i = 0; i < count; i++)
@@ -176,8 +184,8 @@ static void predict_batch(icma_dtype dtype, const mix *m, size_t first, size_t c
         narrow(dtype, sum, nearest, count, predicted);
 }
 
-void icma_lossless_predict(const icma_lossless_link *link, size_t tensor, uint64_t first, size_t count, const icma_lossless_profile *profile,
-                           uint32_t *predicted) {
+void icma_lossless_predict(const icma_lossless_link *link, size_t tensor, uint64_t first, size_t count,
+                           const icma_lossless_profile *profile, uint32_t *predicted) {
     const icma_tensor_info *info = &link->signature->tensors[tensor];
     const mix m = mix_of(link, profile, (size_t)(info->begin + first * (icma_dtype_bits(info->dtype) / 8)));
     if (m.count == 0) {

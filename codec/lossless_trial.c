@@ -9,7 +9,8 @@
 
 enum { WINDOWS = 8, CONTEXTS = 256, FRAME_LEVEL = 1 };
 
-icma_status icma_lossless_trial_alloc(icma_lossless_trial *t, const icma_lossless_link *link, size_t capacity, icma_error *error) {
+icma_status icma_lossless_trial_alloc(icma_lossless_trial *t, const icma_lossless_link *link, size_t capacity,
+                                      icma_error *error) {
     memset(t, 0, sizeof *t);
     t->link = link;
     t->capacity = capacity;
@@ -17,12 +18,16 @@ icma_status icma_lossless_trial_alloc(icma_lossless_trial *t, const icma_lossles
     t->predicted = icma_alloc_array(capacity, sizeof *t->predicted);
     t->symbols = icma_alloc_array(capacity, sizeof *t->symbols);
     t->sorted = icma_alloc_array(capacity, sizeof *t->sorted);
+    t->value = icma_alloc_array(capacity, sizeof *t->value);
+    t->predicted_value = icma_alloc_array(capacity, sizeof *t->predicted_value);
     t->context = icma_alloc(capacity);
     t->plain = icma_alloc_array(capacity, sizeof(uint32_t));
     t->grouped = icma_alloc_array(capacity, sizeof(uint32_t));
-    if (t->element && t->predicted && t->symbols && t->sorted && t->context && t->plain && t->grouped)
+    if (t->element && t->predicted && t->symbols && t->sorted && t->value && t->predicted_value &&
+        t->context && t->plain && t->grouped)
         return ICMA_OK;
-    return icma_fail(error, ICMA_E_MEMORY, NULL, "no memory for a lossless link; pack fewer checkpoints at once");
+    return icma_fail(error, ICMA_E_MEMORY, NULL,
+                     "no memory for a lossless link; pack fewer checkpoints at once");
 }
 
 void icma_lossless_trial_free(icma_lossless_trial *t) {
@@ -30,6 +35,8 @@ void icma_lossless_trial_free(icma_lossless_trial *t) {
     icma_free(t->predicted);
     icma_free(t->symbols);
     icma_free(t->sorted);
+    icma_free(t->value);
+    icma_free(t->predicted_value);
     icma_free(t->context);
     icma_free(t->plain);
     icma_free(t->grouped);
@@ -45,6 +52,13 @@ static uint64_t window(const icma_lossless_trial *t, size_t w, size_t *count) {
     return (t->info->count - *count) / (WINDOWS - 1) * w;
 }
 
+static void values_of(icma_lossless_trial *t, const uint32_t *bits, float *values) {
+    const unsigned width = icma_dtype_bits(t->info->dtype);
+    for (size_t i = 0; i < t->count; i++)
+        icma_lossless_store(width, bits[i], t->plain + i * (width / 8));
+    icma_load_floats(t->info->dtype, t->plain, t->count, values);
+}
+
 void icma_lossless_trial_open(icma_lossless_trial *t, const uint8_t *original, size_t tensor) {
     t->tensor = tensor;
     t->info = &t->link->signature->tensors[tensor];
@@ -57,6 +71,7 @@ void icma_lossless_trial_open(icma_lossless_trial *t, const uint8_t *original, s
             t->element[t->count + i] = icma_lossless_load(width, from + i * (width / 8));
     }
     t->scale = (double)t->info->count / (double)t->count;
+    values_of(t, t->element, t->value);
 }
 
 void icma_lossless_trial_predict(icma_lossless_trial *t, const icma_lossless_profile *profile) {
@@ -67,28 +82,25 @@ void icma_lossless_trial_predict(icma_lossless_trial *t, const icma_lossless_pro
     }
 }
 
-static double value_of(icma_dtype dtype, uint32_t bits) {
-    uint8_t bytes[4];
-    float value;
-    icma_store_u32(bytes, bits);
-    icma_load_floats(dtype, bytes, 1, &value);
-    return value;
-}
-
-unsigned icma_lossless_trial_level(const icma_lossless_trial *t) {
-    const int least = t->info->dtype == ICMA_F32 ? -149 : t->info->dtype == ICMA_BF16 ? -133 : -24, last = (int)icma_lossless_levels(t->info->dtype) - 1;
-    double sum = 0, count = 0;
+unsigned icma_lossless_trial_level(icma_lossless_trial *t, bool *often_equal) {
+    const int least = t->info->dtype == ICMA_F32    ? -149
+                      : t->info->dtype == ICMA_BF16 ? -133
+                                                    : -24,
+              last = (int)icma_lossless_levels(t->info->dtype) - 1;
+    double sum = 0;
+    size_t count = 0, equal = 0;
+    values_of(t, t->predicted, t->predicted_value);
     for (size_t i = 0; i < t->count; i++) {
-        double distance = fabs(value_of(t->info->dtype, t->element[i]) - value_of(t->info->dtype, t->predicted[i]));
-        if (isfinite(distance)) {
-            sum += distance;
-            count++;
-        }
+        double distance = fabs((double)t->value[i] - t->predicted_value[i]);
+        equal += t->element[i] == t->predicted[i];
+        sum += isfinite(distance) ? distance : 0;
+        count += isfinite(distance) ? 1 : 0;
     }
+    *often_equal = equal > t->count / 8;
     if (sum == 0)
         return 0;
     /* Level 40 has the spread of one least step; of a Gaussian the mean is 0.8 spreads. */
-    int level = (int)floor(8 * (log2(1.2533 * sum / count) - least) + 40);
+    int level = (int)floor(8 * (log2(1.2533 * sum / (double)count) - least) + 40);
     return level < 0 ? 0 : (unsigned)(level > last ? last : level);
 }
 
@@ -111,18 +123,21 @@ static double cost_of_symbols(icma_lossless_trial *t) {
     return bits;
 }
 
-double icma_lossless_trial_modelled(icma_lossless_trial *t, const icma_lossless_profile *profile, unsigned level) {
+double icma_lossless_trial_modelled(icma_lossless_trial *t, const icma_lossless_profile *profile,
+                                    unsigned level) {
     icma_lossless_step step;
     icma_lossless_step_fill(&step, t->info->dtype, level, profile);
     const uint32_t magnitudes = (UINT32_C(1) << (step.width - 1)) - 1;
     uint64_t low = 0;
     for (size_t i = 0; i < t->count; i++) {
-        uint32_t predicted = icma_lossless_fold(&step, t->predicted[i]), magnitude = t->element[i] & magnitudes;
+        uint32_t predicted = icma_lossless_fold(&step, t->predicted[i]),
+                 magnitude = t->element[i] & magnitudes;
         uint32_t high = icma_lossless_high(&step, magnitude);
         uint32_t difference = (t->element[i] > magnitudes ? ~high : high) - predicted;
         memcpy(&t->symbols[i], &difference, sizeof difference);
         t->context[i] = icma_lossless_context(&step, predicted);
-        low += icma_lossless_is_deep(&step, high) ? icma_lossless_deep_bits(&step, magnitude) : icma_lossless_low_bits(&step, high);
+        low += icma_lossless_is_deep(&step, high) ? icma_lossless_deep_bits(&step, magnitude)
+                                                  : icma_lossless_low_bits(&step, high);
     }
     return t->scale * ((double)low + cost_of_symbols(t));
 }
@@ -135,23 +150,31 @@ unsigned icma_lossless_trial_run(const icma_lossless_trial *t, size_t first, siz
     return c;
 }
 
-double icma_lossless_trial_climb(icma_lossless_trial *t, const icma_lossless_profile *profile, unsigned reach, unsigned *level) {
+/* A step up or down from a level, held within those that there are. */
+static unsigned stepped(unsigned level, unsigned step, bool down, unsigned last) {
+    if (down)
+        return step < level ? level - step : 0;
+    return step < last - level ? level + step : last;
+}
+
+double icma_lossless_trial_climb(icma_lossless_trial *t, const icma_lossless_profile *profile,
+                                 unsigned *level) {
     const unsigned last = icma_lossless_levels(t->info->dtype) - 1;
     double best = icma_lossless_trial_modelled(t, profile, *level);
-    for (unsigned step = reach; step > 0; step /= 2)
-        for (int down = 0; down < 2; down++)
-            for (;;) {
-                unsigned next = down ? *level - (step < *level ? step : *level) : *level + (step < last - *level ? step : last - *level);
-                double bits = next == *level ? best : icma_lossless_trial_modelled(t, profile, next);
-                if (bits >= best)
-                    break;
-                best = bits;
-                *level = next;
-            }
+    for (int down = 0; down < 2; down++)
+        for (unsigned step = 1; step > 0;) {
+            unsigned next = stepped(*level, step, down, last);
+            double bits = next == *level ? best : icma_lossless_trial_modelled(t, profile, next);
+            bool better = bits < best;
+            *level = better ? next : *level;
+            best = better ? bits : best;
+            step = better ? 2 * step : step / 2;
+        }
     return best;
 }
 
-/* Bits of bytes of these frequencies; what so few of them hide of their entropy is added (Miller and Madow). */
+/* Bits of bytes of these frequencies; what so few of them hide of their entropy is added (Miller and Madow).
+ */
 static double entropy(const uint32_t *counts, size_t total) {
     double bits = 0, values = 0;
     for (size_t v = 0; v < 256; v++)
@@ -178,14 +201,17 @@ double icma_lossless_trial_grouped(icma_lossless_trial *t, double enough) {
     icma_lossless_step step;
     icma_lossless_step_fill(&step, t->info->dtype, 0, &(icma_lossless_profile){0});
     for (size_t i = 0; i < t->count; i++) {
-        uint32_t difference = icma_lossless_fold(&step, t->element[i]) - icma_lossless_fold(&step, t->predicted[i]);
+        uint32_t difference =
+            icma_lossless_fold(&step, t->element[i]) - icma_lossless_fold(&step, t->predicted[i]);
         icma_lossless_store(step.width, icma_lossless_zigzag(difference, step.width), t->plain + i * width);
     }
     icma_group_bytes(t->plain, t->count, width, t->grouped);
     if (t->scale * glance(t, width) > 1.05 * enough)
         return INFINITY;
     icma_buffer coded = {0};
-    double bits = icma_zstd_compress(t->grouped, t->count * width, FRAME_LEVEL, &coded, NULL) ? INFINITY : t->scale * 8 * (double)coded.size;
+    double bits = icma_zstd_compress(t->grouped, t->count * width, FRAME_LEVEL, &coded, NULL)
+                      ? INFINITY
+                      : t->scale * 8 * (double)coded.size;
     icma_buffer_free(&coded);
     return bits + 16; /* its size, in the plan */
 }
