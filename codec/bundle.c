@@ -60,7 +60,7 @@ static bool ranges_fit(const icma_section *s) {
 }
 
 static bool is_of_task(const icma_section *s) {
-    return s->kind == ICMA_SECTION_TASK || s->kind == ICMA_SECTION_TEXTS || s->kind == ICMA_SECTION_VERBATIM ||
+    return s->kind == ICMA_SECTION_TASK || s->kind == ICMA_SECTION_VERBATIM ||
            s->kind == ICMA_SECTION_CONDITION || s->kind == ICMA_SECTION_RESIDUAL || s->kind == ICMA_SECTION_LINK;
 }
 
@@ -70,8 +70,10 @@ static icma_status check_owners(const icma_container *c, icma_error *error) {
         const icma_section *s = icma_container_section(c, i);
         if (s->kind < ICMA_SECTION_SIGNATURE || s->kind > ICMA_SECTION_LINK)
             continue;
-        bool owned = s->group != ICMA_NO_OWNER && is_of_task(s) == (s->task != ICMA_NO_OWNER);
-        if (!owned || !ranges_fit(s) || (is_of_task(s) && !icma_container_find(c, ICMA_SECTION_TASK, s->group, s->task)))
+        /* Texts are a task's, or shared by its group. */
+        bool of_task = is_of_task(s) || (s->kind == ICMA_SECTION_TEXTS && s->task != ICMA_NO_OWNER);
+        bool owned = s->group != ICMA_NO_OWNER && of_task == (s->task != ICMA_NO_OWNER);
+        if (!owned || !ranges_fit(s) || (of_task && !icma_container_find(c, ICMA_SECTION_TASK, s->group, s->task)))
             return icma_fail(error, ICMA_E_CORRUPT, icma_container_path(c), "section %zu has owners or a range that its kind cannot have", i);
     }
     return ICMA_OK;
@@ -121,6 +123,8 @@ void icma_bundle_close(icma_bundle *b) {
         return;
     for (size_t g = 0; b->groups && g < icma_container_group_count(b->container); g++) {
         icma_decoder_free(b->groups[g].decoder);
+        icma_texts_free(&b->groups[g].texts);
+        icma_free(b->groups[g].text_bytes);
         icma_generator_free(&b->groups[g].generator);
         icma_safetensors_free(&b->groups[g].signature);
     }
@@ -150,6 +154,22 @@ static icma_status load_section(void *context, const icma_section *section, size
     return icma_container_load(context, section, max_raw, out, error);
 }
 
+/* The texts of one TEXTS section; none without it. */
+static icma_status load_texts(icma_bundle *b, uint32_t group, uint32_t task, uint8_t **bytes, icma_texts *texts, icma_error *error) {
+    const icma_section *section;
+    icma_status status = single(b, ICMA_SECTION_TEXTS, group, task, &section, error);
+    if (status || !section)
+        return status;
+    status = icma_container_load(b->container, section, MOST_TEXTS, bytes, error);
+    if (!status)
+        status = icma_texts_read(*bytes, (size_t)section->raw_size, texts, error);
+    if (status) {
+        icma_free(*bytes);
+        *bytes = NULL;
+    }
+    return status;
+}
+
 static icma_status load_group(icma_bundle *b, uint32_t index, icma_error *error) {
     icma_group_state *g = &b->groups[index];
     const icma_section *signature, *generator;
@@ -173,9 +193,13 @@ static icma_status load_group(icma_bundle *b, uint32_t index, icma_error *error)
         status = icma_generator_read(raw, (size_t)generator->raw_size, &g->signature, &g->generator, error);
     icma_free(raw);
     if (!status)
+        status = load_texts(b, index, ICMA_NO_OWNER, &g->text_bytes, &g->texts, error);
+    if (!status)
         g->loaded = true;
-    else
+    else {
+        icma_generator_free(&g->generator);
         icma_safetensors_free(&g->signature);
+    }
     icma_error_set_file(error, icma_container_path(b->container));
     return status;
 }
@@ -192,20 +216,18 @@ icma_status icma_bundle_open_decoder(icma_bundle *b, uint32_t index, icma_error 
 
 /* --- tasks ------------------------------------------------------------------------------------------------------- */
 
+const struct icma_text *icma_part_text(const icma_bundle *b, const icma_part *p, uint64_t index) {
+    const icma_texts *shared = &b->groups[p->group].texts;
+    if (index < shared->count)
+        return &shared->list[index];
+    index -= shared->count;
+    return index < p->texts.count ? &p->texts.list[index] : NULL;
+}
+
 icma_status icma_part_load_texts(icma_bundle *b, uint32_t task_index, icma_part *p, icma_error *error) {
-    const icma_section *section;
     if (p->texts_loaded)
         return ICMA_OK;
-    icma_status status = single(b, ICMA_SECTION_TEXTS, p->group, task_index, &section, error);
-    if (!status && section) {
-        status = icma_container_load(b->container, section, MOST_TEXTS, &p->text_bytes, error);
-        if (!status)
-            status = icma_texts_read(p->text_bytes, (size_t)section->raw_size, &p->texts, error);
-        if (status) {
-            icma_free(p->text_bytes);
-            p->text_bytes = NULL;
-        }
-    }
+    icma_status status = load_texts(b, p->group, task_index, &p->text_bytes, &p->texts, error);
     p->texts_loaded = !status;
     return status;
 }
@@ -239,7 +261,7 @@ static icma_status load_part(icma_bundle *b, uint32_t task_index, icma_part *p, 
     for (size_t i = 0; !status && i < list.count; i++) {
         if (list.list[i].header)
             status = icma_part_load_texts(b, task_index, p, error);
-        if (!status && list.list[i].header > p->texts.count)
+        if (!status && list.list[i].header && !icma_part_text(b, p, list.list[i].header - 1))
             status = icma_bundle_corrupt(b, error, "a checkpoint's header is missing");
     }
     return status;
@@ -247,7 +269,7 @@ static icma_status load_part(icma_bundle *b, uint32_t task_index, icma_part *p, 
 
 static icma_checkpoint_info describe(const icma_bundle *b, const icma_part *p, const icma_checkpoint *c) {
     const icma_safetensors *s = &b->groups[p->group].signature;
-    size_t header = c->header ? p->texts.list[c->header - 1].size : s->header_size;
+    size_t header = c->header ? icma_part_text(b, p, c->header - 1)->size : s->header_size;
     icma_checkpoint_info info = {.group = p->group, .has_step = c->has_step, .step = c->step, .tier = c->tier, .bound = c->bound, .relative_error = c->relative_error,
                                  .dw_error_mean = c->dw_error_mean, .dw_error_max = c->dw_error_max, .hash = c->hash,
                                  .file_size = 8 + header + s->data_size};

@@ -26,10 +26,11 @@ static icma_status own_header(icma_bundle *b, const icma_part *p, const icma_che
     *size = signature->header_size;
     if (c->header == 0)
         return ICMA_OK;
-    if (c->header > p->texts.count)
+    const struct icma_text *text = icma_part_text(b, p, c->header - 1);
+    if (!text)
         return icma_bundle_corrupt(b, error, "a checkpoint's header is missing");
-    *header = p->texts.list[c->header - 1].data;
-    *size = p->texts.list[c->header - 1].size;
+    *header = text->data;
+    *size = text->size;
     icma_safetensors own;
     icma_status status = icma_safetensors_parse(*header, *size, signature->data_size, &own, error);
     if (!status && !icma_safetensors_same_signature(signature, &own))
@@ -43,17 +44,17 @@ static icma_status decode_files(icma_bundle *b, const icma_part *p, const icma_c
     if (c->file_count && !(out->files = icma_alloc_zeroed(c->file_count, sizeof *out->files)))
         return icma_fail(error, ICMA_E_MEMORY, NULL, "no memory for side files");
     for (size_t f = 0; f < c->file_count; f++) {
-        uint64_t name = c->files[2 * f], content = c->files[2 * f + 1];
-        if (name >= p->texts.count || content >= p->texts.count || memchr(p->texts.list[name].data, 0, p->texts.list[name].size))
+        const struct icma_text *name = icma_part_text(b, p, c->files[2 * f]), *content = icma_part_text(b, p, c->files[2 * f + 1]);
+        if (!name || !content || (name->size && memchr(name->data, 0, name->size)))
             return icma_bundle_corrupt(b, error, "a side file is missing");
         icma_decoded_file *file = &out->files[out->file_count++];
-        file->name = icma_copy_text((const char *)p->texts.list[name].data, p->texts.list[name].size);
-        file->size = p->texts.list[content].size;
+        file->name = icma_copy_text((const char *)name->data, name->size);
+        file->size = content->size;
         file->data = file->size ? icma_alloc(file->size) : NULL;
         if (!file->name || (file->size && !file->data))
             return icma_fail(error, ICMA_E_MEMORY, NULL, "no memory for side files");
         if (file->size)
-            memcpy(file->data, p->texts.list[content].data, file->size);
+            memcpy(file->data, content->data, file->size);
         if (!icma_path_segment_is_safe(file->name))
             return icma_bundle_corrupt(b, error, "a side file's name is not safe");
     }
@@ -64,7 +65,7 @@ static icma_status decode_files(icma_bundle *b, const icma_part *p, const icma_c
 static icma_status check_cost(const icma_bundle *b, const icma_part *p, const icma_checkpoint *c, icma_error *error) {
     const icma_group_state *g = &b->groups[p->group];
     uint64_t work = icma_decode_work(&g->signature, &g->generator), size = g->signature.data_size;
-    uint64_t header = c->header && c->header <= p->texts.count ? p->texts.list[c->header - 1].size : g->signature.header_size;
+    uint64_t header = c->header && icma_part_text(b, p, c->header - 1) ? icma_part_text(b, p, c->header - 1)->size : g->signature.header_size;
     if (size > b->limits.max_output || header + 8 > b->limits.max_output - size || size > SIZE_MAX / 2)
         return icma_fail(error, ICMA_E_LIMIT, NULL, "an adapter of %llu bytes; raise --max-output if you trust the file", (unsigned long long)size);
     if (work > b->limits.max_work)

@@ -14,6 +14,8 @@ typedef struct icma_group_state {
     icma_safetensors signature;
     icma_generator generator;
     icma_decoder *decoder; /* made when something is decoded */
+    uint8_t *text_bytes;   /* texts that tasks share */
+    icma_texts texts;
 } icma_group_state;
 
 /* A section over a range of checkpoints: the one of its kind that was read last. */
@@ -67,6 +69,8 @@ icma_status icma_bundle_corrupt(const icma_bundle *bundle, icma_error *error, co
 icma_status icma_bundle_load_task(icma_bundle *bundle, uint32_t task, icma_error *error);
 icma_status icma_bundle_open_decoder(icma_bundle *bundle, uint32_t group, icma_error *error);
 icma_status icma_part_load_texts(icma_bundle *bundle, uint32_t task, icma_part *part, icma_error *error);
+/* Text `index` of a part: first its group's, then its own; NULL if there are not so many. Texts are loaded. */
+const struct icma_text *icma_part_text(const icma_bundle *bundle, const icma_part *part, uint64_t index);
 /* The bytes of one checkpoint in the section of `kind` (RESIDUAL, LINK) that covers it; size 0 where there is none. They live until the next call for the part. */
 icma_status icma_part_find_block(icma_bundle *bundle, uint32_t task, icma_part *part, uint16_t kind, size_t index, const uint8_t **data, size_t *size, icma_error *error);
 icma_status icma_part_load_residual(icma_bundle *bundle, uint32_t task, icma_part *part, size_t index, icma_residual *out, icma_error *error);

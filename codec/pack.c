@@ -225,6 +225,7 @@ static void free_group(icma_pack_group *g) {
     icma_free(g->chunks);
     icma_free(g->measures.tensors);
     icma_free(g->measures.pairs);
+    icma_text_pool_free(&g->texts);
 }
 
 static icma_status encode_tasks(icma_packer *p, icma_pack_group *g, icma_error *error) {
@@ -259,6 +260,8 @@ static icma_status pack_group(icma_packer *p, uint32_t index, double *standard_e
     icma_lap(&now);
     if (!status)
         status = settle_generator(p, &g, error);
+    if (!status)
+        status = icma_pack_shared_texts(p, &g, error);
     if (!status) {
         tell_group(p, &g);
         status = encode_tasks(p, &g, error);

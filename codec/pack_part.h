@@ -9,12 +9,6 @@ enum { ICMA_PACK_SMALL_LEVEL = 19, ICMA_PACK_LARGE_LEVEL = 9, ICMA_PACK_LARGE_BY
 /* Of originals that share a section. */
 #define ICMA_PACK_STREAM_BYTES ((size_t)64 << 20)
 
-/* Texts of a task, each stored once. */
-typedef struct icma_text_pool {
-    icma_buffer *list;
-    size_t count;
-} icma_text_pool;
-
 typedef struct icma_part_writer {
     icma_packer *packer;
     icma_pack_group *g;
@@ -45,6 +39,8 @@ static inline int icma_pack_level(size_t size) {
 /* pack_texts.c */
 icma_status icma_pack_take_side_files(icma_part_writer *part, const icma_input_checkpoint *input, icma_checkpoint *checkpoint, icma_error *error);
 icma_status icma_pack_take_header(icma_part_writer *part, size_t i, const uint8_t *original, icma_error *error);
+/* Text `index` of a checkpoint. */
+const icma_buffer *icma_pack_text(const icma_part_writer *part, uint64_t index);
 icma_status icma_pack_write_texts(icma_part_writer *part, icma_error *error);
 
 /* pack_task.c */

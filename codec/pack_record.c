@@ -16,11 +16,20 @@ static void add_text(cJSON *to, const char *key, const char *text, bool *whole) 
     note(whole, cJSON_AddStringToObject(to, key, text));
 }
 
-/* Six digits are what a measurement deserves; infinities and NaN have no JSON number. */
-static void add_number(cJSON *to, const char *key, double value, bool *whole) {
+/* Infinities and NaN have no JSON number. */
+static void add_digits(cJSON *to, const char *key, double value, int digits, bool *whole) {
     char text[32];
-    snprintf(text, sizeof text, "%.6g", value);
+    snprintf(text, sizeof text, "%.*g", digits, value);
     note(whole, isfinite(value) ? cJSON_AddRawToObject(to, key, text) : cJSON_AddNullToObject(to, key));
+}
+
+static void add_number(cJSON *to, const char *key, double value, bool *whole) {
+    add_digits(to, key, value, 6, whole);
+}
+
+/* Errors of every tensor and losses of many epochs are for reading and plotting: three digits do, and the record of a small archive should not weigh a per cent of it. */
+static void add_short(cJSON *to, const char *key, double value, bool *whole) {
+    add_digits(to, key, value, 3, whole);
 }
 
 static cJSON *add_object(cJSON *list, bool *whole) {
@@ -67,18 +76,18 @@ static void add_losses(cJSON *root, const icma_training *t, bool *whole) {
     for (size_t i = 0; i < t->loss_count; i++) {
         cJSON *point = add_object(losses, whole);
         add_number(point, "epoch", (double)t->loss_epoch[i], whole);
-        add_number(point, "reconstruction", t->loss_reconstruction[i], whole);
-        add_number(point, "kl", t->loss_kl[i], whole);
+        add_short(point, "reconstruction", t->loss_reconstruction[i], whole);
+        add_short(point, "kl", t->loss_kl[i], whole);
     }
 }
 
 static void add_distance(cJSON *list, const char *key, const char *name, const icma_distance *d, bool maximum, bool *whole) {
     cJSON *item = add_object(list, whole);
     add_text(item, key, name, whole);
-    add_number(item, "relative_error", icma_distance_relative(d), whole);
+    add_short(item, "relative_error", icma_distance_relative(d), whole);
     add_number(item, "cosine", icma_distance_cosine(d), whole);
     if (maximum)
-        add_number(item, "maximum", d->maximum, whole);
+        add_short(item, "maximum", d->maximum, whole);
 }
 
 static void add_errors(cJSON *root, const icma_pack_group *g, bool *whole) {

@@ -134,7 +134,7 @@ static icma_status keep_all(icma_part_writer *w, size_t i, icma_error *error) {
 
 static const char *find_config(const icma_part_writer *w, const icma_checkpoint *c, size_t *size) {
     for (size_t f = 0; f < c->file_count; f++) {
-        const icma_buffer *name = &w->texts.list[c->files[2 * f]], *content = &w->texts.list[c->files[2 * f + 1]];
+        const icma_buffer *name = icma_pack_text(w, c->files[2 * f]), *content = icma_pack_text(w, c->files[2 * f + 1]);
         if (name->size == 19 && memcmp(name->data, "adapter_config.json", 19) == 0) {
             *size = content->size;
             return (const char *)content->data;
@@ -355,9 +355,7 @@ static void tell_task(icma_part_writer *w) {
 static void free_part(icma_part_writer *w) {
     for (size_t i = 0; w->originals && i < w->table.count; i++)
         icma_free(w->originals[i]);
-    for (size_t i = 0; i < w->texts.count; i++)
-        icma_buffer_free(&w->texts.list[i]);
-    icma_free(w->texts.list);
+    icma_text_pool_free(&w->texts);
     for (size_t i = 0; w->blocks && i < w->table.count; i++)
         icma_buffer_free(&w->blocks[i]);
     icma_residual_free(&w->residual);

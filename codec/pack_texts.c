@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The texts of a task on their way into the archive: side files and headers, each stored once. */
+/* Texts on their way into the archive: side files and headers, each stored once, those that tasks share for the group. */
 #include "pack_part.h"
 
 #include "compress.h"
@@ -13,20 +13,45 @@ static icma_status no_memory(icma_error *error) {
     return icma_fail(error, ICMA_E_MEMORY, NULL, "no memory for a task");
 }
 
-static icma_status intern(icma_text_pool *pool, const void *data, size_t size, uint64_t *index, icma_error *error) {
+void icma_text_pool_free(icma_text_pool *pool) {
+    for (size_t i = 0; i < pool->count; i++)
+        icma_buffer_free(&pool->list[i]);
+    icma_free(pool->list);
+    memset(pool, 0, sizeof *pool);
+}
+
+static bool find_text(const icma_text_pool *pool, const void *data, size_t size, uint64_t *index) {
     for (size_t i = 0; i < pool->count; i++)
         if (pool->list[i].size == size && (size == 0 || memcmp(pool->list[i].data, data, size) == 0)) {
             *index = i;
-            return ICMA_OK;
+            return true;
         }
+    return false;
+}
+
+static icma_status add_text(icma_text_pool *pool, const void *data, size_t size, icma_error *error) {
     icma_buffer *more = icma_resize_array(pool->list, pool->count + 1, sizeof *more);
     if (!more)
         return no_memory(error);
     pool->list = more;
     pool->list[pool->count] = (icma_buffer){0};
-    icma_write_bytes(&pool->list[pool->count], data, size);
-    *index = pool->count++;
-    return icma_buffer_status(&pool->list[*index], error);
+    icma_write_bytes(&pool->list[pool->count++], data, size);
+    return icma_buffer_status(&pool->list[pool->count - 1], error);
+}
+
+/* Shared texts are numbered first. */
+static icma_status intern(icma_part_writer *w, const void *data, size_t size, uint64_t *index, icma_error *error) {
+    if (find_text(&w->g->texts, data, size, index))
+        return ICMA_OK;
+    icma_status status = find_text(&w->texts, data, size, index) ? ICMA_OK : add_text(&w->texts, data, size, error);
+    if (!status && find_text(&w->texts, data, size, index))
+        *index += w->g->texts.count;
+    return status;
+}
+
+const icma_buffer *icma_pack_text(const icma_part_writer *w, uint64_t index) {
+    size_t shared = w->g->texts.count;
+    return index < shared ? &w->g->texts.list[index] : &w->texts.list[index - shared];
 }
 
 icma_status icma_pack_take_side_files(icma_part_writer *w, const icma_input_checkpoint *input, icma_checkpoint *c, icma_error *error) {
@@ -40,37 +65,78 @@ icma_status icma_pack_take_side_files(icma_part_writer *w, const icma_input_chec
         status = icma_file_read_all(side->path, MOST_SIDE_FILE, &data, &size, error);
         if (status)
             break;
-        status = intern(&w->texts, side->name, strlen(side->name), &c->files[2 * f], error);
+        status = intern(w, side->name, strlen(side->name), &c->files[2 * f], error);
         if (!status)
-            status = intern(&w->texts, data, size, &c->files[2 * f + 1], error);
+            status = intern(w, data, size, &c->files[2 * f + 1], error);
         icma_free(data);
         c->file_count = f + 1;
     }
     return status;
 }
 
-icma_status icma_pack_write_texts(icma_part_writer *w, icma_error *error) {
+static icma_status write_pool(icma_packer *p, const icma_text_pool *pool, uint32_t group, uint32_t task, icma_error *error) {
     icma_buffer payload = {0};
-    if (w->texts.count == 0)
+    if (pool->count == 0)
         return ICMA_OK;
-    icma_write_varint(&payload, w->texts.count);
-    for (size_t i = 0; i < w->texts.count; i++) {
-        icma_write_varint(&payload, w->texts.list[i].size);
-        icma_write_bytes(&payload, w->texts.list[i].data, w->texts.list[i].size);
+    icma_write_varint(&payload, pool->count);
+    for (size_t i = 0; i < pool->count; i++) {
+        icma_write_varint(&payload, pool->list[i].size);
+        icma_write_bytes(&payload, pool->list[i].data, pool->list[i].size);
     }
-    icma_section section = {.kind = ICMA_SECTION_TEXTS, .group = w->g->index, .task = w->task};
+    icma_section section = {.kind = ICMA_SECTION_TEXTS, .group = group, .task = task};
     icma_status status = icma_buffer_status(&payload, error);
     if (!status)
-        status = icma_container_add(w->packer->writer, &section, payload.data, payload.size, icma_pack_level(payload.size), error);
+        status = icma_container_add(p->writer, &section, payload.data, payload.size, icma_pack_level(payload.size), error);
     icma_buffer_free(&payload);
     return status;
+}
+
+icma_status icma_pack_write_texts(icma_part_writer *w, icma_error *error) {
+    return write_pool(w->packer, &w->texts, w->g->index, w->task, error);
+}
+
+/* --- shared by tasks --------------------------------------------------------------------------------------------- */
+
+static icma_status gather(const icma_input_checkpoint *input, icma_text_pool *out, icma_error *error) {
+    icma_status status = ICMA_OK;
+    for (size_t f = 0; !status && f < input->side_file_count; f++) {
+        const icma_input_side_file *side = &input->side_files[f];
+        uint8_t *data;
+        size_t size;
+        status = icma_file_read_all(side->path, MOST_SIDE_FILE, &data, &size, error);
+        if (status)
+            break;
+        status = add_text(out, side->name, strlen(side->name), error);
+        if (!status)
+            status = add_text(out, data, size, error);
+        icma_free(data);
+    }
+    return status;
+}
+
+/* What the first and the last task have alike, nearly all will: only these two are looked at. */
+icma_status icma_pack_shared_texts(icma_packer *p, icma_pack_group *g, icma_error *error) {
+    const icma_source *sources = g->group->sources, *last = &sources[g->group->count - 1];
+    icma_text_pool first = {0}, other = {0};
+    uint64_t index;
+    if (sources->task == last->task)
+        return ICMA_OK;
+    icma_status status = gather(sources->input, &first, error);
+    if (!status)
+        status = gather(last->input, &other, error);
+    for (size_t i = 0; !status && i < first.count; i++)
+        if (find_text(&other, first.list[i].data, first.list[i].size, &index) && !find_text(&g->texts, first.list[i].data, first.list[i].size, &index))
+            status = add_text(&g->texts, first.list[i].data, first.list[i].size, error);
+    icma_text_pool_free(&first);
+    icma_text_pool_free(&other);
+    return status ? status : write_pool(p, &g->texts, g->index, ICMA_NO_OWNER, error);
 }
 
 icma_status icma_pack_take_header(icma_part_writer *w, size_t i, const uint8_t *original, icma_error *error) {
     uint64_t index;
     if (!w->sources[i]->own_header)
         return ICMA_OK;
-    icma_status status = intern(&w->texts, original + 8, (size_t)w->sources[i]->data_offset - 8, &index, error);
+    icma_status status = intern(w, original + 8, (size_t)w->sources[i]->data_offset - 8, &index, error);
     w->table.list[i].header = index + 1;
     return status;
 }

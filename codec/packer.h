@@ -17,6 +17,12 @@ typedef struct icma_measures {
     size_t checkpoints;      /* measured */
 } icma_measures;
 
+/* Texts, each stored once. */
+typedef struct icma_text_pool {
+    icma_buffer *list;
+    size_t count;
+} icma_text_pool;
+
 /* One group being packed. */
 typedef struct icma_pack_group {
     uint32_t index;
@@ -29,6 +35,7 @@ typedef struct icma_pack_group {
     size_t chunk_count;
     icma_decoder *decoder;
     icma_measures measures;
+    icma_text_pool texts; /* that tasks share */
 } icma_pack_group;
 
 typedef struct icma_packer {
@@ -46,6 +53,9 @@ double icma_lap(double *now);
 
 /* Encodes, measures and writes the checkpoints first .. first + count - 1 of the group's sources, which are one task's. */
 icma_status icma_pack_task_part(icma_packer *packer, icma_pack_group *group, size_t first, size_t count, icma_error *error);
+/* Finds texts that the group's tasks share and writes them. */
+icma_status icma_pack_shared_texts(icma_packer *packer, icma_pack_group *group, icma_error *error);
+void icma_text_pool_free(icma_text_pool *pool);
 /* Writes the group's RECORD section. */
 icma_status icma_pack_record(icma_packer *packer, const icma_pack_group *group, icma_error *error);
 

@@ -16,7 +16,7 @@ typedef struct icma_condition {
     size_t size;
 } icma_condition;
 
-enum { ICMA_LOSS_POINTS = 101 }; /* most points of a loss history */
+enum { ICMA_LOSS_POINTS = 51 }; /* most points of a loss history */
 
 typedef struct icma_training {
     /* Per task of the group, in order of its first source. */
