@@ -96,17 +96,33 @@ cli_small cli_checkpoint_name(bool has_step, uint64_t step) {
 }
 
 cli_small cli_tiers_of(const icma_task_info *info) {
-    static const icma_tier tiers[] = {ICMA_TIER_GENERATE, ICMA_TIER_LATENT, ICMA_TIER_VERBATIM};
     cli_small out = {""};
-    for (size_t i = 0; i < sizeof tiers / sizeof tiers[0]; i++)
-        for (size_t j = 0; j < info->checkpoint_count; j++)
-            if (info->checkpoints[j].tier == tiers[i]) {
-                size_t used = strlen(out.text);
-                snprintf(out.text + used, sizeof out.text - used, "%s%s", used ? ", " : "",
-                         icma_tier_name(tiers[i]));
-                break;
-            }
+    for (size_t j = 0; j < info->checkpoint_count; j++) {
+        cli_small one = cli_tier_of(&info->checkpoints[j]);
+        size_t used = strlen(out.text);
+        size_t room = sizeof out.text - used;
+        if (!strstr(out.text, one.text) && strlen(one.text) + 3 <= room)
+            snprintf(out.text + used, room, "%s%.*s", used ? ", " : "", (int)room - 3, one.text);
+    }
     return out;
+}
+
+cli_small cli_tier_of(const icma_checkpoint_info *info) {
+    cli_small out;
+    snprintf(out.text, sizeof out.text, "%s", icma_tier_name(info->tier));
+    if (info->bound.kind != ICMA_BOUND_NONE)
+        snprintf(out.text, sizeof out.text, "%s %s %.4g", icma_tier_name(info->tier), icma_bound_name(info->bound.kind), (double)info->bound.value);
+    return out;
+}
+
+void cli_json_bound(cJSON *to, icma_bound bound) {
+    if (bound.kind == ICMA_BOUND_NONE) {
+        cli_json_null(to, "bound");
+        return;
+    }
+    cJSON *object = cli_json_add_object(to, "bound");
+    cli_json_text(object, "kind", icma_bound_name(bound.kind));
+    cli_json_real(object, "value", (double)bound.value);
 }
 
 cli_stored cli_stored_of(const icma_task_info *info) {

@@ -26,8 +26,11 @@ cli_small cli_steps(bool any, uint64_t first, uint64_t last, bool final);
 cli_small cli_steps_of(const icma_task_info *info);
 /* "checkpoint-303", or "final". */
 cli_small cli_checkpoint_name(bool has_step, uint64_t step);
-/* "latent", or "generate, latent" where a task has both. */
+/* "latent", "bounded dw 0.1"; of a task "generate, latent" where it has both. */
+cli_small cli_tier_of(const icma_checkpoint_info *info);
 cli_small cli_tiers_of(const icma_task_info *info);
+/* "bound": {"kind": "dw", "value": 0.1}, or null. */
+void cli_json_bound(cJSON *to, icma_bound bound);
 
 /* What packing measured and stored of a task, over its checkpoints. */
 typedef struct cli_stored {

@@ -39,7 +39,7 @@ static void add_checkpoint_rows(cli_table *table, const icma_task_info *info) {
         const icma_checkpoint_info *checkpoint = &info->checkpoints[i];
         cli_table_cell(table, "%s", info->name);
         cli_table_cell(table, "%s", cli_checkpoint_name(checkpoint->has_step, checkpoint->step).text);
-        cli_table_cell(table, "%s", icma_tier_name(checkpoint->tier));
+        cli_table_cell(table, "%s", cli_tier_of(checkpoint).text);
         cli_table_cell(table, "%s", cli_size(checkpoint->file_size).text);
         cli_table_cell(table, "%s", cli_whole_text(checkpoint->parameters).text);
         cli_table_cell(table, "%s", cli_deviation((double)checkpoint->dw_error_mean).text);
@@ -55,6 +55,7 @@ static void checkpoint_to_json(const icma_checkpoint_info *checkpoint, cJSON *li
     else
         cli_json_null(object, "step");
     cli_json_text(object, "tier", icma_tier_name(checkpoint->tier));
+    cli_json_bound(object, checkpoint->bound);
     cli_json_whole(object, "group", checkpoint->group);
     cli_json_whole(object, "original_bytes", checkpoint->file_size);
     cli_json_whole(object, "parameters", checkpoint->parameters);

@@ -149,7 +149,8 @@ static icma_status compare_task(bundle_walk *walk, size_t task, const icma_input
     if (status)
         return status;
     const icma_input_task *originals = cli_find_task(inputs, info.name);
-    for (size_t i = 0; !status && i < info.checkpoint_count; i++) {
+    /* Backwards: lossless checkpoints are predicted from those that follow. */
+    for (size_t i = info.checkpoint_count; !status && i-- > 0;) {
         const icma_checkpoint_info *stored = &info.checkpoints[i];
         const icma_input_checkpoint *original =
             originals ? cli_find_checkpoint(originals, stored->has_step, stored->step,

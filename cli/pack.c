@@ -18,8 +18,8 @@ typedef struct pack_arguments {
     const char *output;
     bool force, dry_run, scalar;
     const char *tier, *generator, *preset, *max_error, *checkpoints, *keep, *device;
-    cli_whole components, epochs, seed, latent_dim, batch, threads;
-    cli_real explain, kld_weight, learning_rate;
+    cli_whole components, restart, epochs, seed, latent_dim, batch, threads;
+    cli_real explain, target_bits, kld_weight, learning_rate;
 } pack_arguments;
 
 #define AT(field) offsetof(pack_arguments, field)
@@ -39,6 +39,11 @@ static const cli_option pack_options[] = {
     CLI_ROW(CLI_TEXT, 0, "checkpoints", "all|last:N", AT(checkpoints),
             "which checkpoints of each task to use at all (default all)"),
     CLI_ROW_HEADING("Size against fidelity"),
+    CLI_ROW_RANGE(CLI_REAL, 0, "target-bits", "X", AT(target_bits), 1e-6, 64,
+                  "bounded: instead, find the bound for so many bits a\n"
+                  "parameter, all bytes counted (packs several times)"),
+    CLI_ROW_RANGE(CLI_WHOLE, 0, "restart", "N", AT(restart), 1, 1e9,
+                  "lossless: most checkpoints in a chain of predictions"),
     CLI_ROW_RANGE(CLI_REAL, 0, "explain", "X", AT(explain), 1e-6, 1,
                   "share of the variance within tasks to span"),
     CLI_ROW(CLI_TEXT, 0, "max-error", "dw=X|rel=X|abs=X", AT(max_error),
@@ -87,6 +92,7 @@ static void tell_default(const cli_option *option, char *text, size_t size) {
         {AT(seed), (double)standard.seed},
         {AT(kld_weight), standard.kld_weight},
         {AT(explain), standard.explain},
+        {AT(restart), (double)standard.restart},
     };
     for (size_t i = 0; i < sizeof values / sizeof values[0]; i++)
         if (option->kind != CLI_HEADING && option->target == values[i].target && values[i].value != ICMA_AUTO)
@@ -171,6 +177,14 @@ static icma_status read_target(const pack_arguments *a, icma_pack_options *optio
         options->components = (size_t)a->components.value;
     if (a->explain.given)
         options->explain = a->explain.value;
+    if (a->target_bits.given && (a->max_error || options->tier != ICMA_TIER_BOUNDED))
+        return usage(error, "--target-bits finds the bound of --tier bounded; leave out --max-error and other tiers");
+    if (a->target_bits.given)
+        options->target_bits = a->target_bits.value;
+    if (a->restart.given && options->tier != ICMA_TIER_LOSSLESS)
+        return usage(error, "--restart belongs to --tier lossless");
+    if (a->restart.given)
+        options->restart = (size_t)a->restart.value;
     if (!a->max_error)
         return ICMA_OK;
     return read_bound(a->max_error, options, error);

@@ -51,7 +51,8 @@ static void print_sizes(const icma_pack_result *r) {
 
 static void print_generator(const icma_pack_result *r) {
     if (!r->has_generator) {
-        fprintf(stderr, "%-11snone: nothing to model, everything is verbatim\n", "generator");
+        fprintf(stderr, "%-11snone: %s\n", "generator",
+                r->tier == ICMA_TIER_LOSSLESS ? "files are predicted from one another" : "residuals alone take fewer bytes, or nothing can be modelled");
         return;
     }
     fprintf(stderr, "%-11sbasis, %zu component%s, %zu active latent dimension%s\n", "generator",
@@ -74,6 +75,21 @@ static void print_time(const icma_pack_result *r) {
             r->seconds.encode, r->seconds.check, r->seconds.write);
 }
 
+/* What is promised of every checkpoint. */
+static void print_kept(const icma_pack_result *r) {
+    static const char *const limits[] = {
+        [ICMA_BOUND_DW] = "dW error of every module at most",
+        [ICMA_BOUND_REL] = "relative error of every tensor at most",
+        [ICMA_BOUND_ABS] = "difference of every weight at most",
+    };
+    fprintf(stderr, "%-11s%s", "kept", icma_tier_name(r->tier));
+    if (r->tier == ICMA_TIER_BOUNDED)
+        fprintf(stderr, ": %s %.4g, measured on the decoded files", limits[r->bound.kind], (double)r->bound.value);
+    if (r->tier == ICMA_TIER_LOSSLESS)
+        fputs(": the files come back bit for bit", stderr);
+    fputc('\n', stderr);
+}
+
 static icma_status print_result(const char *path, const icma_pack_result *r, icma_error *error) {
     size_t checkpoints = 0;
     for (size_t i = 0; i < r->task_count; i++)
@@ -88,6 +104,7 @@ static icma_status print_result(const char *path, const icma_pack_result *r, icm
     if (!status)
         status = cli_print_bytes(&r->bytes, stderr, error);
     print_sizes(r);
+    print_kept(r);
     print_generator(r);
     print_time(r);
     return status;
@@ -130,6 +147,8 @@ static icma_status result_to_json(const char *path, const icma_pack_result *r, i
     cli_json_whole(originals, "parameters", r->original_parameters);
     cli_json_real(root, "bits_per_parameter", bits_of(r));
     cli_json_real(root, "ratio", ratio_of(r));
+    cli_json_text(root, "tier", icma_tier_name(r->tier));
+    cli_json_bound(root, r->bound);
     tasks_to_json(r, root);
     cli_json_whole(root, "groups", r->groups);
     generator_to_json(r, root);

@@ -88,7 +88,8 @@ static icma_status plan_task(const cli_unpack *a, icma_bundle *bundle, const cha
     if (!a->checkpoint || strcmp(a->checkpoint, "last") == 0)
         return add_to_plan(plan, &info, task, info.checkpoint_count - 1, false, error);
     bool all = !cli_parse_whole(a->checkpoint, &step), found = all;
-    for (size_t i = 0; !status && i < info.checkpoint_count; i++) {
+    /* Backwards: lossless checkpoints are predicted from those that follow. */
+    for (size_t i = info.checkpoint_count; !status && i-- > 0;) {
         if (!all && (!info.checkpoints[i].has_step || info.checkpoints[i].step != step))
             continue;
         found = true;

@@ -104,7 +104,8 @@ static icma_status decode_task(verification *v, size_t task, icma_error *error) 
         v->damaged_checkpoints++;
         return ICMA_OK;
     }
-    for (size_t i = 0; !status && i < info.checkpoint_count; i++) {
+    /* Backwards: lossless checkpoints are predicted from those that follow. */
+    for (size_t i = info.checkpoint_count; !status && i-- > 0;) {
         icma_decoded decoded;
         detail = (icma_error){0};
         status = cli_check_signal(&detail);

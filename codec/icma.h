@@ -73,6 +73,8 @@ enum { ICMA_AUTO = 0 };
 typedef struct icma_pack_options {
     icma_tier tier;      /* all but ICMA_TIER_VERBATIM */
     icma_bound bound;    /* of ICMA_TIER_BOUNDED */
+    double target_bits;  /* ICMA_TIER_BOUNDED: above 0, bits a parameter that the archive may take, all bytes counted; bound.value is then searched for (some
+                            packings), bound.kind stays */
     icma_generator_choice generator; /* ICMA_CHOOSE_AUTO under ICMA_TIER_LOSSLESS: none, a basis does not pay there */
     size_t restart;      /* ICMA_TIER_LOSSLESS: checkpoints in a chain of predictions; at least 1 */
     bool keep_last_only; /* store only each task's last checkpoint; training still uses all */
@@ -123,6 +125,8 @@ typedef struct icma_pack_result {
     icma_pack_task *tasks;
     size_t task_count;
     size_t groups;
+    icma_tier tier;
+    icma_bound bound; /* under ICMA_TIER_BOUNDED: as asked for, or as found for target_bits */
     bool has_generator;
     size_t components;            /* rows over all roles and groups */
     size_t active_latents;        /* over all groups */
@@ -135,7 +139,7 @@ typedef struct icma_pack_result {
     } seconds;
 } icma_pack_result;
 
-/* Packs the inputs into a new archive at `path`. Nothing is left behind on failure. */
+/* Packs the inputs into a new archive at `path`. Nothing is left behind on failure. ICMA_E_BOUND if no bound gives target_bits. */
 icma_status icma_pack(const icma_inputs *inputs, const char *path, const icma_pack_options *options,
                       const struct icma_ops *ops, icma_pack_result *result, icma_error *error);
 void icma_pack_result_free(icma_pack_result *result); /* leaves it zeroed */

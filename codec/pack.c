@@ -360,6 +360,7 @@ static void find_break_even(icma_pack_result *r) {
     r->break_even = cast > each ? (uint64_t)floor(fixed / (cast - each)) + 1 : 0;
 }
 
+/* Everything but the commit. */
 static icma_status pack_all(icma_packer *p, const char *path, icma_error *error) {
     double now = 0, standard_error = 0, within = 0;
     icma_lap(&now);
@@ -386,12 +387,6 @@ static icma_status pack_all(icma_packer *p, const char *path, icma_error *error)
     p->result->seconds.check = icma_lap(&now);
     if (!status)
         find_break_even(p->result);
-    if (status)
-        return status;
-    icma_container_writer *writer = p->writer;
-    p->writer = NULL;
-    status = icma_container_commit(writer, error);
-    p->result->seconds.write += icma_lap(&now);
     return status;
 }
 
@@ -400,6 +395,8 @@ static icma_status check_options(const icma_pack_options *o, icma_error *error) 
         return icma_fail(error, ICMA_E_USAGE, NULL, "this tier cannot be asked for; use generate, latent, bounded or lossless");
     if (o->tier == ICMA_TIER_BOUNDED && (o->bound.kind == ICMA_BOUND_NONE || o->bound.kind > ICMA_BOUND_ABS || !(o->bound.value > 0)))
         return icma_fail(error, ICMA_E_USAGE, NULL, "tier bounded needs a bound above 0");
+    if (!(o->target_bits >= 0) || (o->target_bits > 0 && o->tier != ICMA_TIER_BOUNDED))
+        return icma_fail(error, ICMA_E_USAGE, NULL, "target bits belong to tier bounded");
     if (o->restart == 0)
         return icma_fail(error, ICMA_E_USAGE, NULL, "a chain of checkpoints has at least one");
     if (o->generator == ICMA_CHOOSE_NONE && o->tier <= ICMA_TIER_LATENT)
@@ -409,21 +406,112 @@ static icma_status check_options(const icma_pack_options *o, icma_error *error) 
     return ICMA_OK;
 }
 
-icma_status icma_pack(const icma_inputs *inputs, const char *path, const icma_pack_options *options, const icma_ops *ops, icma_pack_result *result,
-                      icma_error *error) {
-    icma_packer p = {.inputs = inputs, .options = options, .ops = ops, .decode_ops = options->scalar ? icma_ops_reference() : ops, .result = result};
-    memset(result, 0, sizeof *result);
-    if (options->threads)
-        icma_set_threads(options->threads);
-    icma_status status = check_options(options, error);
-    if (!status)
-        status = pack_all(&p, path, error);
-    icma_container_abandon(p.writer);
+/* A packing that is not committed. */
+typedef struct attempt {
+    icma_container_writer *writer; /* owned; NULL: none */
+    icma_pack_result result;       /* owned */
+} attempt;
+
+static void forget(attempt *a) {
+    icma_container_abandon(a->writer);
+    icma_pack_result_free(&a->result);
+    a->writer = NULL;
+}
+
+static icma_status try_packing(const icma_inputs *inputs, const char *path, const icma_pack_options *options, const icma_ops *ops, attempt *out, icma_error *error) {
+    memset(out, 0, sizeof *out);
+    out->result.tier = options->tier;
+    out->result.bound = options->tier == ICMA_TIER_BOUNDED ? options->bound : (icma_bound){0};
+    icma_packer p = {.inputs = inputs, .options = options, .ops = ops, .decode_ops = options->scalar ? icma_ops_reference() : ops, .result = &out->result};
+    icma_status status = pack_all(&p, path, error);
+    out->writer = p.writer;
     icma_dataset_close(&p.dataset);
     for (size_t t = 0; p.conditions && t < inputs->task_count; t++)
         icma_free((void *)p.conditions[t].vector);
     icma_free(p.conditions);
     if (status)
-        icma_pack_result_free(result);
+        forget(out);
+    return status;
+}
+
+static double bits_of(const attempt *a) {
+    return 8 * (double)a->result.bytes.total / (double)a->result.original_parameters;
+}
+
+enum { MOST_ATTEMPTS = 12 };
+static const double close_enough = 0.985, largest_bound = 64, smallest_bound = 1e-6, narrow_bracket = 1.01;
+
+typedef struct trial {
+    double bound, bits; /* bound 0: none yet */
+} trial;
+
+/* The next bound to try. Between one that fits and one that does not, where the line through both, in logarithms, meets the target (but not at either); else beyond
+ * the only one, at least as far as a bit for every halving goes. */
+static double next_bound(trial fits, trial misses, double target) {
+    if (fits.bound > 0 && misses.bound > 0) {
+        double part = log(target * 0.995 / misses.bits) / log(fits.bits / misses.bits);
+        return misses.bound * pow(fits.bound / misses.bound, fmax(0.1, fmin(0.9, part)));
+    }
+    trial t = fits.bound > 0 ? fits : misses;
+    double factor = fmax(1.2, fmin(16, exp2(fmax(fabs(t.bits - target), fabs(log2(t.bits / target))))));
+    return fits.bound > 0 ? t.bound / factor : t.bound * factor;
+}
+
+/* Searches for the smallest bound at which the archive has at most the target's bits. */
+static icma_status pack_to_size(const icma_inputs *inputs, const char *path, const icma_pack_options *options, const icma_ops *ops, attempt *best, icma_error *error) {
+    icma_pack_options o = *options;
+    trial fits = {0, 0}, misses = {0, 0};
+    double value = (double)o.bound.value;
+    memset(best, 0, sizeof *best);
+    for (int i = 0; i < MOST_ATTEMPTS; i++) {
+        attempt now;
+        o.bound.value = (float)value;
+        icma_status status = try_packing(inputs, path, &o, ops, &now, error);
+        if (status) {
+            forget(best);
+            return status;
+        }
+        double bits = bits_of(&now);
+        bool good = bits <= options->target_bits;
+        *(good ? &fits : &misses) = (trial){value, bits};
+        if (good) {
+            forget(best);
+            *best = now;
+        } else
+            forget(&now);
+        if ((good && bits >= close_enough * options->target_bits) || (fits.bound > 0 && misses.bound > 0 && fits.bound / misses.bound < narrow_bracket))
+            break;
+        value = next_bound(fits, misses, options->target_bits);
+        if (value < smallest_bound || value > largest_bound)
+            break;
+    }
+    return best->writer ? ICMA_OK
+                        : icma_fail(error, ICMA_E_BOUND, NULL, "no error bound gives %g bits a parameter; ask for more bits or pack more adapters at once",
+                                    options->target_bits);
+}
+
+icma_status icma_pack(const icma_inputs *inputs, const char *path, const icma_pack_options *options, const icma_ops *ops, icma_pack_result *result,
+                      icma_error *error) {
+    attempt a = {0};
+    double now = 0;
+    memset(result, 0, sizeof *result);
+    if (options->threads)
+        icma_set_threads(options->threads);
+    icma_status status = check_options(options, error);
+    if (!status && options->target_bits > 0)
+        status = pack_to_size(inputs, path, options, ops, &a, error);
+    else if (!status)
+        status = try_packing(inputs, path, options, ops, &a, error);
+    if (status)
+        return status;
+    icma_lap(&now);
+    icma_container_writer *writer = a.writer;
+    a.writer = NULL;
+    status = icma_container_commit(writer, error);
+    a.result.seconds.write += icma_lap(&now);
+    if (status)
+        forget(&a);
+    else
+        *result = a.result;
     return status;
 }
