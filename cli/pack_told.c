@@ -58,8 +58,9 @@ static void print_generator(const icma_pack_result *r) {
     fprintf(stderr, "%-11sbasis, %zu component%s, %zu active latent dimension%s\n", "generator",
             r->components, cli_plural(r->components), r->active_latents, cli_plural(r->active_latents));
     if (!isnan(r->within_task_explained))
-        fprintf(stderr, "%-11sexplains %.1f %% of the variance within tasks\n", "",
-                100 * r->within_task_explained);
+        fprintf(stderr, r->within_task_explained > 0 ? "%-11sexplains %.1f %% of the variance within tasks\n"
+                                                     : "%-11stells checkpoints of a task hardly apart: they differ by less than the bound\n",
+                "", 100 * r->within_task_explained);
     if (r->break_even)
         fprintf(stderr, "%-11ssmaller than 16-bit files from %s adapter%s on\n", "",
                 cli_whole_text(r->break_even).text, cli_plural(r->break_even));

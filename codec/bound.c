@@ -41,7 +41,7 @@ typedef struct search {
     float *values;  /* the longer factor */
     float *target;  /* x, the same */
     int32_t *symbols;
-    uint16_t *scratch;
+    uint8_t *scratch;
     icma_status status;
 } search;
 
@@ -223,7 +223,7 @@ static bool search_allocate(search *s) {
     s->values = icma_alloc_array(most, sizeof *s->values);
     s->target = icma_alloc_array(most, sizeof *s->target);
     s->symbols = icma_alloc_array(most, sizeof *s->symbols);
-    s->scratch = icma_alloc_array(ICMA_TRELLIS_BLOCK, sizeof *s->scratch);
+    s->scratch = icma_alloc(ICMA_TRELLIS_SCRATCH);
     return done && s->values && s->target && s->symbols && s->scratch;
 }
 

@@ -72,8 +72,8 @@ static void inspect_tile(scan *s, size_t columns) {
         bool finite = s->finite[i];
         for (size_t j = 0; j < columns; j++) {
             finite = finite && isfinite(row[j]);
-            low = fminf(low, row[j]);
-            high = fmaxf(high, row[j]);
+            low = row[j] < low ? row[j] : low;
+            high = row[j] > high ? row[j] : high;
         }
         s->lowest[i] = low;
         s->highest[i] = high;

@@ -28,7 +28,7 @@ static bool grow(icma_head_chunk *chunk, size_t runs, size_t symbols) {
 }
 
 static bool make_scratch(icma_head_chunk *chunk, size_t count) {
-    if (!chunk->scratch && !(chunk->scratch = icma_alloc_array(ICMA_TRELLIS_BLOCK, sizeof *chunk->scratch)))
+    if (!chunk->scratch && !(chunk->scratch = icma_alloc(ICMA_TRELLIS_SCRATCH)))
         return false;
     if (count <= chunk->widest)
         return true;
@@ -40,13 +40,17 @@ static bool make_scratch(icma_head_chunk *chunk, size_t count) {
     return more;
 }
 
-icma_status icma_head_add_tensor(icma_head_chunk *chunk, const float *values, const float *step, size_t rows, size_t count, icma_error *error) {
+static float clamp(float value) {
     const float largest = 2 * ICMA_TRELLIS_LARGEST - 4;
+    return value > largest ? largest : value < -largest ? -largest : value;
+}
+
+icma_status icma_head_add_tensor(icma_head_chunk *chunk, const float *values, const float *step, size_t rows, size_t count, icma_error *error) {
     if (!grow(chunk, rows, rows * count) || !make_scratch(chunk, count + 1))
         return icma_fail(error, ICMA_E_MEMORY, NULL, "no memory for the basis");
     for (size_t k = 0; k < rows; k++) {
         for (size_t l = 0; l < count; l++)
-            chunk->scaled[l] = fmaxf(-largest, fminf(largest, values[k * count + l] / step[k]));
+            chunk->scaled[l] = clamp(values[k * count + l] / step[k]);
         unsigned context = icma_trellis_quantise(chunk->scaled, count, 1, chunk->symbols + chunk->count, chunk->scratch, NULL);
         chunk->runs[chunk->run_count++] = (icma_rans_run){count, context};
         chunk->count += count;

@@ -16,7 +16,7 @@ typedef struct icma_head_chunk {
     size_t run_count, run_capacity;
     int32_t *symbols; /* owned */
     size_t count, capacity;
-    uint16_t *scratch; /* owned */
+    uint8_t *scratch; /* owned */
     float *scaled;     /* owned */
     size_t widest;
 } icma_head_chunk;

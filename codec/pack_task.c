@@ -261,10 +261,14 @@ static icma_status process_checkpoint(icma_part_writer *w, size_t i, icma_error 
     if (!status)
         status = icma_pack_read_original(w, i, &size, error);
     bool good = true;
-    if (!status && w->table.list[i].tier == ICMA_TIER_BOUNDED)
-        status = bound_checkpoint(w, i, size, error);
+    /* In a series the generator alone is mostly good enough. */
     if (!status)
         status = measure_checkpoint(w, i, w->originals[i], size, &good, error);
+    if (!status && !good && w->table.list[i].tier == ICMA_TIER_BOUNDED) {
+        status = bound_checkpoint(w, i, size, error);
+        if (!status)
+            status = measure_checkpoint(w, i, w->originals[i], size, &good, error);
+    }
     if (!status && !good)
         status = keep_all(w, i, error);
     if (!status && !good)

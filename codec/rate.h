@@ -7,7 +7,7 @@
 void icma_rate_gaussian(double ratio, double *bits, double *distortion);
 
 /* For N(0, ratio^2) quantised to integers by icma_trellis_quantise: bits, and mean squared error in squared steps. Fitted to measurements of the trellis
- * (bench/bench_trellis.c): 0.06 bits above the rate-distortion function at high rates, 0.12 at the symbols' spread of 1. */
+ * (bench/bench_coder.c): 0.06 bits above the rate-distortion function at high rates, 0.12 where the symbols' spread is 1. */
 void icma_rate_trellis(double ratio, double *bits, double *distortion);
 
 /* Bits of the integer k among N(0, ratio^2) rounded to integers: -log2 of its cell's probability. ratio > 0, k >= 0; far out the density is used. */

@@ -46,7 +46,7 @@ bool icma_trellis_expand(unsigned context, int32_t *symbols, size_t count) {
 
 /* The symbol of this parity whose integer, with this offset, is nearest. */
 static int32_t nearest_symbol(float value, unsigned offset, unsigned parity) {
-    return 2 * (int32_t)floorf((value - (float)offset - 2 * (float)parity) / 4 + 0.5F) + (int32_t)parity;
+    return 2 * (int32_t)lrintf((value - (float)offset - 2 * (float)parity) * 0.25F) + (int32_t)parity;
 }
 
 typedef struct prices {
@@ -79,41 +79,49 @@ static void branch_costs(const prices *p, float value, float cost[2][2]) {
         }
 }
 
-/* One step: each state is reached from s and s + 8, whichever is cheaper; a bit each says which. */
-static uint16_t advance(const float cost[2][2], const float *from, float *to) {
-    unsigned choices = 0;
-    for (unsigned n = 0; n < STATES; n++) {
-        unsigned low = n >> 1, high = low | STATES / 2;
-        float a = from[low] + cost[offset_of[low]][(n & 1) ^ twist_of[low]], b = from[high] + cost[offset_of[high]][(n & 1) ^ twist_of[high]];
-        to[n] = b < a ? b : a;
-        choices |= (unsigned)(b < a) << n;
+/* One step. State n is reached from m = n / 2 and from m + 8, whichever is cheaper; choices[n] says the latter. Both have one offset, and opposite parities lead to n. */
+static void advance(const float cost[2][2], const float *restrict from, float *restrict to, uint8_t *restrict choices) {
+    float even[STATES / 2], odd[STATES / 2];
+    for (unsigned m = 0; m < STATES / 2; m++) {
+        even[m] = cost[offset_of[m]][twist_of[m]];
+        odd[m] = cost[offset_of[m]][1 ^ twist_of[m]];
     }
-    return (uint16_t)choices;
+    for (unsigned m = 0; m < STATES / 2; m++) {
+        float low = from[m] + even[m], high = from[m + STATES / 2] + odd[m];
+        float low_odd = from[m] + odd[m], high_odd = from[m + STATES / 2] + even[m];
+        choices[2 * m] = high < low;
+        choices[2 * m + 1] = high_odd < low_odd;
+        to[2 * m] = high < low ? high : low;
+        to[2 * m + 1] = high_odd < low_odd ? high_odd : low_odd;
+    }
 }
 
-static void search_block(const prices *p, const float *values, size_t count, int32_t *symbols, uint16_t *scratch) {
-    float total[2][STATES], *now = total[0], *next = total[1];
+/* Takes the least sum from all, so that their differences stay exact enough. */
+static void settle(float *sums) {
+    float least = sums[0];
+    for (unsigned s = 1; s < STATES; s++)
+        least = sums[s] < least ? sums[s] : least;
     for (unsigned s = 0; s < STATES; s++)
-        now[s] = s ? INFINITY : 0;
+        sums[s] -= least;
+}
+
+static void search_block(const prices *p, const float *values, size_t count, int32_t *symbols, uint8_t *scratch) {
+    float sums[2][STATES];
+    for (unsigned s = 0; s < STATES; s++)
+        sums[0][s] = s ? INFINITY : 0;
     for (size_t i = 0; i < count; i++) {
-        float cost[2][2], *swap = now;
+        float cost[2][2];
         branch_costs(p, values[i], cost);
-        scratch[i] = advance((const float(*)[2])cost, now, next);
-        now = next;
-        next = swap;
-        if (i % 64 == 63) { /* keeps the sums small, so that their differences stay exact enough */
-            float least = now[0];
-            for (unsigned s = 1; s < STATES; s++)
-                least = fminf(least, now[s]);
-            for (unsigned s = 0; s < STATES; s++)
-                now[s] -= least;
-        }
+        advance((const float(*)[2])cost, sums[i % 2], sums[1 - i % 2], scratch + i * STATES);
+        if (i % 64 == 63)
+            settle(sums[0]);
     }
+    const float *last = sums[count % 2];
     unsigned state = 0;
     for (unsigned s = 1; s < STATES; s++)
-        state = now[s] < now[state] ? s : state;
+        state = last[s] < last[state] ? s : state;
     for (size_t i = count; i-- > 0;) {
-        unsigned before = state >> 1 | (scratch[i] >> state & 1U) * (STATES / 2);
+        unsigned before = state >> 1 | scratch[i * STATES + state] * (unsigned)(STATES / 2);
         symbols[i] = nearest_symbol(values[i], offset_of[before], (state & 1) ^ twist_of[before]);
         state = before;
     }
@@ -130,7 +138,7 @@ static void round_all(const prices *p, const float *values, size_t count, int32_
     }
 }
 
-unsigned icma_trellis_quantise(const float *values, size_t count, double price, int32_t *symbols, uint16_t *scratch, double *bits) {
+unsigned icma_trellis_quantise(const float *values, size_t count, double price, int32_t *symbols, uint8_t *scratch, double *bits) {
     double squares = 0;
     for (size_t i = 0; i < count; i++)
         squares += (double)values[i] * (double)values[i];
