@@ -171,8 +171,8 @@ static icma_status read_bound(const char *text, icma_pack_options *options, icma
 }
 
 static icma_status read_target(const pack_arguments *a, icma_pack_options *options, icma_error *error) {
-    if (a->components.given && (a->explain.given || a->max_error))
-        return usage(error, "--components sets the basis outright; leave out --explain and --max-error");
+    if (a->components.given && (a->explain.given || (a->max_error && options->tier != ICMA_TIER_BOUNDED)))
+        return usage(error, "--components sets the basis outright; leave out --explain and, but for --tier bounded, --max-error");
     if (a->components.given)
         options->components = (size_t)a->components.value;
     if (a->explain.given)

@@ -232,6 +232,28 @@ icma_status icma_part_load_texts(icma_bundle *b, uint32_t task_index, icma_part 
     return status;
 }
 
+static bool any_of_tier(const icma_checkpoint *list, size_t count, icma_tier tier) {
+    for (size_t i = 0; i < count; i++)
+        if (list[i].tier == tier)
+            return true;
+    return false;
+}
+
+/* The sections of a kind that hold parts of some checkpoints follow each other without overlap and end with the task's (spec 4.7, 4.11). */
+static icma_status check_ranges(const icma_bundle *b, uint16_t kind, uint32_t task_index, const icma_part *p, icma_error *error) {
+    const icma_section *list = NULL;
+    size_t count = icma_container_range(b->container, kind, p->group, task_index, &list), next = 0;
+    for (size_t i = 0; i < count; i++) {
+        if (list[i].first < next || list[i].first > p->table.count || list[i].count > p->table.count - list[i].first)
+            return icma_bundle_corrupt(b, error, "a section that does not fit its task's checkpoints");
+        if (kind != ICMA_SECTION_VERBATIM &&
+            !any_of_tier(p->table.list + list[i].first, list[i].count, kind == ICMA_SECTION_LINK ? ICMA_TIER_LOSSLESS : ICMA_TIER_BOUNDED))
+            return icma_bundle_corrupt(b, error, "a section of blocks that no checkpoint has");
+        next = (size_t)list[i].first + list[i].count;
+    }
+    return ICMA_OK;
+}
+
 static icma_status load_part(icma_bundle *b, uint32_t task_index, icma_part *p, const icma_section *table, icma_error *error) {
     uint8_t *raw = NULL;
     const icma_section *condition;
@@ -257,6 +279,9 @@ static icma_status load_part(icma_bundle *b, uint32_t task_index, icma_part *p, 
     icma_free(raw);
     p->table.list = list.list;
     p->table.count = list.count;
+    static const uint16_t ranged[] = {ICMA_SECTION_VERBATIM, ICMA_SECTION_RESIDUAL, ICMA_SECTION_LINK};
+    for (size_t k = 0; !status && k < sizeof ranged / sizeof *ranged; k++)
+        status = check_ranges(b, ranged[k], task_index, p, error);
     /* A checkpoint's own header lies among the texts, and the size of its file depends on it. */
     for (size_t i = 0; !status && i < list.count; i++) {
         if (list.list[i].header)

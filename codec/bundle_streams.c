@@ -92,7 +92,14 @@ icma_status icma_part_load_residual(icma_bundle *b, uint32_t task, icma_part *p,
     if (!has_block(&p->table.list[index], ICMA_SECTION_RESIDUAL))
         return ICMA_OK;
     icma_status status = icma_part_find_block(b, task, p, ICMA_SECTION_RESIDUAL, index, &data, &size, error);
-    return status ? status : icma_residual_read(data, size, &g->signature, &g->generator, out, error);
+    if (!status)
+        status = icma_residual_read(data, size, &g->signature, &g->generator, out, error);
+    for (size_t i = 0; !status && i < out->count; i++)
+        if (icma_is_verbatim(&g->signature, &g->generator, &p->table.list[index], out->list[i].tensor))
+            status = icma_bundle_corrupt(b, error, "a residual of a tensor that is kept verbatim");
+    if (status)
+        icma_residual_free(out);
+    return status;
 }
 
 void icma_part_forget_streams(icma_part *p) {

@@ -6,6 +6,7 @@
 #include <math.h>
 #include <string.h>
 
+enum { SMALLEST_ROW = 19 }; /* step, tier, header, files, exceptions; three errors; hash */
 enum { LARGEST_INTEGER = 1 << 23 }; /* exact in f32, so that integer * step is one rounding (spec 4.5) */
 
 void icma_checkpoints_free(icma_checkpoints *c) {
@@ -139,10 +140,10 @@ icma_status icma_condition_read(const void *data, size_t size, const icma_genera
     uint8_t origin = icma_read_u8(&from), name = icma_read_u8(&from);
     const uint8_t *text = icma_read_bytes(&from, name);
     size_t count = from.left / 2, wanted = condition_size(g, origin);
+    if (size > 0 && origin != ICMA_CONDITION_GIVEN && origin != ICMA_CONDITION_LEARNED)
+        return icma_fail(error, ICMA_E_UNSUPPORTED, NULL, "task table: condition of origin %u; a newer icma may know it", origin);
     if (from.failed || from.left % 2 || count == 0)
         return bad(error, "a condition that is cut short");
-    if (origin != ICMA_CONDITION_GIVEN && origin != ICMA_CONDITION_LEARNED)
-        return icma_fail(error, ICMA_E_UNSUPPORTED, NULL, "task table: condition of origin %u; a newer icma may know it", origin);
     if (memchr(text, 0, name) || (wanted != SIZE_MAX && count != wanted))
         return bad(error, "a condition that does not fit the generator");
     if (count > ICMA_MAX_CONDITION)
@@ -305,8 +306,8 @@ icma_status icma_checkpoints_read(const void *data, size_t size, size_t count, c
     icma_checkpoints c = {0};
     memset(out, 0, sizeof *out);
     icma_status status = ICMA_OK;
-    /* A checkpoint takes more than 16 bytes, so a lying count cannot make us allocate much. */
-    if (count == 0 || count > from.left / 16)
+    /* So many bytes a checkpoint at least: a lying count cannot make us allocate much. */
+    if (count == 0 || count > from.left / SMALLEST_ROW)
         status = bad(error, "fewer checkpoints than declared");
     if (!status && !(c.list = icma_alloc_zeroed(count, sizeof *c.list)))
         status = no_memory(error);

@@ -211,9 +211,9 @@ static bool read_numbers(icma_cursor *from, icma_generator *g) {
 }
 
 /* A tensor may only be modelled if its dtype is a float that we model and it has elements. */
-static icma_status check_treatments(const icma_generator *g, const icma_safetensors *signature, icma_error *error) {
-    for (size_t t = 0; t < g->tensor_count; t++) {
-        uint8_t treatment = g->treatment[t];
+static icma_status check_treatments(const uint8_t *treatments, const icma_safetensors *signature, icma_error *error) {
+    for (size_t t = 0; t < signature->tensor_count; t++) {
+        uint8_t treatment = treatments[t];
         if (treatment > ICMA_TREAT_VERBATIM)
             return icma_fail(error, ICMA_E_UNSUPPORTED, NULL, "generator: unknown treatment %u of a tensor", treatment);
         if (treatment == ICMA_TREAT_VERBATIM)
@@ -230,15 +230,17 @@ icma_status icma_generator_read(const void *data, size_t size, const icma_safete
     icma_cursor from = icma_cursor_over(data, size);
     icma_generator g = {.kind = icma_read_u8(&from)};
     memset(out, 0, sizeof *out);
+    if (g.kind > ICMA_GENERATOR_BASIS)
+        return icma_fail(error, ICMA_E_UNSUPPORTED, NULL, "generator: unknown kind %d; a newer icma may know it", g.kind);
     uint64_t tensors = icma_read_varint(&from);
     const uint8_t *treatment = NULL;
     if (!from.failed && tensors == signature->tensor_count)
         treatment = tensors ? icma_read_bytes(&from, (size_t)tensors) : (const uint8_t *)"";
     if (!treatment)
         return corrupt(error, "truncated, or its tensors are not the signature's");
-    if (g.kind > ICMA_GENERATOR_BASIS)
-        return icma_fail(error, ICMA_E_UNSUPPORTED, NULL, "generator: unknown kind %d; a newer icma may know it", g.kind);
-    icma_status status = read_scales(&from, treatment, (size_t)tensors, &g.scale, error);
+    icma_status status = check_treatments(treatment, signature, error);
+    if (!status)
+        status = read_scales(&from, treatment, (size_t)tensors, &g.scale, error);
     if (!status && g.kind == ICMA_GENERATOR_BASIS)
         status = read_sizes(&from, &g, error);
     g.tensor_count = (size_t)tensors;
@@ -249,8 +251,7 @@ icma_status icma_generator_read(const void *data, size_t size, const icma_safete
     if (status)
         return status;
     memcpy(g.treatment, treatment, g.tensor_count);
-    status = check_treatments(&g, signature, error);
-    if (!status && g.kind == ICMA_GENERATOR_BASIS && !read_numbers(&from, &g))
+    if (g.kind == ICMA_GENERATOR_BASIS && !read_numbers(&from, &g))
         status = corrupt(error, "truncated, or a number that is not finite, denormal, or not positive where it must be");
     if (!status && !icma_cursor_finished(&from))
         status = corrupt(error, "bytes after its end");
