@@ -54,6 +54,8 @@ typedef struct bundle_walk {
 /* Measured errors may not exceed what packing stored, rounded up. A little more is let pass: packing may have
  * summed in another order. */
 static bool is_worse(const icma_checkpoint_info *stored, const cli_measured_checkpoint *measured) {
+    if (stored->tier == ICMA_TIER_LOSSLESS && !measured->total.identical)
+        return true;
     return icma_distance_relative(&measured->total) > (double)stored->relative_error * 1.01 + 1e-9;
 }
 

@@ -39,19 +39,20 @@ static const cli_option pack_options[] = {
     CLI_ROW(CLI_TEXT, 0, "checkpoints", "all|last:N", AT(checkpoints),
             "which checkpoints of each task to use at all (default all)"),
     CLI_ROW_HEADING("Size against fidelity"),
-    CLI_ROW_RANGE(CLI_REAL, 0, "target-bits", "X", AT(target_bits), 1e-6, 64,
-                  "bounded: instead, find the bound for so many bits a\n"
-                  "parameter, all bytes counted (packs several times)"),
-    CLI_ROW_RANGE(CLI_WHOLE, 0, "restart", "N", AT(restart), 1, 1e9,
-                  "lossless: most checkpoints in a chain of predictions"),
     CLI_ROW_RANGE(CLI_REAL, 0, "explain", "X", AT(explain), 1e-6, 1,
                   "share of the variance within tasks to span"),
     CLI_ROW(CLI_TEXT, 0, "max-error", "dw=X|rel=X|abs=X", AT(max_error),
             "bounded: most relative error of dW a module, relative error or\n"
             "largest difference a tensor (default dw=0.1); latent: dw=X is the\n"
             "mean that the basis aims at (default dw=0.05)"),
+    CLI_ROW_RANGE(CLI_REAL, 0, "target-bits", "X", AT(target_bits), 1e-6, 64,
+                  "bounded: instead of --max-error, find the least dw=X that takes at\n"
+                  "most so many bits a parameter, all bytes counted (packs several times)"),
+    CLI_ROW_RANGE(CLI_WHOLE, 0, "restart", "N", AT(restart), 1, 1e9,
+                  "lossless: most checkpoints in a chain of predictions"),
     CLI_ROW_RANGE(CLI_WHOLE, 0, "components", "N", AT(components), 1, 4096,
-                  "basis rows a role, instead of the two above"),
+                  "basis rows a role, instead of --explain and, in tiers latent and\n"
+                  "generate, --max-error"),
     CLI_ROW(CLI_TEXT, 0, "generator", "KIND", AT(generator),
             "auto: a basis where it pays (default); basis; none: residuals alone"),
     CLI_ROW_HEADING("Training"),
@@ -161,8 +162,10 @@ static icma_status read_bound(const char *text, icma_pack_options *options, icma
             kind = k;
     if (kind == ICMA_BOUND_NONE || !cli_parse_real(equals ? equals + 1 : text, &value) || !(round_down(value) >= FLT_MIN) || value > 1e30)
         return icma_fail(error, ICMA_E_USAGE, NULL, "--max-error takes dw=X, rel=X or abs=X with X above 0, not \"%s\"", text);
+    if (options->tier == ICMA_TIER_LOSSLESS)
+        return usage(error, "--tier lossless has no error to bound; leave out --max-error");
     if (options->tier != ICMA_TIER_BOUNDED && kind != ICMA_BOUND_DW)
-        return icma_fail(error, ICMA_E_USAGE, NULL, "--max-error %s=X belongs to --tier bounded", icma_bound_name(kind));
+        return icma_fail(error, ICMA_E_USAGE, NULL, "--max-error %s=X belongs to --tier bounded; --tier %s takes dw=X", icma_bound_name(kind), icma_tier_name(options->tier));
     if (options->tier == ICMA_TIER_BOUNDED)
         options->bound = (icma_bound){kind, round_down(value)};
     else

@@ -52,7 +52,7 @@ static void print_sizes(const icma_pack_result *r) {
 static void print_generator(const icma_pack_result *r) {
     if (!r->has_generator) {
         fprintf(stderr, "%-11snone: %s\n", "generator",
-                r->tier == ICMA_TIER_LOSSLESS ? "files are predicted from one another" : "residuals alone take fewer bytes, or nothing can be modelled");
+                r->tier == ICMA_TIER_LOSSLESS ? "files are predicted from one another" : "residuals alone, as asked for or because they take fewer bytes");
         return;
     }
     fprintf(stderr, "%-11sbasis, %zu component%s, %zu active latent dimension%s\n", "generator",

@@ -140,8 +140,14 @@ static icma_status check_sections(icma_bundle *bundle, const cli_unpack_plan *pl
         bool wanted = section.task == UINT32_MAX;
         for (size_t j = 0; !wanted && j < plan->count; j++)
             wanted = plan->items[j].task == section.task;
-        icma_status status = wanted ? icma_bundle_check_section(bundle, i, error) : ICMA_OK;
-        if (!status)
+        icma_error detail = {0};
+        icma_status status = wanted ? icma_bundle_check_section(bundle, i, &detail) : ICMA_OK;
+        if (status == ICMA_E_CORRUPT && section.task != UINT32_MAX)
+            icma_fail(error, status, detail.file, "task %s: %s; --keep-going unpacks the others",
+                      icma_bundle_task_name(bundle, section.task), detail.message);
+        else if (status)
+            *error = detail;
+        else
             status = cli_check_signal(error);
         if (status)
             return status;
@@ -185,8 +191,12 @@ static icma_status unpack_all(const cli_unpack *a, icma_bundle *bundle, const ch
             cli_warning(path, "%s is left out: %s", item->folder, detail.message);
             *partial = true;
         } else if (status) {
-            icma_error_set_file(&detail, path);
-            *error = detail;
+            if (status == ICMA_E_CORRUPT)
+                icma_fail(error, status, path, "%s: %s%s", item->folder, detail.message, plan->count > 1 ? "; --keep-going unpacks the others" : "");
+            else {
+                icma_error_set_file(&detail, path);
+                *error = detail;
+            }
             return status;
         }
         if (i + 1 == plan->count || plan->items[i + 1].task != item->task)

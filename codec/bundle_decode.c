@@ -182,7 +182,7 @@ icma_status icma_bundle_sample(icma_bundle *b, size_t task_index, uint64_t seed,
     icma_status status = icma_bundle_load_task(b, (uint32_t)task_index, error);
     const icma_task_state *t = &b->tasks[task_index];
     if (!status && b->groups[t->infos[t->count - 1].group].generator.kind == ICMA_GENERATOR_NONE)
-        status = icma_fail(error, ICMA_E_UNSUPPORTED, NULL, "task %s has no generator to sample from", icma_bundle_task_name(b, task_index));
+        status = icma_fail(error, ICMA_E_UNSUPPORTED, NULL, "task %s has no generator to sample from; pack it with --generator basis, or unpack what is there without --sample", icma_bundle_task_name(b, task_index));
     if (!status)
         status = decode_place(b, task_index, t->places[t->count - 1], sampled_coefficients, &seed, false, out, error);
     return finish_decode(b, status, out, error);

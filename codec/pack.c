@@ -18,7 +18,7 @@ enum {
 };
 
 icma_pack_options icma_pack_defaults(void) {
-    return (icma_pack_options){.tier = ICMA_TIER_BOUNDED, .bound = {ICMA_BOUND_DW, 0.1F}, .restart = 50, .explain = ICMA_AUTO, .max_error = 0.05, .loss = ICMA_LOSS_WATER_LEVEL, .kld_weight = 0.005,
+    return (icma_pack_options){.tier = ICMA_TIER_BOUNDED, .bound = {ICMA_BOUND_DW, 0x1.999998p-4F /* the f32 below 0.1 */}, .restart = 50, .explain = ICMA_AUTO, .max_error = 0.05, .loss = ICMA_LOSS_WATER_LEVEL, .kld_weight = 0.005,
                                .latent_dim = 16, .batch = 32, .learning_rate = 2e-3, .seed = 1};
 }
 
@@ -400,7 +400,7 @@ static icma_status check_options(const icma_pack_options *o, icma_error *error) 
     if (o->restart == 0)
         return icma_fail(error, ICMA_E_USAGE, NULL, "a chain of checkpoints has at least one");
     if (o->generator == ICMA_CHOOSE_NONE && o->tier <= ICMA_TIER_LATENT)
-        return icma_fail(error, ICMA_E_USAGE, NULL, "tiers generate and latent need a generator");
+        return icma_fail(error, ICMA_E_USAGE, NULL, "tiers generate and latent need a generator; leave out --generator none, or use tier bounded");
     if (o->batch == 0 || !(o->learning_rate > 0) || !(o->max_error > 0) || !(o->explain >= 0 && o->explain <= 1) || !(o->kld_weight >= 0))
         return icma_fail(error, ICMA_E_USAGE, NULL, "a pack option is out of range; start from icma_pack_defaults()");
     return ICMA_OK;

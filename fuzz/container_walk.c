@@ -38,7 +38,7 @@ static void load_section(icma_container *container, const icma_section *section)
     icma_free(data);
 }
 
-void container_walk(const uint8_t *data, size_t size) {
+bool container_walk(const uint8_t *data, size_t size) {
     icma_container *container;
     icma_error error = {0};
     icma_status status = icma_container_open_memory(data, size, &container, &error);
@@ -46,7 +46,7 @@ void container_walk(const uint8_t *data, size_t size) {
     EXPECT(status == ICMA_OK || status == ICMA_E_FORMAT || status == ICMA_E_CORRUPT ||
            status == ICMA_E_UNSUPPORTED || status == ICMA_E_LIMIT);
     if (status != ICMA_OK)
-        return;
+        return false;
     size_t count = icma_container_section_count(container), tasks = icma_container_task_count(container);
     EXPECT(count <= size / 64 && tasks <= count && icma_container_group_count(container) <= count);
     EXPECT(icma_container_index_size(container) <= size);
@@ -57,4 +57,5 @@ void container_walk(const uint8_t *data, size_t size) {
     for (size_t i = 0; i < tasks; i++)
         EXPECT(icma_path_segment_is_safe(icma_container_task_name(container, i)));
     icma_container_close(container);
+    return true;
 }

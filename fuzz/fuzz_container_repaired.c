@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Any bytes as an archive whose magic numbers, file length and checksums are put right first, as a hostile
  * writer would, so that mutations get past them. */
+#include "bundle_walk.h"
 #include "bytes.h"
 #include "compress.h"
 #include "container_walk.h"
@@ -57,7 +58,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
         return 0;
     memcpy(image, data, size);
     repair(image, size);
-    container_walk(image, size);
+    if (container_walk(image, size))
+        bundle_walk(image, size);
     free(image);
     return 0;
 }

@@ -4,7 +4,10 @@
 #include "bytes.h"
 #include "compress.h"
 #include "container.h"
+#include "icma.h"
+#include "inputs.h"
 #include "memory.h"
+#include "ops.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -186,6 +189,191 @@ static void put_variants(const char *name, uint8_t *image, size_t size) {
     put("container", variant, image, size);
 }
 
+/* --- containers with adapters in them ------------------------------------------------------------------ */
+
+/* A tree of two tasks' adapters, one LoRA pair of rank 2 each, and what it is packed with. */
+typedef struct bundle_recipe {
+    const char *name;
+    size_t width, checkpoints; /* of each task */
+    const char *dtype;         /* of the factors */
+    icma_pack_options options;
+} bundle_recipe;
+
+static uint32_t noise_state;
+
+/* Some 24 bits from -1 to 1, the same everywhere. */
+static float noise(void) {
+    noise_state = noise_state * 1664525 + 1013904223;
+    return (float)((int32_t)(noise_state >> 8) - (1 << 23)) / (float)(1 << 23);
+}
+
+static void write_number(icma_buffer *out, const char *dtype, float value) {
+    uint32_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    if (strcmp(dtype, "F32") == 0)
+        icma_write_u32(out, bits);
+    else
+        icma_write_u16(out, (uint16_t)(bits >> 16)); /* BF16 */
+}
+
+/* Checkpoint `step` of a task: its start, then a walk; beside the pair three integers. */
+static void put_adapter(const char *folder, const bundle_recipe *made, uint32_t task, size_t step) {
+    size_t count = 2 * made->width, size = strcmp(made->dtype, "F32") == 0 ? 4 : 2, bytes = count * size;
+    char header[1024];
+    icma_buffer image = {0};
+    int length =
+        snprintf(header, sizeof header,
+                 "{\"__metadata__\":{\"format\":\"pt\"},"
+                 "\"q.lora_A.weight\":{\"dtype\":\"%s\",\"shape\":[2,%zu],\"data_offsets\":[0,%zu]},"
+                 "\"q.lora_B.weight\":{\"dtype\":\"%s\",\"shape\":[%zu,2],\"data_offsets\":[%zu,%zu]},"
+                 "\"steps\":{\"dtype\":\"I64\",\"shape\":[3],\"data_offsets\":[%zu,%zu]}}",
+                 made->dtype, made->width, bytes, made->dtype, made->width, bytes, 2 * bytes, 2 * bytes,
+                 2 * bytes + 24);
+    icma_write_u64(&image, (uint64_t)length);
+    icma_write_bytes(&image, header, (size_t)length);
+    for (size_t i = 0; i < 2 * count; i++) {
+        float value;
+        noise_state = 77 * task + (uint32_t)i;
+        noise();
+        value = noise() / 8;
+        for (size_t s = 0; s < step; s++)
+            value += noise() / 256;
+        write_number(&image, made->dtype, value);
+    }
+    for (size_t i = 0; i < 3; i++)
+        icma_write_u64(&image, step * i);
+    put(folder + strlen(root) + 1, "adapter_model.safetensors", image.data, image.size);
+    icma_buffer_free(&image);
+}
+
+/* Makes, or removes, the folders and files of a tree. */
+static void visit_tree(const bundle_recipe *made, bool make) {
+    char tree[1024], task[1100], folder[1200], file[1300];
+    snprintf(tree, sizeof tree, "%s/tree", root);
+    if (make)
+        make_folder("tree");
+    for (uint32_t t = 0; t < 2; t++) {
+        snprintf(task, sizeof task, "%s/%s", tree, t ? "bee" : "ant");
+        if (make)
+            make_folder(task + strlen(root) + 1);
+        for (size_t i = 0; i < made->checkpoints; i++) {
+            snprintf(folder, sizeof folder, "%s/checkpoint-%zu", task, 10 * (i + 1));
+            snprintf(file, sizeof file, "%s/adapter_model.safetensors", folder);
+            if (make) {
+                make_folder(folder + strlen(root) + 1);
+                put_adapter(folder, made, t, i);
+            } else if (remove(file) != 0 || remove(folder) != 0)
+                die(folder);
+        }
+        if (!make && remove(task) != 0)
+            die(task);
+    }
+    if (!make && remove(tree) != 0)
+        die(tree);
+}
+
+static void pack_tree(const bundle_recipe *made, const char *path) {
+    char tree[1024];
+    const char *paths[] = {tree};
+    icma_inputs inputs;
+    icma_pack_result result;
+    icma_error error = {0};
+    snprintf(tree, sizeof tree, "%s/tree", root);
+    visit_tree(made, true);
+    if (icma_inputs_find(paths, 1, &inputs, &error) != ICMA_OK ||
+        icma_pack(&inputs, path, &made->options, icma_ops_reference(), &result, &error) != ICMA_OK)
+        die(error.message);
+    icma_inputs_free(&inputs);
+    icma_pack_result_free(&result);
+    visit_tree(made, false);
+}
+
+/* The archive at `path` with every section stored raw: mutations reach what is in them. */
+static void store_raw(const char *path) {
+    icma_container *from;
+    icma_container_writer *to;
+    icma_error error = {0};
+    const char *names[16];
+    if (icma_container_open(path, &from, &error) != ICMA_OK ||
+        icma_container_create(path, true, &to, &error) != ICMA_OK)
+        die(error.message);
+    for (size_t i = 0; i < icma_container_section_count(from); i++) {
+        icma_section section = *icma_container_section(from, i);
+        uint8_t *data;
+        if (icma_container_load(from, &section, 1 << 20, &data, &error) != ICMA_OK ||
+            icma_container_add(to, &section, data, (size_t)section.raw_size, 0, &error) != ICMA_OK)
+            die(error.message);
+        icma_free(data);
+    }
+    for (size_t i = 0; i < icma_container_task_count(from); i++)
+        names[i] = icma_container_task_name(from, i);
+    if (icma_container_finish(to, names, icma_container_task_count(from), icma_container_group_count(from),
+                              &error) != ICMA_OK ||
+        icma_container_commit(to, &error) != ICMA_OK)
+        die(error.message);
+    icma_container_close(from);
+}
+
+static bundle_recipe recipe_of(const char *name, icma_tier tier, icma_generator_choice generator) {
+    bundle_recipe out = {
+        .name = name, .width = 12, .checkpoints = 3, .dtype = "F32", .options = icma_pack_defaults()};
+    out.options.tier = tier;
+    out.options.generator = generator;
+    out.options.epochs = 5;
+    out.options.threads = 1;
+    out.options.overwrite = true;
+    return out;
+}
+
+static void put_bundle(const bundle_recipe *made) {
+    char path[4096];
+    snprintf(path, sizeof path, "%s/seed.icma", root);
+    pack_tree(made, path);
+    for (int raw = 0; raw < 2; raw++) {
+        char name[64];
+        uint8_t *image;
+        size_t size;
+        if (raw)
+            store_raw(path);
+        if (icma_file_read_all(path, 1 << 20, &image, &size, NULL) != ICMA_OK)
+            die(path);
+        snprintf(name, sizeof name, "%s%s", made->name, raw ? "-sections" : "");
+        put_variants(name, image, size);
+        icma_free(image);
+    }
+    remove(path);
+}
+
+static void put_bundles(void) {
+    bundle_recipe made = recipe_of("generate", ICMA_TIER_GENERATE, ICMA_CHOOSE_BASIS);
+    put_bundle(&made);
+    made = recipe_of("latent", ICMA_TIER_LATENT, ICMA_CHOOSE_BASIS);
+    put_bundle(&made);
+    made = recipe_of("bounded", ICMA_TIER_BOUNDED, ICMA_CHOOSE_NONE); /* a trellis */
+    put_bundle(&made);
+    made = recipe_of("bounded-basis", ICMA_TIER_BOUNDED, ICMA_CHOOSE_BASIS);
+    made.options.bound.value = 5e-4f;
+    put_bundle(&made);
+    made = recipe_of("bounded-abs", ICMA_TIER_BOUNDED, ICMA_CHOOSE_BASIS); /* no trellis */
+    made.options.bound = (icma_bound){ICMA_BOUND_ABS, 1e-4f};
+    put_bundle(&made);
+    made = recipe_of("bounded-wide", ICMA_TIER_BOUNDED, ICMA_CHOOSE_NONE);
+    made.width = 300;
+    made.dtype = "BF16";
+    made.options.bound = (icma_bound){ICMA_BOUND_REL, 0.3f};
+    put_bundle(&made);
+    made = recipe_of("lossless", ICMA_TIER_LOSSLESS, ICMA_CHOOSE_AUTO);
+    made.checkpoints = 5;
+    put_bundle(&made);
+    made = recipe_of("lossless-short", ICMA_TIER_LOSSLESS, ICMA_CHOOSE_AUTO);
+    made.dtype = "BF16";
+    made.options.restart = 2;
+    put_bundle(&made);
+    made = recipe_of("lossless-basis", ICMA_TIER_LOSSLESS, ICMA_CHOOSE_BASIS);
+    made.width = 150;
+    put_bundle(&made);
+}
+
 static void put_containers(void) {
     char path[4096];
     snprintf(path, sizeof path, "%s/seed.icma", root);
@@ -215,5 +403,6 @@ int main(int count, char **arguments) {
         put("json", json_seeds[i].name, json_seeds[i].text, strlen(json_seeds[i].text));
     put_safetensors();
     put_containers();
+    put_bundles();
     return 0;
 }

@@ -26,16 +26,20 @@ import sys
 
 import numpy
 
+import lossless
 import rans
+import trellis
 from xxh3 import xxh3_64
 
 NONE = 0xffffffff
-SIGNATURE, GENERATOR, HEAD, TASK, TEXTS, VERBATIM, RECORD, CONDITION, RESIDUAL = range(1, 10)
-# 3.5: kind: (belongs to a group, belongs to a task)
-OWNERS = {SIGNATURE: (True, False), GENERATOR: (True, False), HEAD: (True, False), TASK: (True, True), TEXTS: (True, True),
-          VERBATIM: (True, True), RECORD: (True, False), CONDITION: (True, True), RESIDUAL: (True, True)}
+SIGNATURE, GENERATOR, HEAD, TASK, TEXTS, VERBATIM, RECORD, CONDITION, RESIDUAL, LINK = range(1, 11)
+# 3.5: of what kinds a section belongs to a task; all belong to a group.
+OWNERS = {SIGNATURE: (False,), GENERATOR: (False,), HEAD: (False,), TASK: (True,), TEXTS: (False, True), VERBATIM: (True,), RECORD: (False,),
+          CONDITION: (True,), RESIDUAL: (True,), LINK: (True,)}
 GENERATE, LATENT, BOUNDED, LOSSLESS, KEPT = 0, 1, 2, 3, 15
 TIERS = {GENERATE: 'generate', LATENT: 'latent', BOUNDED: 'bounded', LOSSLESS: 'lossless', KEPT: 'verbatim'}
+# 4.12
+MOST_TAPS = 3
 # 4.11
 MOST_CODE, STREAM = 640, 1 << 18
 SIXTEENTHS = (0x3f800000, 0x3f85aac3, 0x3f8b95c2, 0x3f91c3d3, 0x3f9837f0, 0x3f9ef532, 0x3fa5fed7, 0x3fad583f,
@@ -346,9 +350,8 @@ class Container:
             corrupt('the sections do not end where the index starts')
         for i, section in enumerate(self.sections):
             if section.kind in OWNERS:
-                group, task = OWNERS[section.kind]
-                bad = (section.group != NONE) != group or (section.task != NONE) != task
-                if section.kind not in (HEAD, VERBATIM, RESIDUAL):
+                bad = section.group == NONE or (section.task != NONE) not in OWNERS[section.kind]
+                if section.kind not in (HEAD, VERBATIM, RESIDUAL, LINK):
                     bad = bad or section.first != 0 or section.kind != TASK and section.count != 0
                 if bad:
                     corrupt(f'section {i} belongs where its kind cannot')
@@ -407,9 +410,10 @@ def digits(text):
     return int(text[:20])
 
 
-def check_depth(text):
+def too_deep(text):
+    """Where the header is nested too deeply, or beyond its end."""
     depth, inside, escaped = 0, False, False
-    for c in text:
+    for at, c in enumerate(text):
         if inside:
             inside, escaped = escaped or c != '"', not escaped and c == '\\'
         elif c == '"':
@@ -417,9 +421,10 @@ def check_depth(text):
         elif c in '[{':
             depth += 1
             if depth > 3:
-                limit('a safetensors header is nested too deeply')
+                return at
         elif c in ']}':
             depth -= 1
+    return len(text) + 1
 
 
 def no_nul(value):
@@ -438,10 +443,14 @@ def parse_header(text):
     if len(text) > 100_000_000:
         limit('a safetensors header is over its limit')
     try:
-        check_depth(text.decode())
-        header = json.loads(text.decode(), object_pairs_hook=unique, parse_int=digits,
+        deep = too_deep(text.decode())
+        header = json.loads(text.decode()[:deep], object_pairs_hook=unique, parse_int=digits,
                             parse_constant=lambda _: corrupt('not a number'))
         json.dumps(header, ensure_ascii=False).encode()
+    except json.JSONDecodeError as error:
+        if error.pos >= deep:
+            limit('a safetensors header is nested too deeply')
+        corrupt('a safetensors header is not JSON')
     except ValueError:
         corrupt('a safetensors header is not JSON')
     no_nul(header)
@@ -674,6 +683,7 @@ class Checkpoint:
     step: int = None
     tier: int = LATENT
     bound: tuple = None
+    taps: int = 0
     header: int = 0
     side: list = None
     exceptions: list = None
@@ -690,9 +700,9 @@ def has_coefficients(row, generator):
     return generator.kind == 1 and row.tier in (LATENT, BOUNDED, LOSSLESS)
 
 
-def may_have_residual(row):
-    """4.11"""
-    return row.tier in (BOUNDED, LOSSLESS)
+def has_block(row, kind):
+    """4.11, 4.12: in a section of this kind"""
+    return row.tier == {RESIDUAL: BOUNDED, LINK: LOSSLESS}[kind]
 
 
 def read_bound(cursor):
@@ -703,6 +713,17 @@ def read_bound(cursor):
     if not 0 < value < math.inf:
         corrupt('a bound that is not positive and finite')
     return kind, value
+
+
+def read_taps(cursor, table):
+    """4.6, 4.12"""
+    for row in table:
+        if row.tier == LOSSLESS:
+            row.taps = cursor.u8()
+    for row, after in zip(table, [*table[1:], Checkpoint()]):
+        taps = table[row.number + 1:row.number + 1 + row.taps]
+        if row.taps > MOST_TAPS or row.taps > len(taps) or row.taps > after.taps + 1 or any(tap.tier != LOSSLESS for tap in taps):
+            corrupt('a checkpoint is predicted from what it cannot be predicted from')
 
 
 def read_table(cursor, n, generator):
@@ -731,6 +752,7 @@ def read_table(cursor, n, generator):
     for row in table:
         if row.tier == BOUNDED:
             row.bound = read_bound(cursor)
+    read_taps(cursor, table)
     for row in table:
         row.header = cursor.varint()
         row.side = []
@@ -771,6 +793,25 @@ def read_table(cursor, n, generator):
     return table
 
 
+def read_texts(archive, sections):
+    """4.2: of the one section there may be"""
+    if not sections:
+        return []
+    cursor, texts = Cursor(archive.container.load(sections[0]), 'the texts'), []
+    for _ in range(cursor.varint()):
+        texts.append(cursor.take(cursor.varint()))
+    cursor.end()
+    return texts
+
+
+def expand(symbols, context):
+    """4.13"""
+    try:
+        return trellis.expand(symbols, context)
+    except trellis.Corrupt as error:
+        corrupt(str(error))
+
+
 class Group:
     def __init__(self, archive, number):
         self.archive, self.number = archive, number
@@ -781,6 +822,7 @@ class Group:
         self.header = archive.container.load(self.signature_section)
         self.tensors, self.size = parse_header(self.header)
         self.generator = Generator(archive.container.load(self.generator_section), self.tensors)
+        self.texts = read_texts(archive, [s for s in own if s.kind == TEXTS and s.task == NONE])
         self.heads = None
         at = 0
         for section in self.head_sections:
@@ -805,11 +847,9 @@ class Group:
                     numbers = rans.decode(cursor.take(len(cursor.data) - cursor.at), list(zip(counts, contexts)))
                 except rans.Corrupt as error:
                     corrupt(f'the head: {error}')
-                if any(abs(number) > 32767 for number in numbers):
-                    corrupt('the head holds a number out of its range')
-                at = 0
+                at, contexts = 0, iter(contexts)
                 for t, (rows, c) in shapes.items():
-                    heads[t] = numpy.array(numbers[at:at + rows * c], numpy.int16).reshape(rows, c)
+                    heads[t] = numpy.array([expand(numbers[at + c * k:at + c * (k + 1)], next(contexts)) for k in range(rows)], numpy.int16).reshape(rows, c)
                     at += rows * c
             self.heads = heads
         return self.heads
@@ -827,9 +867,11 @@ def residual_step(scale, code):
 def read_residual(cursor, generator):
     """4.11: a block, {tensor: (step, integers)}"""
     tensors, codes, tensor, code = [], [], -1, 0
-    n = cursor.varint()
-    if not 1 <= n <= len(generator.modelled):
-        corrupt('a residual of no tensors, or of too many')
+    n, with_trellis = divmod(cursor.varint(), 2)
+    if n > len(generator.modelled) or not generator.modelled:
+        corrupt('a residual of too many tensors')
+    if n == 0:
+        tensors = list(generator.modelled)
     for _ in range(n):
         tensor += cursor.varint() + 1
         if tensor >= len(generator.treatment) or generator.treatment[tensor] == 3:
@@ -840,7 +882,8 @@ def read_residual(cursor, generator):
         if abs(code) > MOST_CODE or residual_step(generator.scale[tensor], code) is None:
             corrupt('a residual has a step out of its range')
         codes.append(code)
-    left = [(generator.tensors[tensor].elements, context) for tensor, context in zip(tensors, cursor.take(n))]
+    contexts = cursor.take(len(tensors))
+    left = [(generator.tensors[tensor].elements, context) for tensor, context in zip(tensors, contexts)]
     total = sum(count for count, _ in left)
     streams = -(-total // STREAM)
     if streams > len(cursor.data) - cursor.at + 1:
@@ -860,12 +903,15 @@ def read_residual(cursor, generator):
             numbers += rans.decode(data, runs)
         except rans.Corrupt as error:
             corrupt(f'a residual: {error}')
-    if any(abs(number) > 32767 for number in numbers):
-        corrupt('a residual holds a number out of its range')
-    numbers, at, out = numpy.array(numbers, numpy.float32), 0, {}
-    for tensor, code in zip(tensors, codes):
+    at, out = 0, {}
+    for tensor, code, context in zip(tensors, codes, contexts):
         count = generator.tensors[tensor].elements
-        out[tensor] = residual_step(generator.scale[tensor], code), numbers[at:at + count]
+        integers = numbers[at:at + count]
+        if with_trellis:
+            integers = expand(integers, context)
+        if any(not -32768 <= integer <= 32767 for integer in integers):
+            corrupt('a residual holds a number out of its range')
+        out[tensor] = residual_step(generator.scale[tensor], code), numpy.array(integers, numpy.float32)
         at += count
     return out
 
@@ -877,9 +923,8 @@ class Part:
         self.archive, self.group, self.task = archive, group, task
         own = [s for s in archive.container.sections if s.group == group.number and s.task == task]
         table = archive.only(own, TASK, 'task')
-        self.texts = self.read_texts([s for s in own if s.kind == TEXTS])
-        self.verbatim_sections = [s for s in own if s.kind == VERBATIM]
-        self.residual_sections = [s for s in own if s.kind == RESIDUAL]
+        self.texts = group.texts + read_texts(archive, [s for s in own if s.kind == TEXTS])
+        self.sections = {kind: [s for s in own if s.kind == kind] for kind in (VERBATIM, RESIDUAL, LINK)}
         self.rows = read_table(Cursor(archive.container.load(table), 'a task table'), table.count, group.generator)
         if not self.rows:
             corrupt('a task part without checkpoints')
@@ -899,24 +944,15 @@ class Part:
         self.headers = {}
         for number in {row.header for row in self.rows} - {0}:
             self.check_header(self.texts[number - 1])
-        self.data, self.residuals = {}, {}
-        for sections, what in ((self.verbatim_sections, 'verbatim'), (self.residual_sections, 'residual')):
+        self.data, self.found, self.chain = {}, {}, {}
+        for kind, sections in self.sections.items():
             at = 0
             for section in sections:
                 if section.first < at or not section.count or section.first + section.count > len(self.rows):
-                    corrupt(f'a {what} section has another range than its task')
+                    corrupt(f'a section of kind {kind} has another range than its task')
+                if kind != VERBATIM and not any(has_block(row, kind) for row in self.rows[section.first:section.first + section.count]):
+                    corrupt(f'a section of kind {kind} without a checkpoint that has any')
                 at = section.first + section.count
-
-    def read_texts(self, sections):
-        """4.2"""
-        if not sections:
-            return []
-        cursor = Cursor(self.archive.container.load(sections[0]), 'the texts')
-        texts = []
-        for _ in range(cursor.varint()):
-            texts.append(cursor.take(cursor.varint()))
-        cursor.end()
-        return texts
 
     def read_condition(self, data):
         """4.6"""
@@ -948,18 +984,25 @@ class Part:
 
     def kept(self, row):
         """The tensors that a checkpoint keeps verbatim and that have bytes."""
-        return [t for t, tensor in enumerate(self.group.tensors) if tensor.begin < tensor.end and
-                (self.group.generator.treatment[t] == 3 or t in row.exceptions)]
+        def keeps(t, tensor):
+            if row.tier == LOSSLESS:
+                return tensor.dtype not in MODELLED
+            return self.group.generator.treatment[t] == 3 or t in row.exceptions
+        return [t for t, tensor in enumerate(self.group.tensors) if tensor.begin < tensor.end and keeps(t, tensor)]
+
+    def covering(self, kind, row):
+        for section in self.sections[kind]:
+            if section.first <= row.number < section.first + section.count:
+                return section
+        return None
 
     def verbatim(self, row):
         """4.7: {tensor: bytes}"""
-        if not self.kept(row):
+        section = self.covering(VERBATIM, row)
+        if not section:
+            if self.kept(row):
+                corrupt('a checkpoint has no verbatim section')
             return {}
-        for section in self.verbatim_sections:
-            if section.first <= row.number < section.first + section.count:
-                break
-        else:
-            corrupt('a checkpoint has no verbatim section')
         if section.first not in self.data:
             cursor = Cursor(self.archive.container.load(section), 'a verbatim section')
             rows = self.rows[section.first:section.first + section.count]
@@ -975,44 +1018,82 @@ class Part:
             self.data[section.first] = kept
         return self.data[section.first][row.number]
 
-    def blocks(self, section):
-        """4.11: {checkpoint: its block} of a residual section"""
-        if section.first not in self.residuals:
-            cursor = Cursor(self.archive.container.load(section), 'a residual section')
-            rows = [row for row in self.rows[section.first:section.first + section.count] if may_have_residual(row)]
+    def block(self, kind, row):
+        """4.11, 4.12: of the section that covers the checkpoint; nothing where none does"""
+        section = self.covering(kind, row)
+        if not section:
+            return b''
+        if (kind, section.first) not in self.found:
+            cursor = Cursor(self.archive.container.load(section), f'a section of kind {kind}')
+            rows = [r for r in self.rows[section.first:section.first + section.count] if has_block(r, kind)]
             sizes = [cursor.varint() for _ in rows]
-            self.residuals[section.first] = {row.number: cursor.take(size) for row, size in zip(rows, sizes)}
+            self.found[kind, section.first] = {r.number: cursor.take(size) for r, size in zip(rows, sizes)}
             cursor.end()
-        return self.residuals[section.first]
+        return self.found[kind, section.first][row.number]
 
     def residual(self, row):
         """4.11: {tensor: (step, integers)}"""
-        for section in self.residual_sections:
-            if may_have_residual(row) and section.first <= row.number < section.first + section.count:
-                block = self.blocks(section)[row.number]
-                return read_residual(Cursor(block, 'a residual'), self.group.generator) if block else {}
-        return {}
+        block = self.block(RESIDUAL, row) if has_block(row, RESIDUAL) else b''
+        found = read_residual(Cursor(block, 'a residual'), self.group.generator) if block else {}
+        if any(t in row.exceptions for t in found):
+            corrupt('a residual of a tensor that is kept verbatim')
+        return found
 
-    def file(self, row, q, residual):
-        """4.5: the safetensors file, from the coefficients (None where the group has no basis) and the residual."""
-        header = self.texts[row.header - 1] if row.header else self.group.header
-        verbatim = self.verbatim(row)
-        parts = [struct.pack('<Q', len(header)), header]
+    def original(self, row):
+        """4.12: the data of a lossless checkpoint, and before that of what it is predicted from"""
+        at = row.number
+        while any(at + k not in self.chain for k in range(1, self.rows[at].taps + 1)):
+            at += 1
+        for number in range(at, row.number - 1, -1):
+            if number not in self.chain:
+                self.chain[number] = self.link(self.rows[number])
+        return self.chain[row.number]
+
+    def link(self, row):
+        """4.12, of whose taps all are there"""
+        generator = self.group.generator
+        taps = [self.chain[row.number + k] for k in range(1, row.taps + 1)]
+        if generator.kind:
+            q = self.coefficients(row)
+            taps.append(b''.join(generator.weights(self.group.head(), t, q) if generator.treatment[t] < 3 else bytes(tensor.end - tensor.begin)
+                                 for t, tensor in enumerate(self.group.tensors)))
+        parts = self.verbatim(row)
+        coded = [(t, tensor) for t, tensor in enumerate(self.group.tensors) if tensor.dtype in MODELLED]
+        try:
+            decoded = lossless.decode(self.block(LINK, row), [(tensor.dtype, tensor.elements, [tap[tensor.begin:tensor.end] for tap in taps])
+                                                              for _, tensor in coded], len(taps), decompress)
+        except (lossless.Corrupt, rans.Corrupt) as error:
+            corrupt(f'a lossless link: {error}')
+        for (t, _), data in zip(coded, decoded):
+            parts[t] = data
+        return b''.join(parts[t] for t, tensor in enumerate(self.group.tensors) if tensor.begin < tensor.end)
+
+    def tensors(self, row, q, residual):
+        """4.5: the data, from the coefficients (None where the group has no basis) and the residual, below tier lossless."""
+        verbatim, parts = self.verbatim(row), []
         for t, tensor in enumerate(self.group.tensors):
             if tensor.begin < tensor.end:
                 parts.append(verbatim[t] if t in verbatim else self.group.generator.weights(self.group.head(), t, q, residual.get(t)))
         return b''.join(parts)
 
+    def file(self, row, data):
+        header = self.texts[row.header - 1] if row.header else self.group.header
+        return struct.pack('<Q', len(header)) + header + data
+
+    def coefficients(self, row):
+        generator = self.group.generator
+        if not generator.kind:
+            return None
+        if not has_coefficients(row, generator):
+            return generator.coefficients(numpy.zeros(generator.d, numpy.float32), generator.coordinates(self.origin, self.condition))
+        z = numpy.array(row.latents, numpy.float32) * generator.latent_step
+        q = generator.coefficients(z, generator.coordinates(self.origin, self.condition))
+        return fma32(numpy.array(row.corrections, numpy.float32), generator.correction_step, q)
+
     def compute(self, row):
-        generator, q = self.group.generator, None
-        if generator.kind:
-            z = numpy.zeros(generator.d, numpy.float32)
-            if has_coefficients(row, generator):
-                z = numpy.array(row.latents, numpy.float32) * generator.latent_step
-            q = generator.coefficients(z, generator.coordinates(self.origin, self.condition))
-            if has_coefficients(row, generator):
-                q = fma32(numpy.array(row.corrections, numpy.float32), generator.correction_step, q)
-        return self.file(row, q, self.residual(row))
+        if row.tier == LOSSLESS:
+            return self.file(row, self.original(row))
+        return self.file(row, self.tensors(row, self.coefficients(row), self.residual(row)))
 
     def decode(self, row):
         data = self.compute(row)
@@ -1025,8 +1106,16 @@ class Part:
         generator = self.group.generator
         if not generator.kind:
             unsupported('the task has no generator to sample from')
-        z = normals(seed, generator.d)
-        return self.file(row, generator.coefficients(z, generator.coordinates(self.origin, self.condition)), {})
+        q = generator.coefficients(normals(seed, generator.d), generator.coordinates(self.origin, self.condition))
+        if row.tier != LOSSLESS:
+            return self.file(row, self.tensors(row, q, {}))
+        data, out = self.original(row), []
+        for t, tensor in enumerate(self.group.tensors):
+            if generator.treatment[t] == 3 or t in row.exceptions:
+                out.append(data[tensor.begin:tensor.end])
+            else:
+                out.append(generator.weights(self.group.head(), t, q))
+        return self.file(row, b''.join(out))
 
 
 class Archive:
@@ -1102,8 +1191,6 @@ class Archive:
         rows = [row for rows in self.table.values() for row in rows]
         for row in rows:
             row.part.group.head()
-            for section in row.part.residual_sections:
-                row.part.blocks(section)
             row.part.decode(row)
         return len(rows)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Decoder of lossless links, written from spec/icma-format.md 4.11."""
+"""Decoder of lossless links, written from spec/icma-format.md 4.14."""
 import numpy
 
 import rans

@@ -103,11 +103,13 @@ def files_below(folder):
 
 # Few epochs: these tests look at manners, not at fidelity.
 QUICK = ('--epochs', '20', '-T', '1')
+# The tier that has all kinds of sections that training makes, whatever the tree.
+LATENT = ('--tier', 'latent')
 
 
 class Case(unittest.TestCase):
-    """Each test has a fresh folder `self.here`; `self.tree` and `self.bundle` are made once and copied."""
-    made = None
+    """Each test has a fresh folder `self.here`; `self.tree` and `self.bundle` are made once, with `self.tier`, and copied."""
+    tier = LATENT
 
     @classmethod
     def setUpClass(cls):
@@ -115,7 +117,7 @@ class Case(unittest.TestCase):
         cls.addClassCleanup(shutil.rmtree, cls.shop, True)
         write_tree(cls.shop / 'tree')
         cls.tree = cls.shop / 'tree'
-        cls.packed = icma('pack', cls.tree, '-o', cls.shop / 'small.icma', '--json', *QUICK)
+        cls.packed = icma('pack', cls.tree, '-o', cls.shop / 'small.icma', '--json', *cls.tier, *QUICK)
 
     def setUp(self):
         self.here = pathlib.Path(tempfile.mkdtemp(dir=self.shop))

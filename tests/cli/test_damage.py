@@ -2,11 +2,48 @@
 # SPDX-License-Identifier: Apache-2.0
 """Damaged archives: the right exit code, never other bits, nothing left behind."""
 import pathlib
+import shutil
+import struct
+import subprocess
+import sys
+import unittest
 
 from harness import Case, files_below, icma, main
 
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2] / 'python'))
+try:
+    from xxh3 import xxh3_64  # needs numpy
+except ImportError:
+    xxh3_64 = None
+
 # What a stranger's archive may end in: corrupt, unsupported, over a limit.
 REFUSED = (4, 6, 10)
+
+
+def read_index(image):
+    """Where the sections end, and the index as it is before compression."""
+    offset, stored, raw = struct.unpack_from('<3Q', image, len(image) - 64)
+    index = bytes(image[offset:offset + stored])
+    if image[len(image) - 64 + 40]:
+        index = subprocess.run(['zstd', '-dcq'], input=index, stdout=subprocess.PIPE, check=True).stdout
+    assert len(index) == raw
+    return offset, bytearray(index)
+
+
+def repaired(image):
+    """The same archive with checksums that fit, as a hostile writer would make it; its index is stored raw (spec 3.3, 3.4)."""
+    end, index = read_index(image)
+    count, table = struct.unpack_from('<I', index)[0], 16
+
+    def field(entry, at):
+        return int.from_bytes(bytes(index[table + (at + b) * count + entry] for b in range(8)), 'little')
+    for entry in range(count):
+        offset, stored = field(entry, 0), field(entry, 8)
+        for b, value in enumerate(struct.pack('<Q', xxh3_64(bytes(image[offset:offset + stored])))):
+            index[table + (24 + b) * count + entry] = value
+    out = bytes(image[:end]) + index + bytes(-len(index) % 64)
+    footer = struct.pack('<5Q8x8s', end, len(index), len(index), xxh3_64(bytes(index)), len(out) + 64, b'\x8aICMAend')
+    return out + footer + struct.pack('<Q', xxh3_64(footer))
 
 
 class Damage(Case):
@@ -74,6 +111,89 @@ class Damage(Case):
         self.fails(4, 'verify', self.archive, saying='generator')
         self.fails(4, 'unpack', self.archive, '-C', 'out', '--task', 'cat')
         self.assertEqual(files_below(self.here), ['small.icma'])
+
+
+class DamagedBlocks(Damage):
+    """The same, and bytes of the blocks that only bounded and lossless archives have."""
+    tier = ('--tier', 'bounded', '--generator', 'none')
+    kind = 'residual'
+
+    def section(self, task):
+        found = [s for s in self.sections() if s['kind'] == self.kind and s['task'] == task]
+        self.assertEqual(len(found), 1)
+        return found[0]
+
+    def test_damaged_blocks(self):
+        section = self.section('cat')
+        for at in {0, section['stored'] // 3, section['stored'] - 1}:
+            damaged = bytearray(self.whole)
+            damaged[section['offset'] + at] ^= 0x10
+            self.archive.write_bytes(damaged)
+            self.check_only_cat(all_of_it=True)
+
+    @unittest.skipUnless(xxh3_64 and shutil.which('zstd'), 'wants numpy and zstd')
+    def test_lying_blocks(self):
+        """Bytes of the section with checksums that fit: the files' own hashes tell, whatever the decoder makes of it."""
+        self.archive.write_bytes(repaired(self.whole))
+        self.run_icma(0, 'verify', self.archive, '--deep')
+        section = self.section('cat')
+        partly = 0
+        for at in range(0, section['stored'], section['stored'] // 40 + 1):
+            damaged = bytearray(self.whole)
+            damaged[section['offset'] + at] ^= 1 << at % 8
+            self.archive.write_bytes(repaired(damaged))
+            self.run_icma(0, 'verify', self.archive, '-q')
+            partly += self.check_only_cat(all_of_it=False)
+        self.assertGreater(partly, 0, 'damage in one checkpoint leaves others whole')
+
+    @unittest.skipUnless(xxh3_64 and shutil.which('zstd'), 'wants numpy and zstd')
+    def test_foreign_blocks(self):
+        """Another task's section in the place of cat's: well-formed, and wrong."""
+        cat, dog = self.section('cat'), self.section('dog')
+        size = min(cat['stored'], dog['stored'])
+        damaged = bytearray(self.whole)
+        damaged[cat['offset']:cat['offset'] + size] = self.whole[dog['offset']:dog['offset'] + size]
+        self.archive.write_bytes(repaired(damaged))
+        self.check_only_cat(all_of_it=False)
+
+    def check_only_cat(self, all_of_it):
+        """cat is refused, and no wrong byte of it is written; the others come. Whether some of cat's checkpoints are fine."""
+        result = self.fails(4, 'unpack', self.archive, '--checkpoint', 'all', '-C', 'out', saying=('small.icma', 'cat', '--keep-going'))
+        self.assertEqual(result.out, b'')
+        if all_of_it:  # known before anything is written
+            self.assertNothingLeft(self.here, ['small.icma'])
+        self.take_right()
+        self.fails(4, 'verify', self.archive, '--deep', saying='cat')
+        result = self.fails(3, 'unpack', self.archive, '--checkpoint', 'all', '-C', 'out', '--keep-going', saying='cat')
+        self.assertNotIn('bird', result.words)
+        got = self.take_right()
+        others = {name for name in self.files() if not name.startswith('cat')}
+        self.assertLessEqual(others, got)
+        fine = len(got - others)
+        self.assertIn(fine, (0,) if all_of_it else (0, 1, 2, 3))
+        return fine > 0
+
+    def take_right(self):
+        """What was unpacked, all of it right; it is removed."""
+        got = {str(pathlib.Path(p).parent): (self.here / 'out' / p).read_bytes() for p in files_below(self.here / 'out') if p.endswith('.safetensors')}
+        for name, data in got.items():
+            self.assertEqual(data, self.files()[name], name)
+        shutil.rmtree(self.here / 'out', True)
+        return set(got)
+
+    def files(self):
+        """What the whole archive gives."""
+        cls = type(self)
+        if 'whole_files' not in cls.__dict__:
+            self.run_icma(0, 'unpack', self.shop / 'small.icma', '--checkpoint', 'all', '-C', self.shop / 'whole')
+            cls.whole_files = {str(pathlib.Path(p).parent): (self.shop / 'whole' / p).read_bytes()
+                               for p in files_below(self.shop / 'whole') if p.endswith('.safetensors')}
+        return cls.whole_files
+
+
+class DamagedLinks(DamagedBlocks):
+    tier = ('--tier', 'lossless')
+    kind = 'link'
 
 
 if __name__ == '__main__':

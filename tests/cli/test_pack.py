@@ -6,7 +6,7 @@ import os
 import shutil
 import struct
 
-from harness import QUICK, Case, files_below, floats, icma, lora, main, safetensors, write_adapter, write_tree
+from harness import LATENT, QUICK, Case, files_below, floats, icma, lora, main, safetensors, write_adapter, write_tree
 
 BYTES = {'total', 'generator', 'conditions', 'latents', 'residuals', 'verbatim', 'index', 'metadata'}
 
@@ -25,6 +25,7 @@ class Pack(Case):
             'bytes': sum(p.stat().st_size for p in self.tree.rglob('adapter_model.safetensors'))})
         self.assertAlmostEqual(document['ratio'], document['originals']['bytes'] / document['bytes']['total'])
         self.assertAlmostEqual(document['bits_per_parameter'], 8 * document['bytes']['total'] / (12 * 96))
+        self.assertEqual((document['tier'], document['bound']), ('latent', None))
         self.assertEqual([t['task'] for t in document['tasks']], ['bird', 'cat', 'dog'])
         for task in document['tasks']:
             self.assertEqual(set(task), {'task', 'checkpoints', 'dw_error', 'relative_error', 'cosine', 'condition',
@@ -43,11 +44,12 @@ class Pack(Case):
         self.assertEqual(result.out, b'')
         for part in ('packed 12 checkpoints of 3 tasks into', 'cat', 'total', 'bits a parameter', 'generator'):
             self.assertIn(part, result.words)
+        self.assertRegex(result.words, r'(?m)^kept +bounded: dW error of every module at most 0\.1,')
         self.assertEqual(self.pack(0, self.tree, '-f', '-q').err, b'')
 
     def test_same_bytes_every_time(self):
         for name, threads in (('a.icma', '1'), ('b.icma', '2')):
-            self.run_icma(0, 'pack', self.tree, '-o', name, '--epochs', '20', '-T', threads)
+            self.run_icma(0, 'pack', self.tree, '-o', name, *LATENT, '--epochs', '20', '-T', threads)
         self.assertEqual((self.here / 'a.icma').read_bytes(), (self.here / 'b.icma').read_bytes())
 
     def test_dry_run(self):
@@ -69,7 +71,7 @@ class Pack(Case):
             write_adapter(self.here / f't/wide/checkpoint-{step}', lora('wide', step, width=20))
         counts = {'counts': ('I64', (3,), struct.pack('<3q', 1, 2, 3))}
         write_adapter(self.here / 't/odd/checkpoint-1', lora('odd', 1, extra=counts))
-        document = self.pack(0, self.here / 't', '--json').json
+        document = self.pack(0, self.here / 't', *LATENT, '--json').json
         self.assertEqual({t['task']: (t['checkpoints'], t['condition']) for t in document['tasks']},
                          {'odd': (1, 'learned'), 'solo': (1, 'learned'), 'wide': (3, 'learned')})
         self.assertGreater(document['bytes']['verbatim'], 0)
@@ -81,18 +83,21 @@ class Pack(Case):
 
     def test_single_adapter(self):
         write_adapter(self.here / 't/solo', lora('solo', None))
-        self.pack(0, self.here / 't')
-        self.run_icma(0, 'verify', self.here / 'x.icma', '--deep', '--against', self.here / 't')
+        for tier in ('latent', 'generate', 'bounded', 'lossless'):
+            self.pack(0, self.here / 't', '--tier', tier, '-f')
+            self.run_icma(0, 'verify', self.here / 'x.icma', '--deep', '--against', self.here / 't')
 
     def test_options_that_choose(self):
         self.assertEqual({t['checkpoints'] for t in self.pack(0, self.tree, '--keep', 'last', '--json').json['tasks']}, {1})
         document = self.pack(0, self.tree, '-f', '--checkpoints', 'last:2', '--json').json
         self.assertEqual({t['checkpoints'] for t in document['tasks']}, {2})
-        for more in (['--tier', 'generate'], ['--preset', 'paper', '--kld-weight', '0.01'], ['--components', '2'],
-                     ['--explain', '0.5'], ['--max-error', 'dw=0.2'], ['--max-error', '0.2'], ['--scalar'],
+        for more in (['--preset', 'paper', '--kld-weight', '0.01'], ['--components', '2'], ['--explain', '0.5'],
+                     ['--max-error', 'dw=0.2'], ['--max-error', '0.2'], ['--scalar'], ['--generator', 'basis'],
                      ['--latent-dim', '2', '--batch', '2', '--lr', '1e-3', '--seed', '18446744073709551615']):
-            self.pack(0, self.tree, '-f', *more)
-            self.run_icma(0, 'verify', self.here / 'x.icma', '--deep')
+            for tier in ('latent', 'generate', 'bounded'):
+                document = self.pack(0, self.tree, '-f', '--tier', tier, *more, '--json').json
+                self.assertEqual(document['tier'], tier)
+                self.run_icma(0, 'verify', self.here / 'x.icma', '--deep')
 
 
 class Refusals(Case):

@@ -42,6 +42,12 @@ class Read(Case):
         self.document(0, 'pack', self.tree, '-n')
         self.document(0, 'unpack', self.archive, '-n')
 
+    def test_documents_of_other_tiers(self):
+        for options in (['--max-error', 'rel=0.2'], ['--tier', 'lossless'], ['--tier', 'generate']):
+            self.document(0, 'pack', self.tree, '-o', 'x.icma', '-f', *options)
+            for arguments in (['list'], ['info', '-v'], ['verify', '--deep', '--against', self.tree], ['report', '--against', self.tree], ['unpack', '-n']):
+                self.document(0, arguments[0], 'x.icma', *arguments[1:])
+
     def test_list(self):
         lines = self.run_icma(0, 'list', self.archive).text.splitlines()
         self.assertEqual(len(lines), 4)
@@ -52,6 +58,7 @@ class Read(Case):
         self.fails(7, 'list', self.archive, '--task', 'cow')
         task = self.document(0, 'list', self.archive)['tasks'][1]
         self.assertEqual((task['task'], task['tier']), ('cat', 'latent'))
+        self.assertEqual([(c['tier'], c['bound']) for c in task['checkpoints']], [('latent', None)] * 4)
         self.assertEqual([c['step'] for c in task['checkpoints']], [10, 20, 30, 100])
         self.assertEqual(task['condition'], {'origin': 'task_vector.safetensors', 'size': 8})
 

@@ -2,13 +2,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Signals, closed pipes, full disks: the right exit code, nothing left behind."""
 import os
+import pathlib
 import signal
 import subprocess
 import time
 
 from harness import Case, PROGRAM, files_below, icma, main
 
-ENDLESS = ['--epochs', '1000000000', '-T', '1']
+ENDLESS = ['--tier', 'latent', '--epochs', '1000000000', '-T', '1']
 
 
 class Signals(Case):
@@ -53,6 +54,23 @@ class Signals(Case):
         self.assertEqual(process.wait(timeout=60), 130)
         self.assertEqual((self.here / 'x.icma').read_bytes(), b'precious')
         self.assertEqual(files_below(self.here), ['x.icma'])
+
+    def test_other_tiers(self):
+        """Wherever they are: reading, choosing, encoding, checking, trying the next bound."""
+        examples = pathlib.Path(__file__).resolve().parents[2] / 'examples' / 'loras'
+        stopped = 0
+        for options in (['--tier', 'bounded'], ['--generator', 'none'], ['--tier', 'lossless'], ['--target-bits', '2', '--generator', 'none']):
+            for wait in (0.05, 0.15, 0.4, 0.8):
+                process = subprocess.Popen([PROGRAM, 'pack', str(examples), '-o', 'x.icma', '-f', '-T', '1', *options], cwd=self.here,
+                                           stderr=subprocess.DEVNULL)
+                time.sleep(wait)
+                process.send_signal(signal.SIGTERM)
+                code = process.wait(timeout=60)
+                self.assertIn(code, (0, 128 + signal.SIGTERM, -signal.SIGTERM))
+                stopped += code != 0
+                self.assertNothingLeft(self.here, [] if code else ['x.icma'])
+                (self.here / 'x.icma').unlink(missing_ok=True)
+        self.assertGreater(stopped, 4)
 
     def test_ignored_signals_stay_ignored(self):
         process = subprocess.Popen([PROGRAM, 'pack', str(self.tree), '-o', 'x.icma', *ENDLESS], cwd=self.here,

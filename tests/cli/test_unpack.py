@@ -110,8 +110,10 @@ class Unpack(Case):
         self.assertIn(f'out/cat/{MODEL}', planned.text)
         self.assertEqual(files_below(self.here), ['small.icma'])
         document = self.run_icma(0, 'unpack', self.archive, '--json', '-C', 'out', '--checkpoint', 'all').json
+        adapters = {(a['task'], a['step']): a for a in document['adapters']}
+        self.assertEqual(sorted(adapters), [(t, s) for t in ('bird', 'cat', 'dog') for s in (10, 20, 30, 100)])
         self.assertEqual(len(document['adapters']), 12)
-        self.assertEqual(document['adapters'][0], {
+        self.assertEqual(adapters['bird', 10], {
             'task': 'bird', 'step': 10, 'path': f'out/bird/checkpoint-10/{MODEL}', 'side_files': 1, 'state': 'written',
             'bytes': (self.tree / 'bird/checkpoint-10' / MODEL).stat().st_size})
 

@@ -107,9 +107,8 @@ class Usage(Case):
         self.assertNothingLeft(self.here)
 
     def test_what_later_versions_will_do(self):
-        for arguments in (['--tier', 'bounded'], ['--tier', 'lossless'], ['--generator', 'conv'],
-                          ['--max-error', 'rel=0.1']):
-            self.fails(6, 'pack', self.tree, '-o', 'y.icma', *arguments, saying='not in this version; use')
+        for generator in ('conv', 'soup', 'diffusion'):
+            self.fails(6, 'pack', self.tree, '-o', 'y.icma', '--generator', generator, saying='not in this version; use')
         self.fails(6, 'report', self.bundle(), '-o', 'r.html', saying='this version')
 
 
@@ -143,7 +142,7 @@ class Terminal(Case):
             self.assertNotIn(b'\033', on_terminal('list', bundle, *arguments, env=env)[1])
 
     def test_progress_only_on_a_terminal(self):
-        arguments = ['pack', self.tree, '-o', self.here / 'p.icma', '-f', '--epochs', '30000', '-T', '1']
+        arguments = ['pack', self.tree, '-o', self.here / 'p.icma', '-f', '--tier', 'latent', '--epochs', '30000', '-T', '1']
         code, seen = on_terminal(*arguments)
         self.assertEqual(code, 0, seen)
         self.assertRegex(seen, rb'train +\[[#.]+\] +\d+ %')

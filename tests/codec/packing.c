@@ -225,6 +225,129 @@ double packing_error(const uint8_t *original, const uint8_t *decoded, size_t siz
     return energy > 0 ? sqrt(wrong / energy) : wrong > 0 ? INFINITY : 0;
 }
 
+/* --- bounds -------------------------------------------------------------------------------------------- */
+
+enum { WORDS = 128 };
+
+static double *numbers_of(const icma_tensor_info *info, const uint8_t *data, bool *finite) {
+    double *x = malloc((size_t)(info->count + 1) * sizeof *x);
+    size_t width = icma_dtype_bits(info->dtype) / 8;
+    assert_non_null(x);
+    *finite = true;
+    for (size_t i = 0; i < info->count; i++) {
+        assert_true(icma_element_to_double(info->dtype, data + info->begin + i * width, &x[i]));
+        *finite = *finite && isfinite(x[i]);
+    }
+    return x;
+}
+
+static bool same_bytes(const icma_tensor_info *info, const uint8_t *a, const uint8_t *b) {
+    return info->size == 0 || memcmp(a + info->begin, b + info->begin, (size_t)info->size) == 0;
+}
+
+static double one_error(const icma_tensor_info *info, const uint8_t *a, const uint8_t *b,
+                        icma_bound_kind kind) {
+    bool finite_a, finite_b;
+    double wrong = 0, energy = 0, most = 0;
+    if (same_bytes(info, a, b))
+        return 0;
+    if (!icma_dtype_is_modelled(info->dtype))
+        return INFINITY;
+    double *x = numbers_of(info, a, &finite_a), *y = numbers_of(info, b, &finite_b);
+    for (size_t i = 0; finite_a && finite_b && i < info->count; i++) {
+        wrong += (x[i] - y[i]) * (x[i] - y[i]);
+        energy += x[i] * x[i];
+        most = fmax(most, fabs(x[i] - y[i]));
+    }
+    free(x);
+    free(y);
+    if (!finite_a || !finite_b)
+        return INFINITY;
+    return kind == ICMA_BOUND_ABS ? most : wrong == 0 ? 0 : energy > 0 ? sqrt(wrong / energy) : INFINITY;
+}
+
+/* Relative error of B A, B being rows x rank and A rank x columns. */
+static double product_error(const icma_tensor_info *info_a, const icma_tensor_info *info_b,
+                            const uint8_t *original, const uint8_t *decoded) {
+    bool finite[4];
+    double *a = numbers_of(info_a, original, &finite[0]), *b = numbers_of(info_b, original, &finite[1]);
+    double *a2 = numbers_of(info_a, decoded, &finite[2]), *b2 = numbers_of(info_b, decoded, &finite[3]);
+    size_t rank = (size_t)info_a->shape[0], columns = (size_t)info_a->shape[1],
+           rows = (size_t)info_b->shape[0];
+    double wrong = 0, energy = 0;
+    for (size_t i = 0; i < rows; i++)
+        for (size_t j = 0; j < columns; j++) {
+            double was = 0, is = 0;
+            for (size_t k = 0; k < rank; k++) {
+                was += b[i * rank + k] * a[k * columns + j];
+                is += b2[i * rank + k] * a2[k * columns + j];
+            }
+            wrong += (is - was) * (is - was);
+            energy += was * was;
+        }
+    free(a);
+    free(b);
+    free(a2);
+    free(b2);
+    if (!finite[0] || !finite[1] || !finite[2] || !finite[3])
+        return INFINITY;
+    return wrong == 0 ? 0 : energy > 0 ? sqrt(wrong / energy) : INFINITY;
+}
+
+/* The B of an A by its name: its place, or the number of tensors where there is none that fits. */
+static size_t partner_of(const icma_safetensors *s, size_t a) {
+    char name[WORDS];
+    const icma_tensor_info *info = &s->tensors[a];
+    const char *at = strstr(info->name, ".lora_A.");
+    if (!at || strlen(info->name) >= WORDS || info->rank != 2 || info->count == 0 ||
+        !icma_dtype_is_modelled(info->dtype))
+        return s->tensor_count;
+    strcpy(name, info->name);
+    name[at - info->name + 6] = 'B';
+    for (size_t step = 1; step < s->tensor_count; step++) { /* mostly the next one */
+        size_t b = (a + step) % s->tensor_count;
+        const icma_tensor_info *other = &s->tensors[b];
+        if (strcmp(other->name, name) == 0)
+            return other->rank == 2 && other->count && icma_dtype_is_modelled(other->dtype) &&
+                           other->shape[1] == info->shape[0]
+                       ? b
+                       : s->tensor_count;
+    }
+    return s->tensor_count;
+}
+
+double packing_bound_error(const uint8_t *original, const uint8_t *decoded, size_t size,
+                           icma_bound_kind kind) {
+    icma_safetensors s;
+    const uint8_t *data;
+    icma_error error = {0};
+    double worst = 0;
+    assert_int_equal(icma_safetensors_view(original, size, &s, &data, &error), ICMA_OK);
+    size_t header = (size_t)(data - original);
+    assert_memory_equal(original, decoded, header);
+    const uint8_t *other = decoded + header;
+    bool *paired = calloc(s.tensor_count + 1, sizeof *paired);
+    assert_non_null(paired);
+    for (size_t t = 0; kind == ICMA_BOUND_DW && t < s.tensor_count; t++) {
+        size_t b = partner_of(&s, t);
+        if (b == s.tensor_count)
+            continue;
+        paired[t] = paired[b] = true;
+        if (!same_bytes(&s.tensors[t], data, other) || !same_bytes(&s.tensors[b], data, other))
+            worst = fmax(worst, product_error(&s.tensors[t], &s.tensors[b], data, other));
+    }
+    for (size_t t = 0; t < s.tensor_count; t++)
+        if (!paired[t])
+            worst = fmax(worst, one_error(&s.tensors[t], data, other, kind));
+    free(paired);
+    icma_safetensors_free(&s);
+    return worst;
+}
+
+bool packing_within(double error, icma_bound bound) {
+    return error <= (double)bound.value * (1 + 1e-7);
+}
+
 double packing_worst_error(const char *root, const char *name) {
     icma_bundle *bundle = packing_open(root, name, icma_ops_cpu());
     double worst = 0;

@@ -54,6 +54,16 @@ uint8_t *packing_original(const char *root, const char *task, uint64_t step, siz
 /* |x - y| / |x| over the float tensors of two files with equal headers (which it checks); non-finite elements
  * and the tensors that are no floats must be equal bit for bit. */
 double packing_error(const uint8_t *original, const uint8_t *decoded, size_t size);
+/* The error that a bound limits, from the definition alone: nothing of codec/ is used but the reading of
+ * numbers. Of two files with equal headers (which it checks), the largest over all pairs (lora_A and lora_B,
+ * two-dimensional, by their names) and tensors; 0 where they are the same bits. dW is formed element by
+ * element, in double. What is no F32, F16 or BF16, or not finite, must be equal bit for bit: else INFINITY.
+ */
+double packing_bound_error(const uint8_t *original, const uint8_t *decoded, size_t size,
+                           icma_bound_kind kind);
+/* Whether that holds `bound`. A measure may be off by what double loses where dW is small beside its factors.
+ */
+bool packing_within(double error, icma_bound bound);
 /* Decodes all checkpoints of all tasks, finds their originals by their steps, and returns the largest error.
  */
 double packing_worst_error(const char *root, const char *name);

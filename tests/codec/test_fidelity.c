@@ -182,6 +182,74 @@ static void another_gauge_is_no_error(void **state) {
     free_factors(&y);
 }
 
+/* Large numbers of one factor that meet zeros of the other are in no product, but in all Gram matrices: they
+ * must not hide what is wrong with the rest. Here dW' is 0, so its error is 1, in the pair alone and in the
+ * whole. */
+static void numbers_that_meet_nothing_hide_nothing(void **state) {
+    (void)state;
+    for (int exponent = 0; exponent <= 40; exponent += 10) {
+        uint64_t seed = 5;
+        factors x = new_factors(60, 50, 4, &seed), y = perturb(&x, 0.0, &seed);
+        memset(y.a, 0, 4 * 50 * sizeof *y.a);
+        memset(y.b, 0, 60 * 4 * sizeof *y.b);
+        y.a[2 * 50 + 7] = ldexpf(1.25f, exponent); /* row 2 of A' meets column 2 of B', which is 0 */
+        y.b[31 * 4 + 1] = ldexpf(1.75f, exponent);
+        support_image left, right;
+        icma_fidelity result;
+        icma_distance alone;
+        icma_pairs pairs;
+        icma_error error = {0};
+        build_pair(&x, &left);
+        build_pair(&y, &right);
+        compare(&left, &right, NULL, false, &result);
+        assert_close(result.dw_error_max, 1.0, 1e-6, "error of dW");
+        assert_int_equal(icma_pairs_find(&left.tensors, &pairs, &error), ICMA_OK);
+        assert_int_equal(icma_fidelity_pair(&left.tensors, &pairs.list[0], left.data, right.data, &alone),
+                         ICMA_OK);
+        assert_close(icma_distance_relative(&alone), 1.0, 1e-6, "error of dW alone");
+        /* And the other way round: an original whose dW is far smaller than its factors. */
+        icma_fidelity_free(&result);
+        y.a[1 * 50 + 3] = 1.5f;
+        y.b[8 * 4 + 2] = 0.5f; /* 1.5 * 1.75 * 2^e and 1.25 * 0.5 * 2^e at two places */
+        support_free_image(&right);
+        build_pair(&y, &right);
+        compare(&right, &left, NULL, false, &result);
+        assert_close(result.pairs[0].energy / ldexp(1, 2 * exponent), 2.625 * 2.625 + 0.625 * 0.625, 1e-6,
+                     "energy");
+        icma_fidelity_free(&result);
+        icma_pairs_free(&pairs);
+        support_free_image(&left);
+        support_free_image(&right);
+        free_factors(&x);
+        free_factors(&y);
+    }
+}
+
+/* dW' = 0 by a B' of zeros under an A' that is far larger than A: B' - B and A' - A, which double rounds,
+ * cancel to 0. By either way of measuring: rank 4 has Gram matrices, rank 40 the product itself. */
+static void small_originals_are_not_lost_in_large_ones(void **state) {
+    (void)state;
+    for (size_t rank = 4; rank <= 40; rank += 36) {
+        uint64_t seed = 6;
+        factors x = new_factors(60, 50, rank, &seed), y = perturb(&x, 0.0, &seed);
+        for (size_t i = 0; i < rank * 50; i++)
+            x.a[i] = ldexpf(x.a[i], -110);
+        memset(y.b, 0, 60 * rank * sizeof *y.b);
+        support_image left, right;
+        icma_fidelity result;
+        build_pair(&x, &left);
+        build_pair(&y, &right);
+        compare(&left, &right, NULL, true, &result);
+        assert_close(result.dw_error_max, 1.0, 1e-6, "error of dW");
+        assert_true(result.pairs[0].energy > 0.0 && result.pairs[0].maximum > 0.0);
+        icma_fidelity_free(&result);
+        support_free_image(&left);
+        support_free_image(&right);
+        free_factors(&x);
+        free_factors(&y);
+    }
+}
+
 static void equal_adapters_have_no_error_at_all(void **state) {
     (void)state;
     uint64_t seed = 4;
@@ -527,6 +595,8 @@ int main(void) {
         cmocka_unit_test(pairs_agree_with_the_plain_sum),
         cmocka_unit_test(the_smallest_difference_is_exact),
         cmocka_unit_test(another_gauge_is_no_error),
+        cmocka_unit_test(numbers_that_meet_nothing_hide_nothing),
+        cmocka_unit_test(small_originals_are_not_lost_in_large_ones),
         cmocka_unit_test(equal_adapters_have_no_error_at_all),
         cmocka_unit_test(a_zero_product_is_kept_or_infinitely_wrong),
         cmocka_unit_test(scale_counts_for_absolute_errors_only),

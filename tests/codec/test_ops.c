@@ -727,6 +727,52 @@ static void basis_is_exact(void **state) {
     try_basis(&b, 1, 4097, 19); /* more rows than the fast table takes at once */
 }
 
+static void try_dequantise(bench *b, size_t rows, size_t columns) {
+    static const float steps[] = {1, 0x1.0b5586p-4F, 0x1.234568p-20F, 0x1p-126F, 0x1.8p100F, -0x1.1p3F, 0};
+    operand *k = integers(b, rows, columns), *y = wilds(b, rows, columns, true);
+    float step = steps[pick(b, COUNT(steps))], *wanted = floats(rows * columns);
+    FOR_EACH_CELL(y)
+    wanted[i * columns + j] = fmaf((float)*cell_i16(k, i, j), step, *cell(y, i, j));
+    b->op = "dequantise";
+    FOR_EACH_TABLE table(t)->dequantise(table(t)->device, on(k, t), step, on(y, t));
+    check_bits(b, y, wanted);
+    finish(b);
+}
+
+static void dequantise_is_exact(void **state) {
+    (void)state;
+    bench b = {.random = 25};
+    for (int trial = 0; trial < 300; trial++)
+        try_dequantise(&b, any_size(&b, 17), any_size(&b, 1025));
+    try_dequantise(&b, 0, 33);
+    try_dequantise(&b, 3, 0);
+    try_dequantise(&b, 1, 70001); /* as a reader has it: one long row */
+    try_dequantise(&b, 5000, 1);
+}
+
+/* One rounding: a product that is rounded before the sum gives other bits. */
+static void dequantise_rounds_once(void **state) {
+    (void)state;
+    bench b = {.random = 26, .op = "dequantise"};
+    operand *k = begin(&b, ICMA_ELEMENT_I16, 1, 97, false), *y = begin(&b, ICMA_ELEMENT_F32, 1, 97, true);
+    const float step = 0x1.000002p0F;
+    float *wanted = floats(97);
+    bool differs = false;
+    FOR_EACH_CELL(y) {
+        *cell_i16(k, i, j) = (int16_t)(j % 2 ? 32767 - j : j - 32767);
+        *cell(y, i, j) = -(float)*cell_i16(k, i, j);
+        float rounded = (float)*cell_i16(k, i, j) * step;
+        wanted[j] = (float)((double)*cell_i16(k, i, j) * (double)step + (double)*cell(y, i, j));
+        differs = differs || wanted[j] != rounded + *cell(y, i, j);
+    }
+    assert_true(differs);
+    upload(k);
+    upload(y);
+    FOR_EACH_TABLE table(t)->dequantise(table(t)->device, on(k, t), step, on(y, t));
+    check_bits(&b, y, wanted);
+    finish(&b);
+}
+
 /* Every kernel set on its own, whatever the table would choose, with sentinels around the output. */
 static void try_kernels(bench *b, const icma_kernels *set, size_t rows, size_t count, size_t pad) {
     size_t stride = count + pad;
@@ -767,6 +813,28 @@ static void try_kernels(bench *b, const icma_kernels *set, size_t rows, size_t c
     free(head);
 }
 
+static void try_dequantise_kernel(bench *b, const icma_kernels *set, size_t count) {
+    float *y = floats(count + 2), *wanted = floats(count), step = wild(b);
+    int16_t *k = malloc(count ? count * sizeof *k : 1); /* a sanitizer sees a read too far */
+    assert_non_null(k);
+    y[0] = y[count + 1] = 12345.0F;
+    for (size_t l = 0; l < count; l++) {
+        static const int16_t special[] = {0, 1, -1, 32767, -32767, INT16_MIN};
+        k[l] = pick(b, 2) ? special[pick(b, COUNT(special))] : (int16_t)((int)pick(b, 65535) - 32767);
+        y[l + 1] = wild(b);
+        wanted[l] = fmaf((float)k[l], step, y[l + 1]);
+    }
+    set->dequantise(k, count, step, y + 1);
+    for (size_t l = 0; l < count; l++)
+        if (!same_bits(y[l + 1], wanted[l]))
+            fail_msg("dequantise by %s: output %zu of %zu is %a, not %a", set->name, l, count, y[l + 1],
+                     wanted[l]);
+    assert_true(y[0] == 12345.0F && y[count + 1] == 12345.0F);
+    free(y);
+    free(wanted);
+    free(k);
+}
+
 static void every_kernel_set_is_exact(void **state) {
     (void)state;
     static const size_t rows[] = {0, 1, 2, 3, 17, 130};
@@ -776,9 +844,13 @@ static void every_kernel_set_is_exact(void **state) {
     assert_true(sets >= 1);
     assert_string_equal(list[0].name, "scalar");
     assert_true(icma_kernels_best().basis == list[sets - 1].basis &&
-                icma_kernels_best().linear == list[sets - 1].linear);
+                icma_kernels_best().linear == list[sets - 1].linear &&
+                icma_kernels_best().dequantise == list[sets - 1].dequantise);
     for (size_t s = 0; s < sets; s++) {
         print_message("           %s kernels\n", list[s].name);
+        for (size_t count = 0; count <= 300; count++)
+            try_dequantise_kernel(&b, &list[s], count);
+        try_dequantise_kernel(&b, &list[s], 10007);
         for (size_t r = 0; r < COUNT(rows); r++) {
             for (size_t count = 0; count <= 36; count++)
                 try_kernels(&b, &list[s], rows[r], count, pick(&b, 5));
@@ -792,7 +864,7 @@ static void every_kernel_set_is_exact(void **state) {
 
 /* --- threads ------------------------------------------------------------------------------------------- */
 
-/* Runs gemm, syrk, linear and basis on shapes that are worth several threads. */
+/* Runs gemm, syrk, linear, basis and dequantise on shapes that are worth several threads. */
 static void run_large(const icma_ops *ops, icma_matrix a, icma_matrix x, icma_matrix head, icma_matrix q,
                       icma_matrix step, icma_matrix c, icma_matrix g, icma_matrix l, icma_matrix y) {
     icma_matrix none = {0};
@@ -801,6 +873,8 @@ static void run_large(const icma_ops *ops, icma_matrix a, icma_matrix x, icma_ma
     ops->fill(ops->device, 1, l);
     ops->linear(ops->device, a, x, none, l);
     ops->basis(ops->device, q, step, head, 0.37F, y);
+    head.rows = y.rows;
+    ops->dequantise(ops->device, head, 0.11F, y);
 }
 
 static void threads_do_not_matter(void **state) {
@@ -859,6 +933,8 @@ int main(void) {
         cmocka_unit_test(softsign_is_exact),
         cmocka_unit_test(linear_is_exact),
         cmocka_unit_test(basis_is_exact),
+        cmocka_unit_test(dequantise_is_exact),
+        cmocka_unit_test(dequantise_rounds_once),
         cmocka_unit_test(every_kernel_set_is_exact),
         cmocka_unit_test(threads_do_not_matter),
     };

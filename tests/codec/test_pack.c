@@ -44,6 +44,7 @@ static void one_checkpoint(void **state) {
     icma_pack_options options = packing_options();
     icma_pack_result result;
     icma_task_info info;
+    options.tier = ICMA_TIER_LATENT;
     packing_write(root, "cat", &small_trajectory, 7, 1);
     packing_pack(root, "b.icma", &options, &result);
     assert_true(result.task_count == 1 && result.groups == 1 && result.original_files == 1 &&
@@ -80,6 +81,7 @@ static void different_numbers_of_checkpoints(void **state) {
     static const char *const names[] = {"one", "three", "two"};
     icma_pack_options options = packing_options();
     icma_pack_result result;
+    options.tier = ICMA_TIER_LATENT;
     for (size_t t = 0; t < COUNT(counts); t++) {
         trajectory path = seeded(t + 1);
         packing_write(root, names[t], &path, 95, counts[t]); /* 95, 105: not in the order of their texts */
@@ -107,6 +109,7 @@ static void two_signatures(void **state) {
     icma_pack_options options = packing_options();
     icma_pack_result result;
     icma_task_info info;
+    options.tier = ICMA_TIER_LATENT;
     wide.rank = 4;
     packing_write(root, "narrow", &small_trajectory, 10, 4);
     packing_write(root, "wide", &wide, 10, 3);
@@ -145,6 +148,7 @@ static void conditions_given_and_learned(void **state) {
     enum { SIZE = 16 };
     icma_pack_options options = packing_options();
     icma_pack_result result;
+    options.generator = ICMA_CHOOSE_BASIS;
     uint64_t random = 5;
     static const char *const names[] = {"given-bf16", "given-f16", "given-f32",
                                         "given-npy",  "learned",   "zero"};
@@ -190,6 +194,7 @@ static void must_refuse(const char *root, icma_status expected, const char *part
     icma_pack_options options = packing_options();
     icma_pack_result result, zero = {0};
     icma_error error = {0};
+    options.generator = ICMA_CHOOSE_BASIS; /* conditions are for something */
     icma_status status = packing_try(root, "b.icma", &options, &result, &error);
     if (status != expected || !(strstr(error.message, part) || strstr(error.file, part)))
         fail_msg("%s, not %s: %s: %s", icma_status_name(status), icma_status_name(expected), error.file,
@@ -214,6 +219,7 @@ static void conditions_of_two_groups_may_differ(void **state) {
     const float values[4] = {1, 2, 3, 4};
     trajectory wide = seeded(2);
     icma_pack_options options = packing_options();
+    options.generator = ICMA_CHOOSE_BASIS;
     wide.rank = 3;
     packing_write(root, "a", &small_trajectory, 1, 2);
     packing_write(root, "b", &wide, 1, 2);
@@ -227,6 +233,7 @@ static void equal_and_single_number_conditions(void **state) {
     char *root = *state;
     const float values[1] = {3};
     icma_pack_options options = packing_options();
+    options.generator = ICMA_CHOOSE_BASIS;
     for (uint64_t t = 1; t <= 3; t++) {
         char name[8] = {(char)('a' + t), 0};
         trajectory path = seeded(t);
@@ -335,10 +342,13 @@ static bool same_tensor(const uint8_t *a, const uint8_t *b, size_t size, size_t 
     return same;
 }
 
-static void every_kind_of_tensor(void **state) {
-    char *root = *state;
+static void every_kind_of_tensor_at(const char *root, icma_tier tier, icma_generator_choice generator) {
     icma_pack_options options = packing_options();
     enum { CHECKPOINTS = 4 };
+    options.tier = tier;
+    options.generator = generator;
+    options.bound.value = 0.06F;
+    options.overwrite = true;
     for (size_t i = 0; i < CHECKPOINTS; i++) {
         zoo z;
         make_zoo(&z, i);
@@ -363,6 +373,12 @@ static void every_kind_of_tensor(void **state) {
     icma_bundle_close(bundle);
 }
 
+static void every_kind_of_tensor(void **state) {
+    every_kind_of_tensor_at(*state, ICMA_TIER_LATENT, ICMA_CHOOSE_AUTO);
+    for (int generator = ICMA_CHOOSE_AUTO; generator <= ICMA_CHOOSE_NONE; generator++)
+        every_kind_of_tensor_at(*state, ICMA_TIER_BOUNDED, (icma_generator_choice)generator);
+}
+
 /* In one checkpoint only: an untrained B (+0 and -0), a factor that is not finite. The others are modelled,
  * these come back bit for bit. */
 static void exceptions_survive(void **state) {
@@ -385,7 +401,8 @@ static void exceptions_survive(void **state) {
         free_zoo(&z);
     }
     static const int kept[CHECKPOINTS] = {1, 3, 0, -1, 5};
-    for (int tier = ICMA_TIER_GENERATE; tier <= ICMA_TIER_LATENT; tier++) {
+    options.bound = (icma_bound){ICMA_BOUND_REL, 0.05F}; /* tensors each for itself: a pair would keep both */
+    for (int tier = ICMA_TIER_GENERATE; tier <= ICMA_TIER_BOUNDED; tier++) {
         options.tier = tier;
         options.overwrite = true;
         packing_pack(root, "b.icma", &options, NULL);
@@ -396,7 +413,7 @@ static void exceptions_survive(void **state) {
             uint8_t *original = packing_original(root, "odd", 1 + i, &size);
             packing_decode(bundle, "odd", i, &decoded);
             assert_true(packing_error(original, decoded.data, size) <
-                        (tier == ICMA_TIER_LATENT ? 0.05 : 0.5));
+                        (tier == ICMA_TIER_GENERATE ? 0.5 : 0.0501));
             for (size_t t = 0; t < 6; t++)
                 if (same_tensor(original, decoded.data, size, t) != ((int)t == kept[i]))
                     fail_msg("tensor %zu of checkpoint %zu is %s", t, i,
@@ -464,8 +481,12 @@ static void weights_of_any_size(void **state) {
         for (size_t t = 0; t < COUNT(tensors); t++)
             support_free(values[t]);
     }
-    packing_pack(root, "b.icma", &options, NULL);
-    assert_true(packing_worst_error(root, "b.icma") < 0.1);
+    for (int tier = ICMA_TIER_LATENT; tier <= ICMA_TIER_BOUNDED; tier++) {
+        options.tier = tier;
+        options.overwrite = true;
+        packing_pack(root, "b.icma", &options, NULL);
+        assert_true(packing_worst_error(root, "b.icma") < 0.1);
+    }
 }
 
 /* Own headers (metadata, order of the keys), side files. */
@@ -529,6 +550,7 @@ static void only_the_last_is_kept(void **state) {
     char *root = *state;
     icma_pack_options options = packing_options();
     icma_pack_result result;
+    options.tier = ICMA_TIER_LATENT;
     write_three(root, 4);
     packing_pack(root, "all.icma", &options, NULL);
     options.keep_last_only = true;
@@ -598,6 +620,7 @@ static void unusual_options(void **state) {
     for (int which = 0; which < 6; which++) {
         icma_pack_options options = packing_options();
         icma_error error = {0};
+        options.tier = ICMA_TIER_LATENT;
         options.overwrite = true;
         if (which == 0)
             options.latent_dim = 0;
@@ -630,6 +653,7 @@ static void training_that_runs_away(void **state) {
     icma_pack_result result;
     icma_error error = {0};
     write_three(root, 3);
+    options.tier = ICMA_TIER_LATENT;
     options.learning_rate = 0.3;
     packing_pack(root, "b.icma", &options, NULL);
     assert_true(packing_worst_error(root, "b.icma") < 0.1);
@@ -666,6 +690,7 @@ static void threads_and_kernels_do_not_matter(void **state) {
     icma_pack_options options = packing_options();
     trajectory large = {
         .seed = 1, .modules = 2, .rank = 8, .in = 300, .out = 200, .dtype = ICMA_F32, .noise = 0.002};
+    options.tier = ICMA_TIER_LATENT;
     write_three(root, 5);
     packing_write(root, "large", &large, 1, 70); /* enough for several tiles and threads */
     packing_pack(root, "one.icma", &options, NULL);
@@ -696,6 +721,7 @@ static void threads_and_kernels_do_not_matter(void **state) {
 static void samples_follow_their_seed(void **state) {
     char *root = *state;
     icma_pack_options options = icma_pack_defaults();
+    options.tier = ICMA_TIER_LATENT;
     write_three(root, 8);
     packing_pack(root, "b.icma", &options, NULL);
     icma_bundle *fast = packing_open(root, "b.icma", icma_ops_cpu()),
@@ -730,6 +756,7 @@ static void the_structure_within_tasks_is_kept(void **state) {
     char *root = *state;
     icma_pack_options options = icma_pack_defaults();
     icma_pack_result kept, generated;
+    options.tier = ICMA_TIER_LATENT;
     options.threads = 2;
     write_three(root, 20);
     packing_pack(root, "latent.icma", &options, &kept);
@@ -752,11 +779,12 @@ static void the_structure_within_tasks_is_kept(void **state) {
 }
 
 /* What the result says is what the files say. */
-static void the_result_tells_the_truth(void **state) {
-    char *root = *state;
+static void tells_the_truth(const char *root, icma_tier tier, icma_generator_choice generator) {
     icma_pack_options options = packing_options();
     icma_pack_result result;
-    write_three(root, 6);
+    options.tier = tier;
+    options.generator = generator;
+    options.overwrite = true;
     packing_pack(root, "b.icma", &options, &result);
     icma_bundle *bundle = packing_open(root, "b.icma", icma_ops_cpu());
     for (size_t t = 0; t < 3; t++) {
@@ -788,6 +816,224 @@ static void the_result_tells_the_truth(void **state) {
     icma_pack_result_free(&result);
 }
 
+static void the_result_tells_the_truth(void **state) {
+    write_three(*state, 6);
+    tells_the_truth(*state, ICMA_TIER_LATENT, ICMA_CHOOSE_AUTO);
+    tells_the_truth(*state, ICMA_TIER_BOUNDED, ICMA_CHOOSE_BASIS);
+    tells_the_truth(*state, ICMA_TIER_BOUNDED, ICMA_CHOOSE_NONE);
+}
+
+/* --- bounds -------------------------------------------------------------------------------------------- */
+
+static const icma_bound every_bound[] = {
+    {ICMA_BOUND_DW, 0.1F},   {ICMA_BOUND_DW, 0.01F},  {ICMA_BOUND_REL, 0.2F},
+    {ICMA_BOUND_REL, 1e-4F}, {ICMA_BOUND_ABS, 0.05F}, {ICMA_BOUND_ABS, 1e-3F},
+};
+
+/* Every checkpoint has the tier and the bound that were asked for, and holds it by the definition; what is
+ * stored of its error is true. Returns the largest error beside the bound. */
+static double check_bounded(const char *root, const char *name, icma_bound bound) {
+    icma_bundle *bundle = packing_open(root, name, icma_ops_cpu());
+    double worst = 0;
+    for (size_t t = 0; t < icma_bundle_task_count(bundle); t++) {
+        icma_task_info info;
+        get_task(bundle, icma_bundle_task_name(bundle, t), &info);
+        for (size_t c = 0; c < info.checkpoint_count; c++) {
+            const icma_checkpoint_info *p = &info.checkpoints[c];
+            icma_decoded decoded;
+            size_t size;
+            uint8_t *original = packing_original(root, info.name, p->step, &size);
+            packing_decode(bundle, info.name, c, &decoded);
+            assert_int_equal(decoded.size, size);
+            assert_true(p->tier == ICMA_TIER_BOUNDED && p->bound.kind == bound.kind &&
+                        p->bound.value == bound.value);
+            double error = packing_bound_error(original, decoded.data, size, bound.kind);
+            if (!packing_within(error, bound))
+                fail_msg("%s, checkpoint %zu: %s %g, but it is %g", info.name, c, icma_bound_name(bound.kind),
+                         (double)bound.value, error);
+            double dw = packing_bound_error(original, decoded.data, size, ICMA_BOUND_DW);
+            assert_true(dw <= (double)p->dw_error_max * (1 + 1e-7) && (double)p->dw_error_max <= dw * 1.01);
+            worst = fmax(worst, error / (double)bound.value);
+            free(original);
+            icma_decoded_free(&decoded);
+        }
+    }
+    icma_bundle_close(bundle);
+    return worst;
+}
+
+static void bounds_hold_in_every_checkpoint(void **state) {
+    char *root = *state;
+    static const icma_dtype dtypes[] = {ICMA_F32, ICMA_F16, ICMA_BF16};
+    for (uint64_t t = 0; t < 3; t++) {
+        trajectory path = seeded(t + 1);
+        path.dtype = dtypes[t]; /* three groups */
+        packing_write(root, t == 0 ? "a" : t == 1 ? "b" : "c", &path, 1, 4);
+    }
+    for (size_t b = 0; b < COUNT(every_bound); b++)
+        for (int generator = ICMA_CHOOSE_AUTO; generator <= ICMA_CHOOSE_NONE; generator++) {
+            icma_pack_options options = packing_options();
+            icma_pack_result result;
+            options.epochs = 3;
+            options.bound = every_bound[b];
+            options.generator = (icma_generator_choice)generator;
+            options.overwrite = true;
+            packing_pack(root, "b.icma", &options, &result);
+            double worst = check_bounded(root, "b.icma", every_bound[b]);
+            assert_true(worst > 0.5); /* and no bits were spent for nothing */
+            assert_true(generator == ICMA_CHOOSE_AUTO ||
+                        result.has_generator == (generator == ICMA_CHOOSE_BASIS));
+            assert_true(
+                generator != ICMA_CHOOSE_NONE ||
+                (result.components == 0 && result.bytes.residuals > 0 && result.bytes.latents < 2000));
+            icma_pack_result_free(&result);
+        }
+}
+
+static void bounds_hold_in_the_last_that_is_kept(void **state) {
+    char *root = *state;
+    write_three(root, 5);
+    for (int generator = ICMA_CHOOSE_AUTO; generator <= ICMA_CHOOSE_NONE; generator++)
+        for (size_t b = 0; b < COUNT(every_bound); b += 2) {
+            icma_pack_options options = packing_options();
+            icma_task_info info;
+            options.epochs = 3;
+            options.bound = every_bound[b];
+            options.generator = (icma_generator_choice)generator;
+            options.keep_last_only = true;
+            options.overwrite = true;
+            packing_pack(root, "b.icma", &options, NULL);
+            assert_true(check_bounded(root, "b.icma", every_bound[b]) > 0);
+            icma_bundle *bundle = packing_open(root, "b.icma", icma_ops_cpu());
+            get_task(bundle, "b", &info);
+            assert_true(info.checkpoint_count == 1 && info.checkpoints[0].step == 41);
+            icma_bundle_close(bundle);
+        }
+}
+
+static void bounded_archives_are_the_same_bytes(void **state) {
+    char *root = *state;
+    trajectory large = {
+        .seed = 9, .modules = 3, .rank = 8, .in = 90, .out = 70, .dtype = ICMA_BF16, .noise = 0.01};
+    write_three(root, 4);
+    packing_write(root, "large", &large, 1, 12);
+    for (int generator = ICMA_CHOOSE_BASIS; generator <= ICMA_CHOOSE_NONE; generator++)
+        for (size_t b = 1; b < COUNT(every_bound); b += 2) {
+            icma_pack_options options = packing_options();
+            options.epochs = 3;
+            options.bound = every_bound[b];
+            options.generator = (icma_generator_choice)generator;
+            options.overwrite = true;
+            packing_pack(root, "one.icma", &options, NULL);
+            for (int threads = 2; threads <= 4; threads++) {
+                options.threads = threads < 4 ? threads : 2;
+                options.scalar = threads == 4;
+                packing_pack(root, "other.icma", &options, NULL);
+                assert_true(packing_same_files(root, "one.icma", "other.icma"));
+            }
+            icma_bundle *fast = packing_open(root, "one.icma", icma_ops_cpu()),
+                        *plain = packing_open(root, "one.icma", icma_ops_reference());
+            for (size_t c = 0; c < 12; c += 5) {
+                icma_decoded one, two;
+                packing_decode(fast, "large", c, &one);
+                packing_decode(plain, "large", c, &two);
+                assert_memory_equal(one.data, two.data, one.size);
+                icma_decoded_free(&one);
+                icma_decoded_free(&two);
+            }
+            icma_bundle_close(fast);
+            icma_bundle_close(plain);
+        }
+}
+
+/* Adapters that share nothing: a basis would only hold them once more. */
+static void unrelated_adapters_take_no_rows(void **state) {
+    char *root = *state;
+    icma_pack_options options = packing_options();
+    icma_pack_result result;
+    for (uint64_t t = 0; t < 5; t++) {
+        char name[8] = {(char)('a' + t), 0};
+        trajectory path = {
+            .seed = t + 1, .modules = 2, .rank = 8, .in = 256, .out = 192, .dtype = ICMA_BF16, .noise = 0};
+        packing_write(root, name, &path, 1, 1);
+    }
+    packing_pack(root, "b.icma", &options, &result);
+    assert_true(result.components == 0 && !result.has_generator && result.active_latents == 0);
+    check_bounded(root, "b.icma", options.bound);
+    /* About four bits a weight at dw 0.1, and little else. */
+    double bits = 8 * (double)result.bytes.residuals / (double)result.original_parameters;
+    print_message("           %.2f bits a weight\n", bits);
+    assert_true(bits < 4.2 && bits > 3.9);
+    icma_pack_result_free(&result);
+}
+
+/* Five series of twenty checkpoints that are nearly one: rows hold what they share, at a fraction of what
+ * they take each on its own. */
+static void series_of_checkpoints_take_rows(void **state) {
+    char *root = *state;
+    icma_pack_options options = packing_options();
+    icma_pack_result with, without;
+    for (uint64_t t = 0; t < 5; t++) {
+        char name[8] = {(char)('a' + t), 0};
+        trajectory path = {
+            .seed = t + 1, .modules = 4, .rank = 4, .in = 64, .out = 64, .dtype = ICMA_BF16, .noise = 0.002};
+        packing_write(root, name, &path, 1, 20);
+    }
+    options.threads = 2;
+    packing_pack(root, "with.icma", &options, &with);
+    check_bounded(root, "with.icma", options.bound);
+    options.generator = ICMA_CHOOSE_NONE;
+    packing_pack(root, "without.icma", &options, &without);
+    check_bounded(root, "without.icma", options.bound);
+    print_message("           %zu rows: %llu bytes; without %llu\n", with.components,
+                  (unsigned long long)with.bytes.total, (unsigned long long)without.bytes.total);
+    assert_true(with.has_generator && with.components >= 10); /* five tasks, two roles */
+    assert_true(!without.has_generator && with.bytes.total * 4 < without.bytes.total);
+    icma_pack_result_free(&with);
+    icma_pack_result_free(&without);
+}
+
+static void bounds_that_bound_nothing_are_refused(void **state) {
+    char *root = *state;
+    const icma_bound bad[] = {{ICMA_BOUND_NONE, 0.1F},
+                              {ICMA_BOUND_ABS + 1, 0.1F},
+                              {ICMA_BOUND_DW, 0},
+                              {ICMA_BOUND_REL, -1},
+                              {ICMA_BOUND_ABS, NAN}};
+    packing_write(root, "a", &small_trajectory, 1, 2);
+    for (size_t b = 0; b < COUNT(bad); b++) {
+        icma_pack_options options = packing_options();
+        icma_pack_result result;
+        icma_error error = {0};
+        options.bound = bad[b];
+        assert_int_equal(packing_try(root, "b.icma", &options, &result, &error), ICMA_E_USAGE);
+        packing_check_folder(root, NULL);
+    }
+    for (int tier = ICMA_TIER_GENERATE; tier <= ICMA_TIER_LATENT; tier++) {
+        icma_pack_options options = packing_options();
+        icma_pack_result result;
+        icma_error error = {0};
+        options.tier = (icma_tier)tier;
+        options.generator = ICMA_CHOOSE_NONE;
+        assert_int_equal(packing_try(root, "b.icma", &options, &result, &error), ICMA_E_USAGE);
+        packing_check_folder(root, NULL);
+    }
+}
+
+/* A bound that no integers reach: kept bit for bit, and still said to be bounded. */
+static void bounds_out_of_reach_keep_everything(void **state) {
+    char *root = *state;
+    write_three(root, 3);
+    for (int generator = ICMA_CHOOSE_BASIS; generator <= ICMA_CHOOSE_NONE; generator++) {
+        icma_pack_options options = packing_options();
+        options.bound = (icma_bound){ICMA_BOUND_REL, 1e-12F};
+        options.generator = (icma_generator_choice)generator;
+        options.overwrite = true;
+        packing_pack(root, "b.icma", &options, NULL);
+        assert_true(check_bounded(root, "b.icma", options.bound) == 0);
+    }
+}
+
 int main(void) {
 #define TEST(name) cmocka_unit_test_setup_teardown(name, make_root, drop_root)
     const struct CMUnitTest tests[] = {
@@ -814,6 +1060,13 @@ int main(void) {
         TEST(samples_follow_their_seed),
         TEST(the_structure_within_tasks_is_kept),
         TEST(the_result_tells_the_truth),
+        TEST(bounds_hold_in_every_checkpoint),
+        TEST(bounds_hold_in_the_last_that_is_kept),
+        TEST(bounded_archives_are_the_same_bytes),
+        TEST(unrelated_adapters_take_no_rows),
+        TEST(series_of_checkpoints_take_rows),
+        TEST(bounds_that_bound_nothing_are_refused),
+        TEST(bounds_out_of_reach_keep_everything),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -75,6 +75,8 @@ static icma_pack_options quick(void) {
     icma_pack_options options = packing_options();
     options.epochs = 2;
     options.latent_dim = 2;
+    options.generator = ICMA_CHOOSE_BASIS; /* trunk, rows, and residuals on top */
+    options.bound = (icma_bound){ICMA_BOUND_DW, 0.01F};
     return options;
 }
 
@@ -83,8 +85,12 @@ static int make_tree(void **state) {
     *state = support_new_folder();
     write_tree(*state);
     icma_ops_cpu();
-    packing_pack(*state, "good.icma", &options, NULL);
-    assert_true(packing_worst_error(*state, "good.icma") < 0.2);
+    icma_pack_result result;
+    packing_pack(*state, "good.icma", &options, &result);
+    assert_true(result.has_generator && result.bytes.latents && result.bytes.residuals &&
+                result.bytes.verbatim);
+    icma_pack_result_free(&result);
+    assert_true(packing_worst_error(*state, "good.icma") < 0.02);
     return 0;
 }
 
@@ -175,11 +181,15 @@ static icma_status read_all(const char *root, const char *name) {
     return status;
 }
 
+/* A residual's stream that fails in a thread is decoded once more for its error, and may then succeed: what
+ * comes out is compared with its checksum all the same. No other allocation may fail without being told, and
+ * none when there is no memory from then on. */
 static void memory_may_end_anywhere_in_reading(void **state) {
     const char *root = *state;
     icma_status status = ICMA_E_MEMORY;
+    icma_set_threads(1);
     for (int on = 0; on < 2; on++) {
-        size_t k = 0, total = SIZE_MAX;
+        size_t k = 0, total = SIZE_MAX, tolerated = 0;
         for (; k < total; k++) {
             failing f = {.at = k, .on = on};
             install(&f);
@@ -189,10 +199,12 @@ static void memory_may_end_anywhere_in_reading(void **state) {
                 fail_msg("allocation %zu failed: %zu blocks are left", k, f.live);
             if (f.seen <= k)
                 break; /* it never came to that */
-            if (status != ICMA_E_MEMORY)
+            tolerated += status == ICMA_OK;
+            if (status != ICMA_E_MEMORY && (on || status != ICMA_OK))
                 fail_msg("allocation %zu failed: %s", k, icma_status_name(status));
         }
         assert_true(status == ICMA_OK && k > 50);
+        assert_true(tolerated <= 2 * 6); /* two allocations a stream, a stream a checkpoint */
     }
 }
 

@@ -229,7 +229,7 @@ static void check_generator(const icma_generator *g, const icma_safetensors *sig
     for (size_t t = 0; t < g->tensor_count; t++) {
         assert_true(g->treatment[t] <= ICMA_TREAT_VERBATIM);
         if (icma_generator_is_modelled(g, t)) {
-            assert_true(g->kind == ICMA_GENERATOR_BASIS && isnormal(g->scale[t]) && g->scale[t] > 0);
+            assert_true(isnormal(g->scale[t]) && g->scale[t] > 0);
             assert_true(icma_dtype_is_modelled(signature->tensors[t].dtype) &&
                         signature->tensors[t].count > 0);
         }
@@ -353,19 +353,74 @@ static void generators_of_a_newer_icma_are_unsupported(void **state) {
     error = (icma_error){0};
     assert_int_equal(icma_generator_read(payload.data, payload.size, &image.tensors, &back, &error),
                      ICMA_E_UNSUPPORTED);
-    /* What cannot be modelled: integers (2), no elements (5); and nothing without a generator. */
-    for (size_t t = 2; t <= 5; t += 3) {
-        payload.data[2] = ICMA_TREAT_A;
-        payload.data[2 + t] = ICMA_TREAT_OTHER;
+    icma_generator_free(&g);
+    icma_buffer_free(&payload);
+    support_free_image(&image);
+}
+
+/* Integers (2) and tensors without elements (5) cannot be modelled, with rows or without. */
+static void what_cannot_be_modelled_is_refused(void **state) {
+    (void)state;
+    support_image image;
+    make_signature(&image);
+    for (int kind = 0; kind < 2; kind++)
+        for (size_t t = 0; t <= 5; t++) {
+            icma_generator g, back;
+            icma_buffer payload = {0};
+            icma_error error = {0};
+            make_generator(&image, kind ? &all_sizes[0] : NULL, &g);
+            bool good = t != 2 && t != 5;
+            g.treatment[t] = good ? g.treatment[t] : ICMA_TREAT_OTHER;
+            g.scale[t] = 1;
+            icma_generator_write(&g, &payload);
+            assert_int_equal(icma_generator_read(payload.data, payload.size, &image.tensors, &back, &error),
+                             good ? ICMA_OK : ICMA_E_CORRUPT);
+            assert_true(good || strstr(error.message, "cannot be"));
+            icma_generator_free(&back);
+            icma_generator_free(&g);
+            icma_buffer_free(&payload);
+        }
+    support_free_image(&image);
+}
+
+/* Without a basis there are scales and nothing else: they are what residuals are coded with. */
+static void generators_without_a_basis_have_scales(void **state) {
+    (void)state;
+    support_image image;
+    icma_generator g, back;
+    icma_buffer payload = {0};
+    icma_error error = {0};
+    make_signature(&image);
+    make_generator(&image, NULL, &g);
+    for (size_t t = 0; t < g.tensor_count; t++)
+        g.treatment[t] = ICMA_TREAT_VERBATIM;
+    g.treatment[0] = ICMA_TREAT_A;
+    g.treatment[1] = ICMA_TREAT_B;
+    g.scale[0] = 0.25F;
+    g.scale[1] = 3;
+    icma_generator_write(&g, &payload);
+    assert_int_equal(payload.size, 2 + g.tensor_count + 2 * 4);
+    assert_int_equal(icma_generator_read(payload.data, payload.size, &image.tensors, &back, &error), ICMA_OK);
+    assert_true(back.kind == ICMA_GENERATOR_NONE && back.scale[0] == 0.25F && back.scale[1] == 3 &&
+                back.total == 0);
+    icma_generator_free(&back);
+    for (size_t cut = 0; cut < payload.size; cut++) { /* too short */
+        error = (icma_error){0};
+        assert_int_equal(icma_generator_read(payload.data, cut, &image.tensors, &back, &error),
+                         ICMA_E_CORRUPT);
+    }
+    static const float bad[] = {0, -1, 0x1p-130F, INFINITY, NAN};
+    for (size_t i = 0; i < COUNT(bad); i++) {
+        uint8_t kept[4];
+        memcpy(kept, payload.data + payload.size - 4, 4);
+        icma_store_floats(ICMA_F32, &bad[i], 1, payload.data + payload.size - 4);
         error = (icma_error){0};
         assert_int_equal(icma_generator_read(payload.data, payload.size, &image.tensors, &back, &error),
                          ICMA_E_CORRUPT);
-        payload.data[2 + t] = ICMA_TREAT_VERBATIM;
+        memcpy(payload.data + payload.size - 4, kept, 4);
     }
-    payload.data[0] = 0;
-    error = (icma_error){0};
-    assert_int_equal(icma_generator_read(payload.data, 2 + g.tensor_count, &image.tensors, &back, &error),
-                     ICMA_E_CORRUPT);
+    subject s = {"generator without a basis", read_generator, &image, 1024, 8};
+    attack(&s, &payload);
     icma_generator_free(&g);
     icma_buffer_free(&payload);
     support_free_image(&image);
@@ -465,6 +520,8 @@ static void try_condition(const icma_generator *g, icma_condition_origin origin,
                           size_t count) {
     float values[16];
     set_floats(values, count, false);
+    for (size_t i = 0; i < count; i++) /* conditions are bfloat16 */
+        values[i] = icma_bf16_to_f32(icma_f32_to_bf16(values[i]));
     icma_checkpoints c = {.origin = origin,
                           .condition_name = (char *)name,
                           .condition = values,
@@ -473,6 +530,7 @@ static void try_condition(const icma_generator *g, icma_condition_origin origin,
     icma_buffer payload = {0};
     icma_error error = {0};
     icma_condition_write(&c, &payload);
+    assert_int_equal(payload.size, 2 + strlen(name) + 2 * count);
     assert_int_equal(icma_condition_read(payload.data, payload.size, g, &back, &error), ICMA_OK);
     assert_true(back.origin == origin && back.condition_size == count);
     assert_string_equal(back.condition_name, name);
@@ -498,9 +556,11 @@ static void conditions_come_back(void **state) {
                   5); /* kept, though nothing uses it */
     icma_checkpoints back = {0};
     icma_error error = {0};
-    uint8_t bytes[2 + 7 * 4] = {ICMA_CONDITION_GIVEN, 0};
-    bytes[2 + 4 * 3 + 2] = 0x80; /* the third is an infinity */
-    bytes[2 + 4 * 3 + 3] = 0x7F;
+    uint8_t bytes[2 + 7 * 2] = {ICMA_CONDITION_GIVEN, 0};
+    assert_int_equal(icma_condition_read(bytes, sizeof bytes, &g, &back, &error), ICMA_OK);
+    icma_checkpoints_free(&back);
+    bytes[2 + 2 * 3] = 0x80; /* the fourth is an infinity */
+    bytes[2 + 2 * 3 + 1] = 0x7F;
     assert_int_equal(icma_condition_read(bytes, sizeof bytes, &g, &back, &error), ICMA_E_CORRUPT);
     icma_checkpoints_free(&back);
     bytes[0] = 3;
@@ -542,9 +602,12 @@ static void make_table(const icma_generator *g, size_t count, bool last_without_
         p->has_step = !(last_without_step && i + 1 == count);
         p->step = p->has_step ? step : 0;
         step += 1 + (pick(5) ? pick(100) : (uint64_t)1 << 60);
-        p->tier = g->kind == ICMA_GENERATOR_NONE ? ICMA_TIER_VERBATIM
-                  : pick(3)                      ? ICMA_TIER_LATENT
-                                                 : ICMA_TIER_GENERATE;
+        static const icma_tier without[] = {ICMA_TIER_VERBATIM, ICMA_TIER_BOUNDED, ICMA_TIER_LOSSLESS},
+                               with[] = {ICMA_TIER_LATENT, ICMA_TIER_LATENT, ICMA_TIER_GENERATE,
+                                         ICMA_TIER_BOUNDED, ICMA_TIER_LOSSLESS};
+        p->tier = g->kind == ICMA_GENERATOR_NONE ? without[pick(COUNT(without))] : with[pick(COUNT(with))];
+        if (p->tier == ICMA_TIER_BOUNDED)
+            p->bound = (icma_bound){(icma_bound_kind)(1 + pick(3)), (float)exp(support_normal(&seed))};
         p->hash = (uint64_t)pick(1 << 30) << 33 | pick(1 << 30);
         p->relative_error = icma_round_error_up(support_uniform(&seed));
         p->dw_error_mean = icma_round_error_up(pick(9) ? support_uniform(&seed) : INFINITY);
@@ -558,7 +621,7 @@ static void make_table(const icma_generator *g, size_t count, bool last_without_
             p->exception_count = few ? COUNT(some) : COUNT(all);
             p->exceptions = copy_of(few ? some : all, p->exception_count * sizeof *some);
         }
-        if (p->tier == ICMA_TIER_LATENT) {
+        if (p->tier != ICMA_TIER_GENERATE && g->kind == ICMA_GENERATOR_BASIS) {
             make_integers(&p->latent, g->latent);
             make_integers(&p->correction, g->total);
         }
@@ -571,6 +634,7 @@ static void check_same_table(const icma_generator *g, const icma_checkpoints *a,
         const icma_checkpoint *p = &a->list[i], *q = &b->list[i];
         assert_true(p->has_step == q->has_step && p->step == q->step && p->tier == q->tier &&
                     p->hash == q->hash && p->header == q->header);
+        assert_true(p->bound.kind == q->bound.kind && p->bound.value == q->bound.value);
         assert_true(p->relative_error == q->relative_error && p->dw_error_mean == q->dw_error_mean &&
                     p->dw_error_max == q->dw_error_max);
         assert_true(p->file_count == q->file_count && p->exception_count == q->exception_count);
@@ -606,8 +670,12 @@ static icma_status read_table(const void *context, const uint8_t *data, size_t s
         const icma_checkpoint *p = &c.list[i];
         assert_true(p->has_step || i + 1 == c.count);
         assert_true(i == 0 || !p->has_step || p->step > c.list[i - 1].step);
-        assert_true(p->tier <= ICMA_TIER_LATENT || p->tier == ICMA_TIER_VERBATIM);
-        assert_true((p->tier == ICMA_TIER_LATENT) == (p->correction != NULL));
+        assert_true(p->tier <= ICMA_TIER_LOSSLESS || p->tier == ICMA_TIER_VERBATIM);
+        assert_true((p->tier >= ICMA_TIER_LATENT && p->tier <= ICMA_TIER_LOSSLESS &&
+                     t->g->kind == ICMA_GENERATOR_BASIS) == (p->correction != NULL));
+        assert_true((p->tier == ICMA_TIER_BOUNDED) == (p->bound.kind != ICMA_BOUND_NONE));
+        assert_true(p->bound.kind <= ICMA_BOUND_ABS && isfinite(p->bound.value) &&
+                    (p->bound.value > 0) == (p->tier == ICMA_TIER_BOUNDED));
         for (size_t e = 0; e < p->exception_count; e++)
             assert_true(p->exceptions[e] < t->g->tensor_count &&
                         icma_generator_is_modelled(t->g, p->exceptions[e]) &&
@@ -656,6 +724,47 @@ static void tables_come_back(void **state) {
             icma_buffer_free(&payload);
             icma_generator_free(&g);
         }
+    support_free_image(&image);
+}
+
+/* Bounds of a kind that is not known are somebody else's; those that bound nothing are damage. */
+static void bounds_are_checked(void **state) {
+    (void)state;
+    static const struct {
+        uint8_t kind;
+        float value;
+        icma_status expected;
+    } cases[] = {
+        {ICMA_BOUND_DW, 0.1F, ICMA_OK},
+        {ICMA_BOUND_REL, 1e-30F, ICMA_OK},
+        {ICMA_BOUND_ABS, 1e30F, ICMA_OK},
+        {ICMA_BOUND_ABS, 0x1p-149F, ICMA_OK},
+        {ICMA_BOUND_NONE, 1, ICMA_E_UNSUPPORTED},
+        {4, 1, ICMA_E_UNSUPPORTED},
+        {255, 1, ICMA_E_UNSUPPORTED},
+        {ICMA_BOUND_DW, 0, ICMA_E_CORRUPT},
+        {ICMA_BOUND_REL, -1, ICMA_E_CORRUPT},
+        {ICMA_BOUND_ABS, INFINITY, ICMA_E_CORRUPT},
+        {ICMA_BOUND_DW, NAN, ICMA_E_CORRUPT},
+    };
+    support_image image;
+    icma_generator g;
+    make_signature(&image);
+    make_generator(&image, NULL, &g);
+    for (size_t i = 0; i < COUNT(cases); i++) {
+        icma_checkpoint one = {
+            .has_step = true, .tier = ICMA_TIER_BOUNDED, .bound = {cases[i].kind, cases[i].value}};
+        icma_checkpoints c = {.list = &one, .count = 1}, back;
+        icma_buffer payload = {0};
+        icma_error error = {0};
+        icma_checkpoints_write(&c, &g, &payload);
+        icma_status status = icma_checkpoints_read(payload.data, payload.size, 1, &g, &back, &error);
+        if (status != cases[i].expected)
+            fail_msg("bound %u of %g: %s", cases[i].kind, (double)cases[i].value, icma_status_name(status));
+        icma_checkpoints_free(&back);
+        icma_buffer_free(&payload);
+    }
+    icma_generator_free(&g);
     support_free_image(&image);
 }
 
@@ -914,7 +1023,8 @@ static void heads_decode(void **state) {
             assert_true(h.loads <= h.count); /* once each */
             q[0] = INFINITY;
             if (g.components[ICMA_ROLE_A] > 1)
-                assert_int_equal(icma_decoder_tensors(decoder, q, NULL, NULL, 0, data, &error), ICMA_E_CORRUPT);
+                assert_int_equal(icma_decoder_tensors(decoder, q, NULL, NULL, 0, data, &error),
+                                 ICMA_E_CORRUPT);
             icma_decoder_free(decoder);
             free_heads(&h, values, g.tensor_count);
             icma_generator_free(&g);
@@ -1062,10 +1172,13 @@ int main(void) {
         cmocka_unit_test_setup(generators_come_back, start),
         cmocka_unit_test_setup(odd_numbers_are_flushed, start),
         cmocka_unit_test_setup(generators_of_a_newer_icma_are_unsupported, start),
+        cmocka_unit_test_setup(what_cannot_be_modelled_is_refused, start),
+        cmocka_unit_test_setup(generators_without_a_basis_have_scales, start),
         cmocka_unit_test_setup(trunks_evaluate_exactly, start),
         cmocka_unit_test_setup(conditions_have_coordinates, start),
         cmocka_unit_test_setup(conditions_come_back, start),
         cmocka_unit_test_setup(tables_come_back, start),
+        cmocka_unit_test_setup(bounds_are_checked, start),
         cmocka_unit_test_setup(short_tables_do_not_make_long_ones, start),
         cmocka_unit_test_setup(errors_are_rounded_up, start),
         cmocka_unit_test_setup(texts_come_back, start),

@@ -142,7 +142,7 @@ def check_mutant(name, base, verdict, change, vectors, shop):
     if verdict == 'good' and said == second_said == 'good':
         sums_wanted = [out['checkpoints'] for out in vectors[base]['tasks'].values()]
         for who, sums in (('the program', program), ('the second reader', second)):
-            if sorted(map(str, sums.values())) != sorted(map(str, sums_wanted)):
+            if sorted(sorted(one.items()) for one in sums.values()) != sorted(sorted(one.items()) for one in sums_wanted):
                 fail(f'{name}: {who} decodes something else')
         if icma('verify', '--deep', bundle).returncode:
             fail(f'{name}: icma verify --deep does not find it intact')

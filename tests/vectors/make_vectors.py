@@ -102,6 +102,7 @@ def condition(folder, values, dtype='F32'):
 
 QUICK = ('--epochs', '40', '-T', '1')
 LATENT = (*QUICK, '--tier', 'latent')
+LOSSLESS = (*QUICK, '--tier', 'lossless')
 
 
 def basis_given(root):
@@ -320,9 +321,100 @@ def bounded_streams(root):
     return (*QUICK, '--max-error', 'abs=0.25', '--generator', 'none')
 
 
+def odd(data, dtype, n):
+    """NaN of some payload, an infinity, -0 and a denormal in place of the first elements."""
+    words = {'F32': (0x7f812345 + n, 0xff800000, 0x80000000, 0x1), 'F16': (0x7d23 + n, 0xfc00, 0x8000, 0x1), 'BF16': (0xff85 + n, 0x7f80, 0x8000, 0x1)}[dtype]
+    special = struct.pack('<4I' if dtype == 'F32' else '<4H', *words)
+    return special + data[len(special):]
+
+
+def lossless_chain(root):
+    """tier lossless, chains of at most 4 of 7 checkpoints: F32, F16 and BF16 beside integers and booleans, 0-d and zero-size tensors, NaN of several
+    payloads, infinities, -0 and denormals, zero B; the last checkpoint without step, metadata that differ"""
+    for task, count in (('long', 7), ('short', 2)):
+        for n in range(count):
+            tensors = lora(task, n / 6, ('q', 'k', 'v'), 3, 20, ('F32', 'F16', 'BF16'))
+            names = list(tensors)
+            for name in names[:3] if n % 3 == 0 else names[2:3]:
+                dtype, shape, data = tensors[name]
+                tensors[name] = (dtype, shape, odd(data, dtype, n // 2))
+            dtype, shape, data = tensors[names[4]]
+            tensors[names[4]] = (dtype, shape, bytes(len(data)) if n < 2 else data)
+            tensors['scale'] = ('F32', (), f32([1.5 + n]))
+            tensors['half'] = ('F16', (), f16([0.25]))
+            tensors['step'] = ('I64', (), struct.pack('<q', 10 * n - 5))
+            tensors['none'] = ('F32', (0, 3), b'')
+            tensors['nothing'] = ('BF16', (2, 0), b'')
+            tensors['mask'] = ('BOOL', (5,), bytes(int(v > 0) for v in numbers(f'mask {task} {n}', 5)))
+            folder = root / task if n == 6 else root / task / f'checkpoint-{n + 1}'
+            adapter(folder, safetensors(tensors, {'format': 'pt', 'n': str(n // 3)}), 3)
+    return (*LOSSLESS, '--restart', '4')
+
+
+def lossless_basis(root):
+    """tier lossless, --generator basis: what the basis decodes is one more tap; floats that are not modelled, an exception, integers; chains of at most 3;
+    given conditions"""
+    for task in ('red', 'green', 'blue'):
+        for n in range(5):
+            tensors = lora(task, n / 4, rank=4, width=24, dtypes=('F32', 'BF16', 'F16', 'F32'))
+            name = next(iter(tensors))
+            if task == 'green' and n in (1, 4):
+                dtype, shape, data = tensors[name]
+                tensors[name] = (dtype, shape, odd(data, dtype, n))
+            tensors['tiny'] = ('F32', (2,), f32([n, 1e-40]))
+            tensors['empty'] = ('F16', (0,), b'')
+            tensors['ids'] = ('I32', (3,), struct.pack('<3i', n, -1, 7))
+            adapter(root / task / f'checkpoint-{n + 1}', safetensors(tensors, {'format': 'pt'}), 4)
+        condition(root / task, numbers(f'{task} condition', 4))
+    return (*LOSSLESS, '--generator', 'basis', '--restart', '3')
+
+
+def lossless_one(root):
+    """tier lossless, one checkpoint, which nothing predicts"""
+    tensors = lora('only', 0.5, dtypes=('F32', 'F16', 'BF16', 'F16'))
+    tensors['count'] = ('U8', (3,), bytes([1, 2, 3]))
+    adapter(root / 'only', safetensors(tensors, {'format': 'pt'}))
+    return LOSSLESS
+
+
+def lossless_large(root):
+    """tier lossless: tensors of more than one block and of more than one frame, magnitudes from denormal to large, spreads far below and far above what they
+    are predicted from"""
+    draw = random.Random('large')
+    start = [draw.gauss(0, 1) * 2.0 ** draw.randrange(-3, 3) if i % 17 == 0 else 0.0 for i in range(70000)]
+    pattern = bf16([draw.gauss(0, 1) for _ in range(250)])
+    for n in range(3):
+        moved = [v if draw.random() < 0.97 else v + draw.gauss(0, 0.01) for v in start]
+        tensors = {'x.lora_A.weight': ('F16', (10, 7000), f16(moved)), 'x.lora_B.weight': ('BF16', (27000, 10), pattern * 1080),
+                   'wide': ('F32', (600,), f32([draw.gauss(0, 1) * 2.0 ** draw.randrange(-140, 60) for _ in range(600)])),
+                   'fine': ('F32', (600,), f32([1 + draw.gauss(0, 1e-6) for _ in range(600)])),
+                   'same': ('BF16', (500,), bf16(start[:8500:17]))}
+        put(root / 'large' / f'checkpoint-{n + 1}' / 'adapter_model.safetensors', safetensors(tensors, {'format': 'pt'}))
+    return LOSSLESS
+
+
+def texts_shared(root):
+    """tier bounded: one TEXTS section that two tasks share, with the adapter_config.json of both, and one of each task, with a README.md and headers of its own"""
+    for task in ('uno', 'due'):
+        for n in range(3):
+            folder = root / task / f'checkpoint-{n + 1}'
+            adapter(folder, safetensors(lora(task, n / 2, rank=3, width=16), {'format': 'pt', 'n': f'{task} {n}'}), 3)
+            put(folder / 'README.md', f'# {task}\n\nNumber {n // 2}.\n')
+    return (*QUICK, '--generator', 'none')
+
+
+def texts_own(root):
+    """tier bounded: two tasks whose adapter_config.json differ, so that each has the file's content among its own texts"""
+    for rank, task in enumerate(('uno', 'due')):
+        for n in range(2):
+            adapter(root / task / f'checkpoint-{n + 1}', safetensors(lora(task, n / 2, rank=3, width=16), {'format': 'pt'}), 3, lora_dropout=rank / 10)
+    return (*QUICK, '--generator', 'none')
+
+
 MAKERS = {f.__name__.replace('_', '-'): f for f in (basis_given, basis_learned, basis_mixed, basis_wide, paper, generate,
                                                      stepless, none, one, two_groups, bounded_dw, bounded_rel, bounded_abs,
-                                                     bounded_none, bounded_verbatim, bounded_streams)}
+                                                     bounded_none, bounded_verbatim, bounded_streams, lossless_chain, lossless_basis, lossless_one,
+                                                     lossless_large, texts_shared, texts_own)}
 
 
 def sha256(data):

@@ -19,8 +19,11 @@ HERE = pathlib.Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1] / 'python'))
 
 import icma_reader as reader  # noqa: E402
+import lossless  # noqa: E402
+import numpy  # noqa: E402
 import rans  # noqa: E402
-from icma_reader import BOUNDED, CONDITION, GENERATE, GENERATOR, HEAD, KEPT, LATENT, LOSSLESS, NONE, RECORD, RESIDUAL, SIGNATURE, TASK, TEXTS, VERBATIM  # noqa: E402
+import trellis  # noqa: E402
+from icma_reader import BOUNDED, CONDITION, GENERATE, GENERATOR, HEAD, KEPT, LATENT, LINK, LOSSLESS, NONE, RECORD, RESIDUAL, SIGNATURE, TASK, TEXTS, VERBATIM  # noqa: E402
 from xxh3 import portable as xxh3_64  # noqa: E402
 
 MUTANTS = []
@@ -162,6 +165,11 @@ def simple(name, verdict, what, change, base='basis-given'):
     MUTANTS.append((name, base, verdict, what, change))
 
 
+def like(context, draw):
+    """A context in which the same symbols are the same integers (4.13)."""
+    return draw.randrange(*((0, trellis.CONTEXT) if context < trellis.CONTEXT else (trellis.CONTEXT, rans.CONTEXTS)))
+
+
 def set_(draft, **fields):
     for name, value in fields.items():
         if not hasattr(draft, name):
@@ -183,7 +191,7 @@ def flip(offset):
     return lambda data: at(offset, bytes([data[offset] ^ 1]))(data)
 
 
-# Streams, heads and residuals (4.4, 4.10, 4.11)
+# Streams, heads and residuals (4.4, 4.10, 4.11): all numbers here are symbols
 
 def split(symbol, c):
     """Escape or value, the steps of an escape as (bits, number), the low bits."""
@@ -439,7 +447,7 @@ def entry_twice(draft):
 @mutant('corrupt')
 def overlap(draft):
     """two sections at one place"""
-    draft.find(TEXTS, task=0).offset = lambda at: 64
+    draft.find(TEXTS).offset = lambda at: 64
 
 
 @mutant('corrupt')
@@ -451,7 +459,7 @@ def overlap_footer(draft):
 @mutant('corrupt')
 def hole(draft):
     """64 zero bytes between two sections"""
-    piece = draft.find(TEXTS, task=0)
+    piece = draft.find(TEXTS)
     piece.padding = bytes(up(len(piece.data)) - len(piece.data) + 64)
 
 
@@ -550,7 +558,7 @@ def known_kind_optional(draft):
 
 
 for kind, task, name, field in (
-        (SIGNATURE, NONE, 'signature-first', 'first'), (TEXTS, 2, 'texts-first', 'first'), (CONDITION, 2, 'condition-first', 'first'),
+        (SIGNATURE, NONE, 'signature-first', 'first'), (TEXTS, NONE, 'texts-first', 'first'), (CONDITION, 2, 'condition-first', 'first'),
         (CONDITION, 0, 'condition-count', 'count'), (RECORD, NONE, 'record-count', 'count'), (RECORD, NONE, 'record-task', 'task'),
         (HEAD, NONE, 'head-task', 'task')):
     simple(name, 'corrupt', f'a section of kind {kind} whose {field} is 1',
@@ -818,14 +826,15 @@ for name, verdict, what, change in (
         ('head-step-denormal', 'corrupt', 'a denormal head step', trunk('head step', floats(1, 1) + TINY)),
         ('head-step-infinite', 'corrupt', 'an infinite head step', trunk('head step', INF)),
         ('head-step-other', 'corrupt', 'another head step: the decoded file does not have its hash', trunk('head step', floats(1))),
-        ('head-lowest', 'corrupt', 'a head integer of -32768', number(0, -32768)),
-        ('head-highest-last', 'corrupt', 'the last head integer is 32768', number(-1, 32768)),
-        ('head-far', 'corrupt', 'a head integer of -2^31', number(0, -2**31)),
-        ('head-beyond', 'corrupt', 'a head integer of 2^31, in a context with low bits', number(0, 2**31, 120)),
+        ('head-lowest', 'corrupt', 'a head symbol of -16385', number(0, -16385)),
+        ('head-highest-last', 'corrupt', 'the last head symbol is 16384', number(-1, 16384)),
+        ('head-highest-rounded', 'corrupt', 'a head symbol of 16384 in a context without trellis', number(0, 16384, 56)),
+        ('head-far', 'corrupt', 'a head symbol of -2^31', number(0, -2**31)),
+        ('head-beyond', 'corrupt', 'a head symbol of 2^31, in a context with low bits', number(0, 2**31, 120)),
         ('head-escape', 'corrupt', 'an escape of n = 31', number(0, 40000, 0, escape=31)),
         ('head-final-state', 'corrupt', "a lane's last state is 2^16 + 1", lambda draft: draft.store(
             draft.find(HEAD), write_head(*read_head(draft), final=rans.LOW + 1))),
-        ('head-number-other', 'corrupt', 'another integer: the decoded file does not have its hash', number(0, 32767)),
+        ('head-number-other', 'corrupt', 'another symbol: the decoded file does not have its hash', number(0, 16383)),
         ('head-context', 'corrupt', 'a context of 225', lambda draft: draft.edit(HEAD, at(0, b'\xe1'))),
         ('head-context-last', 'corrupt', "the last row's context is 255",
          lambda draft: draft.edit(HEAD, at(len(head_shape(draft)) - 1, b'\xff'))),
@@ -852,7 +861,7 @@ def head_contexts(draft):
     """the same head in other contexts"""
     runs, numbers = read_head(draft)
     draw = random.Random('contexts')
-    draft.store(draft.find(HEAD), write_head([(count, draw.randrange(rans.CONTEXTS)) for count, _ in runs], numbers))
+    draft.store(draft.find(HEAD), write_head([(count, like(context, draw)) for count, context in runs], numbers))
 
 
 @mutant('corrupt', 'none')
@@ -879,6 +888,7 @@ def write_table(rows, generator):
         step = row.step or 0
     out += bytes(row.tier for row in rows)
     out += b''.join(struct.pack('<Bf', *row.bound) for row in rows if row.tier == BOUNDED)
+    out += bytes(row.taps for row in rows if row.tier == LOSSLESS)
     for row in rows:
         out += varint(row.header) + varint(len(row.side)) + b''.join(varint(a) + varint(b) for a, b in row.side)
         out += varint(len(row.exceptions))
@@ -927,7 +937,8 @@ def raw_table(change, task=1):
 for name, verdict, what, change in (
         ('tier-unknown', 'unsupported', 'tier 4', raw_table(at(5, b'\4'))),
         ('tier-bounded-alone', 'unsupported', 'tier bounded without a bound: other bytes fall into its kind', raw_table(at(5, b'\2'))),
-        ('tier-lossless', 'good', 'tier lossless, though it is latent', raw_table(at(5, b'\3'))),
+        ('tier-lossless', 'corrupt', 'tier lossless without a link', table(on(0, tier=LOSSLESS))),
+        ('tier-lossless-alone', 'corrupt', 'tier lossless without a number of taps: another byte falls into it', raw_table(at(5, b'\3'))),
         ('tier-verbatim', 'corrupt', 'tier verbatim in a group with a basis', raw_table(at(5, b'\x0f'))),
         ('step-twice', 'corrupt', 'two checkpoints of one step', raw_table(at(1, b'\1'))),
         ('step-none', 'corrupt', 'a checkpoint without step that is not the last', raw_table(at(1, b'\0'))),
@@ -975,12 +986,16 @@ def texts_of(draft, piece):
     return [cursor.take(cursor.varint()) for _ in range(cursor.varint())]
 
 
-def text(number, change, task=2):
+def write_texts(texts):
+    return varint(len(texts)) + b''.join(varint(len(t)) + t for t in texts)
+
+
+def text(number, change, task=NONE):
     def change_draft(draft):
         piece = draft.find(TEXTS, task=task)
         texts = texts_of(draft, piece)
         texts[number] = change(texts[number])
-        draft.store(piece, varint(len(texts)) + b''.join(varint(len(t)) + t for t in texts))
+        draft.store(piece, write_texts(texts))
     return change_draft
 
 
@@ -1013,7 +1028,7 @@ def header_of_others(draft):
     texts = texts_of(draft, piece)
     assert any(b'[4, 9]' in t for t in texts)
     texts = [t.replace(b'[4, 9]', b'[9, 4]') for t in texts]
-    draft.store(piece, varint(len(texts)) + b''.join(varint(len(t)) + t for t in texts))
+    draft.store(piece, write_texts(texts))
 
 
 for name, verdict, what, change in (
@@ -1122,16 +1137,16 @@ def shuffled(seed, spread):
                 draft.edit(GENERATOR, at(start, floats(*values)))
 
         def integer():
-            return draw.choice((draw.randint(-32767, 32767), draw.randint(-9, 9), 0, 32767, -32767))
+            return draw.choice((draw.randint(-16384, 16383), draw.randint(-9, 9), 0, 16383, -16384))
         if generator.kind:
             runs = [(count, draw.randrange(rans.CONTEXTS)) for count in head_shape(draft)]
             draft.store(draft.find(HEAD), write_head(runs, [integer() for count, _ in runs for _ in range(count)]))
         for piece in [p for p in draft.pieces if p.kind == RESIDUAL]:
             tensors, made = draft.tensors(), []
-            for _ in read_blocks(draft, piece.task):
-                chosen = [t for t in generator.modelled if draw.random() < 0.8]
-                made.append(write_block([Coded(t, draw.choice((draw.randint(-640, 640), draw.randint(-90, 9), 640, -640)), draw.randrange(rans.CONTEXTS),
-                                                 [integer() for _ in range(tensors[t].elements)]) for t in chosen]))
+            for row in [row for row in table_of(draft, piece.task) if row.tier == BOUNDED]:
+                chosen = [t for t in generator.modelled if t not in row.exceptions and draw.random() < 0.8]
+                made.append(write_block(Block(int(draw.random() < 0.7), [Coded(t, draw.choice((draw.randint(-640, 640), draw.randint(-90, 9), 640, -640)), draw.randrange(rans.CONTEXTS),
+                                                                    [integer() for _ in range(tensors[t].elements)]) for t in chosen])))
             draft.store(piece, write_blocks(made))
         for piece in [p for p in draft.pieces if p.kind == TASK]:
             rows = table_of(draft, piece.task)
@@ -1160,10 +1175,10 @@ def longer(factor, lanes, least=0):
         draw = random.Random(f'longer {factor}')
         runs = [(count, draw.randrange(least, rans.CONTEXTS)) for count in head_shape(draft)]
         assert rans.lanes(runs) == lanes
-        integers = [max(-32767, min(32767, round(draw.gauss(0, 2 * rans.context(number).rate / 65536)) << rans.context(number).low))
-                    for count, number in runs for _ in range(count)]
-        integers[::97] = [32767] * len(integers[::97])
-        draft.store(draft.find(HEAD), write_head(runs, integers))
+        symbols = [max(-16384, min(16383, round(draw.gauss(0, 2 * rans.context(number).rate / 65536)) << rans.context(number).low))
+                   for count, number in runs for _ in range(count)]
+        symbols[::97] = [16383] * len(symbols[::97])
+        draft.store(draft.find(HEAD), write_head(runs, symbols))
         rehash(draft)
     return change
 
@@ -1174,6 +1189,7 @@ for seed, base in enumerate(('bounded-dw', 'bounded-rel', 'bounded-abs', 'bounde
 
 simple('lanes-8', 'equal', "tensors so much longer that the head's stream has 8 lanes", longer(64, 8))
 simple('lanes-32', 'equal', "tensors so much longer that the head's stream has 32 lanes", longer(320, 32, rans.WIDE))
+simple('trellis-long', 'equal', 'rows so much longer that the trellis starts anew within them', longer(2800, 32, trellis.CONTEXT), 'one')
 
 
 # Residuals (4.11) and bounds
@@ -1184,13 +1200,21 @@ class Coded:
     tensor: int
     code: int
     context: int
-    integers: list
+    symbols: list
 
 
-def read_blocks(draft, task):
-    """The blocks of a residual section over a whole task."""
-    cursor = reader.Cursor(draft.raw(draft.find(RESIDUAL, task=task)), '')
-    sizes = [cursor.varint() for row in table_of(draft, task) if reader.may_have_residual(row)]
+class Block(list):
+    """The parts of a block, its trellis flag, and of which tensors it is where it lists none."""
+
+    def __init__(self, trellis, parts, unlisted=None):
+        super().__init__(parts)
+        self.trellis, self.unlisted = trellis, unlisted
+
+
+def read_blocks(draft, task, kind=RESIDUAL):
+    """The blocks of a residual or link section over a whole task."""
+    cursor = reader.Cursor(draft.raw(draft.find(kind, task=task)), '')
+    sizes = [cursor.varint() for row in table_of(draft, task) if reader.has_block(row, kind)]
     return [cursor.take(size) for size in sizes]
 
 
@@ -1200,30 +1224,36 @@ def write_blocks(blocks):
 
 def read_block(draft, block):
     """A block of one stream."""
-    cursor, tensors, codes = reader.Cursor(block, ''), [], []
-    for _ in range(cursor.varint()):
+    cursor, codes = reader.Cursor(block, ''), []
+    count, flag = divmod(cursor.varint(), 2)
+    unlisted, tensors = None if count else list(draft.generator().modelled), []
+    for _ in range(count):
         tensors.append((tensors[-1] + 1 if tensors else 0) + cursor.varint())
+    tensors = tensors or unlisted
     for _ in tensors:
         codes.append((codes[-1] if codes else 0) + cursor.signed())
     contexts = cursor.take(len(tensors))
     counts = [draft.tensors()[t].elements for t in tensors]
-    numbers, out = rans.decode(cursor.take(len(block) - cursor.at), list(zip(counts, contexts))), []
+    symbols, out = rans.decode(cursor.take(len(block) - cursor.at), list(zip(counts, contexts))), Block(flag, [], unlisted)
     for tensor, code, context, count in zip(tensors, codes, contexts, counts):
-        out.append(Coded(tensor, code, context, numbers[:count]))
-        numbers = numbers[count:]
+        out.append(Coded(tensor, code, context, symbols[:count]))
+        symbols = symbols[count:]
     return out
 
 
 def write_block(parts, sizes=None, **odd):
-    """`sizes` replaces those of the streams."""
+    """`sizes` replaces those of the streams. A plain list has no trellis."""
     if not parts:
         return b''
+    flag, unlisted = getattr(parts, 'trellis', 0), getattr(parts, 'unlisted', None)
     tensors, codes = [-1, *(part.tensor for part in parts)], [0, *(part.code for part in parts)]
-    out = varint(len(parts)) + b''.join(varint(b - a - 1) for a, b in zip(tensors, tensors[1:]))
+    out = varint(flag)
+    if tensors[1:] != unlisted:
+        out = varint(2 * len(parts) + flag) + b''.join(varint(b - a - 1) for a, b in zip(tensors, tensors[1:]))
     out += b''.join(signed(b - a) for a, b in zip(codes, codes[1:])) + bytes(part.context for part in parts)
     streams, runs, numbers = [], [], []
     for part in parts:
-        rest = part.integers
+        rest = part.symbols
         while rest:
             room = reader.STREAM - len(numbers)
             runs.append((min(room, len(rest)), part.context))
@@ -1264,23 +1294,23 @@ def parts(change, number=0, task=1, **odd):
 
 
 def part(index, **values):
-    """Fields of one tensor's part, or number i of its integers as integers_i."""
+    """Fields of one tensor's part, or number i of its symbols as symbols_i."""
     def change(own):
         for name, value in values.items():
             if '_' in name:
-                own[index].integers[int(name.split('_')[1])] = value
+                own[index].symbols[int(name.split('_')[1])] = value
             else:
                 setattr(own[index], name, value)
     return parts(change)
 
 
-def contexts_of(data):
-    """Where the contexts of a block of few tensors lie, and how many there are."""
+def contexts_of(data, modelled=5):
+    """Where the contexts of a block of few tensors lie, and how many there are; bounded-dw models five."""
     cursor = reader.Cursor(data, '')
-    count = cursor.varint()
-    for _ in range(2 * count):
+    listed = cursor.varint() // 2
+    for _ in range(2 * listed or modelled):
         cursor.varint()
-    return cursor.at, count
+    return cursor.at, listed or modelled
 
 
 def stream_of(change):
@@ -1304,12 +1334,14 @@ for name, verdict, what, change in (
         ('residual-sizes-other', 'corrupt', 'the first block a byte longer, the second a byte shorter', lambda draft: draft.edit(
             RESIDUAL, lambda raw, own=read_blocks(draft, 0): b''.join(varint(len(b) + more) for b, more in zip(own, (1, -1, 0, 0, 0))) + b''.join(own))),
         ('residual-empty-block', 'corrupt', 'a block that is empty: the decoded file does not have its hash', block(lambda data: b'')),
-        ('residual-no-tensors', 'corrupt', 'a block of no tensors', block(lambda data: b'\0')),
-        ('residual-no-tensors-long', 'corrupt', 'a block of no tensors and a stream', block(lambda data: b'\0' + data[sum(contexts_of(data)):])),
-        ('residual-tensors-many', 'corrupt', 'a block of six tensors, where there are five', block(lambda data: b'\6' + data[1:])),
-        ('residual-tensors-huge', 'corrupt', 'a block of 2^64 - 1 tensors', block(lambda data: b'\xff' * 9 + b'\1' + data[1:])),
+        ('residual-flag-alone', 'corrupt', 'a block of one byte', block(lambda data: b'\0')),
+        ('residual-no-codes', 'corrupt', 'a block of all tensors without step codes and contexts', block(lambda data: b'\1' + data[sum(contexts_of(data)):])),
+        ('residual-flag', 'corrupt', 'without the trellis flag: the decoded file does not have its hash', block(at(0, b'\0'))),
+        ('residual-flag-listed', 'corrupt', 'a block that says that it lists its tensors, and does not', block(at(0, b'\x0b'))),
+        ('residual-tensors-many', 'corrupt', 'a block of six tensors, where there are five', block(lambda data: b'\x0d' + bytes(6) + data[1:])),
+        ('residual-tensors-huge', 'corrupt', 'a block of 2^63 - 1 tensors', block(lambda data: b'\xff' * 9 + b'\1' + data[1:])),
         ('residual-gap', 'corrupt', 'a tensor beyond the last', part(-1, tensor=5)),
-        ('residual-gap-huge', 'corrupt', 'a gap of 2^64 - 1', block(lambda data: data[:1] + b'\xff' * 9 + b'\1' + data[2:])),
+        ('residual-gap-huge', 'corrupt', 'a gap of 2^64 - 1', block(lambda data: b'\x0b' + b'\xff' * 9 + b'\1' + bytes(4) + data[1:])),
         ('residual-code', 'corrupt', 'a step of code 641', part(0, code=641)),
         ('residual-code-low', 'corrupt', 'a step of code -641', part(2, code=-641)),
         ('residual-code-huge', 'corrupt', 'a step of code -2^63', part(0, code=-2**63)),
@@ -1326,10 +1358,13 @@ for name, verdict, what, change in (
         ('residual-byte-more', 'corrupt', 'a block with a byte more', stream_of(lambda data: data + b'\0')),
         ('residual-state-low', 'corrupt', 'a state of 2^16 - 1', stream_of(at(0, b'\xff\xff\0\0'))),
         ('residual-final-state', 'corrupt', "a lane's last state is 2^16 + 1", parts(lambda own: None, final=rans.LOW + 1)),
-        ('residual-highest', 'corrupt', 'an integer of 32768', part(0, integers_0=32768)),
-        ('residual-lowest', 'corrupt', 'the last integer is -32768', part(-1, integers_39=-32768)),
-        ('residual-far', 'corrupt', 'an integer of 2^31 - 1', part(1, integers_1=2**31 - 1)),
-        ('residual-other', 'corrupt', 'another integer: the decoded file does not have its hash', part(0, integers_0=32767)),
+        ('residual-highest', 'corrupt', 'a symbol of 16384 in a trellis', part(0, symbols_0=16384)),
+        ('residual-lowest', 'corrupt', 'the last symbol, in a trellis, is -16385', part(-1, symbols_39=-16385)),
+        ('residual-highest-rounded', 'corrupt', 'a symbol of 16384 in a context without trellis', part(0, symbols_0=16384, context=56)),
+        ('residual-far', 'corrupt', 'a symbol of 2^31 - 1', part(1, symbols_1=2**31 - 1)),
+        ('residual-far-low', 'corrupt', 'a symbol of -2^31', part(1, symbols_1=-2**31)),
+        ('residual-other', 'corrupt', 'another symbol: the decoded file does not have its hash', part(0, symbols_0=16383)),
+        ('residual-last-other', 'corrupt', 'the last symbol of all is another: the decoded file does not have its hash', part(-1, symbols_39=16383)),
         ('residual-beyond', 'corrupt', 'a residual section over more checkpoints than there are', residual(count=6)),
         ('residual-range', 'corrupt', 'a residual section that ends too soon', residual(count=4)),
         ('residual-late', 'corrupt', 'a residual section that starts at the second checkpoint', residual(first=1, count=4)),
@@ -1346,6 +1381,43 @@ for name, verdict, what, change in (
     simple(name, verdict, what, change, 'bounded-dw')
 
 
+@mutant('good', 'bounded-dw')
+def residual_listed(draft):
+    """blocks of all modelled tensors that list them all the same"""
+    for task in range(3):
+        for number in range(5):
+            parts(lambda own: setattr(own, 'unlisted', None), number, task)(draft)
+
+
+@mutant('good', 'bounded-dw')
+def residual_integers(draft):
+    """symbols that are the integers, without trellis, in contexts of either side"""
+    draw = random.Random('residual integers')
+
+    def change(own):
+        for coded in own:
+            coded.symbols = trellis.expand(coded.symbols, coded.context)
+            coded.context = draw.randrange(rans.CONTEXTS)
+        own.trellis = 0
+    for task in range(3):
+        for number in range(5):
+            parts(change, number, task)(draft)
+
+
+@mutant('good', 'bounded-none')
+def residual_unlisted(draft):
+    """blocks that list no tensors and those that do, of all modelled ones"""
+    for number in range(3):
+        parts(lambda own, number=number: setattr(own, 'unlisted', draft.generator().modelled if number else None), number, 0)(draft)
+
+
+@mutant('corrupt', 'none')
+def residual_of_no_model(draft):
+    """a block of all modelled tensors, where none is"""
+    table(on(0, tier=BOUNDED, bound=(1, 0.5)), 0)(draft)
+    draft.pieces.append(Piece(RESIDUAL, 0, 0, 0, 1, write_blocks([b'\0'])))
+
+
 @mutant('corrupt')
 def residual_of_latents(draft):
     """a residual section whose checkpoints are all of tier latent"""
@@ -1359,7 +1431,7 @@ def residual_contexts(draft):
 
     def change(own):
         for coded in own:
-            coded.context = draw.randrange(rans.CONTEXTS)
+            coded.context = like(coded.context, draw)
     for task in range(3):
         for number in range(5):
             parts(change, number, task)(draft)
@@ -1378,17 +1450,28 @@ def residual_in_pieces(draft):
 @mutant('good', 'bounded-rel')
 def residual_left_out(draft):
     """residual sections that leave out a checkpoint whose block is empty"""
-    own, piece = read_blocks(draft, 1), draft.find(RESIDUAL, task=1)
-    assert own[2] and not own[3] and own[4]
+    own, piece = read_blocks(draft, 0), draft.find(RESIDUAL, task=0)
+    assert own[0] and not own[1] and not own[2] and own[3]
     draft.pieces.remove(piece)
-    draft.pieces += [Piece(RESIDUAL, 0, 1, 0, 3, write_blocks(own[:3])), Piece(RESIDUAL, 0, 1, 4, 1, write_blocks(own[4:]))]
+    draft.pieces += [Piece(RESIDUAL, 0, 0, 0, 2, write_blocks(own[:2])), Piece(RESIDUAL, 0, 0, 3, 1, write_blocks(own[3:]))]
 
 
-@mutant('good', 'bounded-rel')
+@mutant('corrupt', 'bounded-rel')
 def residual_of_exception(draft):
-    """a residual of a tensor that the checkpoint keeps verbatim, which has no effect"""
+    """a residual of a tensor that the checkpoint keeps verbatim"""
     assert table_of(draft, 1)[1].exceptions == [1]
-    parts(lambda own: own.insert(0, Coded(1, 9, 60, [3] * 80)), 1)(draft)
+    parts(lambda own: own.insert([part.tensor > 1 for part in own].index(True), Coded(1, 9, 60, [3] * 80)), 1)(draft)
+
+
+@mutant('corrupt', 'bounded-none')
+def residual_of_exception_unlisted(draft):
+    """a block of all modelled tensors, of which the checkpoint keeps two verbatim"""
+    assert table_of(draft, 1)[1].exceptions == [0, 1]
+
+    def change(own):
+        own[:0] = [Coded(t, 9, 60, [3] * draft.tensors()[t].elements) for t in (0, 1)]
+        own.unlisted = draft.generator().modelled
+    parts(change, 1, 1)(draft)
 
 
 for name, what, tensor in (('residual-of-integers', 'a tensor of integers', 'count'), ('residual-of-nothing', 'a tensor without elements', 'empty')):
@@ -1431,7 +1514,7 @@ for name, verdict, what, change in (
         ('tier-lossless-bound', 'corrupt', 'tier lossless with a bound', raw_table(at(5, b'\3'))),
         ('tier-latent-bound', 'corrupt', 'tier latent with a bound', raw_table(at(5, b'\1'))),
         ('tier-latent-block', 'corrupt', 'a block too many, since a checkpoint has become latent', table(on(2, tier=LATENT))),
-        ('tier-lossless-bounded', 'good', 'tier lossless, though it is bounded', table(lambda rows: [setattr(row, 'tier', LOSSLESS) for row in rows]))):
+        ('tier-lossless-bounded', 'corrupt', 'tier lossless, and a residual section', table(lambda rows: [setattr(row, 'tier', LOSSLESS) for row in rows]))):
     simple(name, verdict, what, change, 'bounded-dw')
 
 def long_condition(draft):
@@ -1443,7 +1526,7 @@ def long_condition(draft):
 def first_stream(draft, sizes):
     """The blocks of bounded-streams, where the sizes of the first one's streams are others."""
     own = read_blocks(draft, 0)
-    start = sum(contexts_of(own[0]))
+    start = sum(contexts_of(own[0], 3))
     cursor = reader.Cursor(own[0], '')
     cursor.take(start)
     size = cursor.varint()
@@ -1453,7 +1536,7 @@ def first_stream(draft, sizes):
 
 for name, verdict, what, change in (
         ('tier-generate-without-basis', 'corrupt', 'tier generate in a group without basis', table(on(1, tier=GENERATE))),
-        ('tier-lossless-without-basis', 'good', 'tier lossless in a group without basis', table(on(1, tier=LOSSLESS))),
+        ('tier-lossless-without-basis', 'corrupt', 'tier lossless in a group without basis, without a link', table(on(1, tier=LOSSLESS))),
         ('tier-verbatim-modelled', 'corrupt', 'tier verbatim, but tensors are modelled, and there is no residual', lambda draft: (
             draft.pieces.remove(draft.find(RESIDUAL, task=1)), table(lambda rows: [setattr(row, 'tier', KEPT) for row in rows])(draft))),
         ('condition-learned-none', 'corrupt', 'a learned condition in a group without basis', lambda draft: draft.edit(CONDITION, at(0, b'\2'))),
@@ -1479,10 +1562,13 @@ def tiers_mixed(draft):
     """checkpoints of tiers generate, latent, bounded and lossless in one task"""
     own, piece = read_blocks(draft, 1), draft.find(RESIDUAL, task=1)
     rows, generator = table_of(draft, 1), draft.generator()
-    for row, tier in zip(rows, (GENERATE, LATENT, BOUNDED, LOSSLESS, LATENT)):
+    for row, tier in zip(rows, (GENERATE, LATENT, LOSSLESS, BOUNDED, LOSSLESS)):
         row.tier = tier
     draft.store(draft.find(TASK, task=1), write_table(rows, generator))
-    draft.store(piece, write_blocks(own[2:4]))
+    draft.store(piece, write_blocks([own[3]]))
+    draw = random.Random('tiers mixed')
+    links = [write_plain_link([bytes(draw.randrange(256) for _ in range(tensor.end - tensor.begin)) for tensor in draft.tensors()], 1) for _ in range(2)]
+    draft.pieces += [Piece(LINK, 0, 1, 1, 2, write_blocks(links[:1])), Piece(LINK, 0, 1, 4, 1, write_blocks(links[1:]))]
     rehash(draft)
 
 
@@ -1517,13 +1603,13 @@ def role_without_rows(draft):
 
 
 def extremes(draft):
-    """32767 times steps as large and as small as codes and dtypes allow."""
+    """The largest integers times steps as large and as small as codes and dtypes allow."""
     for task in range(2):
         piece, generator, tensors = draft.find(RESIDUAL, task=task), draft.generator(), draft.tensors()
         codes = [[640, -640, 640, -640], [320, 0, -320, 111], [-100, -200, -300, -400]]
         draft.store(piece, write_blocks([write_block([
-            Coded(t, code, 224, ([32767, -32767, 1, -1, 0] * tensors[t].elements)[:tensors[t].elements]) for t, code in zip(generator.modelled, row)])
-            for row in codes]))
+            Coded(t, code, 224, ([32767, -32768, 1, -1, 0] * tensors[t].elements)[:tensors[t].elements])
+            for t, code in zip(generator.modelled, own) if t not in row.exceptions]) for row, own in zip(table_of(draft, task), codes)]))
     rehash(draft)
 
 
@@ -1533,10 +1619,43 @@ def smallest_steps(draft):
     for task in range(2):
         generator, tensors = draft.generator(), draft.tensors()
         draft.store(draft.find(RESIDUAL, task=task), write_blocks([write_block([
-            Coded(t, code, 30, [i % 9 - 4 for i in range(tensors[t].elements)]) for t, code in zip(generator.modelled, (0, 0, -640, -416))])] * 3))
+            Coded(t, code, 30, [i % 9 - 4 for i in range(tensors[t].elements)]) for t, code in zip(generator.modelled, (0, 0, -640, -416))
+            if t not in row.exceptions]) for row in table_of(draft, task)]))
     rehash(draft)
 
 
+def both_ends(context, lowest, highest, trellis_flag):
+    """Symbols at both ends of what is allowed, in every checkpoint."""
+    def change(draft):
+        for task in range(2):
+            draft.store(draft.find(RESIDUAL, task=task), write_blocks([write_block(Block(trellis_flag, [
+                Coded(t, -200, context, ([lowest, highest, 0, highest, lowest, 1] * draft.tensors()[t].elements)[:draft.tensors()[t].elements])
+                for t in draft.generator().modelled if t not in row.exceptions])) for row in table_of(draft, task)]))
+        rehash(draft)
+    return change
+
+
+def trellis_streams(draft):
+    """A tensor in two streams, of more than 65,536 symbols."""
+    draw = random.Random('trellis streams')
+    made = [write_block(Block(1, [Coded(t, -30, context, [round(draw.gauss(0, spread)) for _ in range(draft.tensors()[t].elements)])
+                                  for t, (context, spread) in zip(draft.generator().modelled, choice)]))
+            for choice in (((57, 0.57), (70, 3.0), (56, 0.5)), ((120, 60.0), (58, 0.6), (200, 900.0)))]
+    draft.store(draft.find(RESIDUAL), write_blocks(made))
+    rehash(draft)
+
+
+simple('trellis-streams', 'equal', 'a trellis that goes on from one stream into the next, and starts anew every 65,536 symbols', trellis_streams, 'bounded-streams')
+for name, what, context, lowest, highest, flag in (
+        ('trellis-both-ends', 'symbols of -16384 and 16383 in a trellis', 57, -16384, 16383, 1),
+        ('trellis-both-ends-rounded', 'symbols of -16384 and 16383 in context 56, with the trellis flag', 56, -16384, 16383, 1),
+        ('residual-both-ends', 'integers of -32768 and 32767', 210, -32768, 32767, 0)):
+    simple(name, 'equal', what, both_ends(context, lowest, highest, flag), 'bounded-none')
+for name, what, context, lowest, highest, flag in (
+        ('residual-highest-integer', 'an integer of 32768, without trellis', 210, -1, 32768, 0),
+        ('residual-lowest-integer', 'an integer of -32769, without trellis', 20, -32769, 1, 0)):
+    simple(name, 'corrupt', what, lambda draft, context=context, lowest=lowest, highest=highest: draft.store(draft.find(RESIDUAL), write_blocks([write_block([
+        Coded(t, -200, context, ([lowest, highest] * draft.tensors()[t].elements)[:draft.tensors()[t].elements]) for t in draft.generator().modelled])] * 3)), 'bounded-none')
 simple('residual-extremes', 'equal', 'residuals of the largest and smallest codes and integers', extremes, 'bounded-none')
 simple('residual-step-smallest', 'equal', 'steps of 2^-126: denormal results', smallest_steps, 'bounded-none')
 for name, what, scale, code in (
@@ -1544,3 +1663,479 @@ for name, what, scale, code in (
         ('residual-step-infinite', 'a step that is infinite', 3e38, 16), ('residual-weight-infinite', 'a residual that makes a weight infinite', 2.0 ** 100, 320)):
     simple(name, 'corrupt', what, lambda draft, scale=scale, code=code: (
         draft.edit(GENERATOR, at(fields(draft)['s_t'], floats(scale))), parts(lambda own: setattr(own[0], 'code', code), 0, 0)(draft)), 'bounded-none')
+
+
+# Texts (4.2)
+
+def pools(draft, task):
+    """How many texts the group shares, and how many a task part can name."""
+    count = {piece.task: len(texts_of(draft, piece)) for piece in draft.pieces if piece.kind == TEXTS}
+    return count[NONE], count[NONE] + count.get(task, 0)
+
+
+@mutant('good', 'texts-shared')
+def texts_unshared(draft):
+    """what tasks share is stored with each of them"""
+    shared = draft.find(TEXTS, task=NONE)
+    draft.pieces.remove(shared)
+    for task in range(2):
+        own = draft.find(TEXTS, task=task)
+        draft.store(own, write_texts(texts_of(draft, shared) + texts_of(draft, own)))
+
+
+@mutant('good', 'texts-shared')
+def texts_all_shared(draft):
+    """all texts are shared, though only one task has use for them"""
+    shared, first, second = (draft.find(TEXTS, task=task) for task in (NONE, 0, 1))
+    here, more = pools(draft, 0)[0], len(texts_of(draft, first))
+    draft.store(shared, write_texts([text for piece in (shared, first, second) for text in texts_of(draft, piece)]))
+    draft.pieces.remove(first)
+    draft.pieces.remove(second)
+
+    def change(rows):
+        for row in rows:
+            row.header += more * (row.header > here)
+            row.side = [tuple(n + more * (n >= here) for n in pair) for pair in row.side]
+    table(change, 1)(draft)
+
+
+@mutant('good', 'lossless-large')
+def texts_empty(draft):
+    """texts sections, shared and own, of no texts"""
+    draft.pieces += [Piece(TEXTS, 0, NONE, data=b'\0'), Piece(TEXTS, 0, 0, data=b'\0')]
+
+
+for name, what, change in (
+        ('texts-shared-missing', 'no shared texts', lambda draft: draft.pieces.remove(draft.find(TEXTS, task=NONE))),
+        ('texts-own-missing', 'no texts of a task', lambda draft: draft.pieces.remove(draft.find(TEXTS, task=0))),
+        ('texts-shared-cut', 'shared texts that are cut off', lambda draft: draft.edit(TEXTS, lambda raw: raw[:-1], task=NONE)),
+        ('texts-shared-long', 'a byte after the shared texts', lambda draft: draft.edit(TEXTS, lambda raw: raw + b'\0', task=NONE)),
+        ('texts-shared-hash', "the shared texts' hash is wrong", lambda draft: set_(draft.find(TEXTS, task=NONE), hash=1)),
+        ('texts-shared-twice', 'two sections of shared texts', lambda draft: draft.pieces.append(dataclasses.replace(draft.find(TEXTS, task=NONE), first=1))),
+        ('texts-shared-count', 'a section of shared texts with a count', lambda draft: set_(draft.find(TEXTS, task=NONE), count=1)),
+        ('texts-no-group', 'texts of no group', lambda draft: set_(draft.find(TEXTS, task=NONE), group=NONE)),
+        ('texts-shared-one-less', "one shared text less, so that numbers of a task's own mean others", lambda draft: draft.store(
+            draft.find(TEXTS, task=NONE), write_texts(texts_of(draft, draft.find(TEXTS, task=NONE))[:-1]))),
+        ('text-header-beyond', 'a header text beyond both pools', lambda draft: table(on(0, header=pools(draft, 1)[1] + 1))(draft)),
+        ('text-header-huge', 'header text 2^64 - 2', lambda draft: table(on(0, header=2**64 - 1))(draft)),
+        ('text-name-beyond', "a side file's name beyond both pools", lambda draft: table(on(0, side=[(pools(draft, 1)[1], 0)]))(draft)),
+        ('text-file-beyond', 'a side file beyond both pools', lambda draft: table(on(0, side=[(0, pools(draft, 1)[1])]))(draft)),
+        ('text-file-huge', 'a side file of number 2^64 - 1', lambda draft: table(on(0, side=[(0, 2**64 - 1)]))(draft)),
+        ('text-header-shared', "a header text among the shared ones, which is none", lambda draft: table(on(0, header=1))(draft))):
+    simple(name, 'corrupt', what, change, 'texts-shared')
+
+
+# Lossless links (4.12, 4.14)
+
+def coded_of(draft):
+    return [tensor for tensor in draft.tensors() if tensor.dtype in reader.MODELLED]
+
+
+def write_link(taps, profiles, tensors, elements, odd=None, packed=False):
+    """A link. `tensors`: lossless.Tensor with method, profile (its number) and level; `elements`: the bits of each. `odd` may change the plan's columns."""
+    some = [(t, bits) for t, bits in zip(tensors, elements) if t.count]
+    plain = frames = b''
+    plan = dict(profiles=varint(len(profiles)) + b''.join(b''.join(signed(w) for w in weights) + bytes([len(more)]) + struct.pack(f'{len(more)}b', *more)
+                                                          for weights, more in profiles), methods=b'', levels=b'', sizes=[], lows=[])
+    level = dict.fromkeys(lossless.FORMATS, 0)
+    for t, bits in some:
+        plan['methods'] += varint({'plain': 0, 'grouped': 1 + 2 * (t.number or 0), 'modelled': 2 + 2 * (t.number or 0)}[t.method])
+        if t.method == 'modelled':
+            plan['levels'] += signed(t.level - level[t.dtype])
+            level[t.dtype] = t.level
+        size = t.width // 8
+        if t.method == 'plain':
+            plain += bits.astype(f'<u{size}').tobytes()
+        for first in range(0, t.count if t.method == 'grouped' else 0, lossless.FRAME):
+            part = bits[first:first + lossless.FRAME]
+            difference = lossless.wrap(lossless.fold(t, 0, part) - lossless.fold(t, 0, lossless.predict(t, t.profile, first, len(part))), t.width)
+            stored = numpy.where(difference < 0, -2 * difference - 1, 2 * difference).astype(f'<u{size}')
+            frame = zstd(numpy.frombuffer(stored.tobytes(), numpy.uint8).reshape(-1, size).T.tobytes())
+            frames, plan['sizes'] = frames + frame, [*plan['sizes'], len(frame)]
+    bits_of = {id(t): bits for t, bits in some}
+    for block in lossless.cut_blocks([t for t, _ in some]):
+        stream, low = code_block(block, bits_of)
+        frames, plan['sizes'], plan['lows'] = frames + stream + low, [*plan['sizes'], len(stream)], [*plan['lows'], len(low)]
+    if odd:
+        odd(plan)
+    data = plan['profiles'] + plan['methods'] + plan['levels'] + b''.join(map(varint, plan['sizes'] + plan['lows'])) + plan.get('tail', b'')
+    stored = zstd(data) if packed else data
+    return bytes([taps]) + varint(plan.get('size', len(data))) + varint(plan.get('packed', len(stored) if packed else 0)) + stored + plain + frames
+
+
+def low_bits(t, u, high, lift):
+    """(bits, number) of what a high integer lacks."""
+    m = t.mantissa
+    if high == 0 and lift > m:
+        z = lift - m + 1 - (u >> m)
+        i = z.bit_length() - 1
+        return [(i + 1, 1 << i), (i, z - (1 << i)), (m, u & (1 << m) - 1)]
+    size = min(lift, max(m + 1 - high.bit_length(), 0))
+    rest = u - (lift - size << m) - (high << size)
+    assert 0 <= rest < 1 << size
+    return [(size, rest)]
+
+
+def pack_bits(numbers):
+    out, value, size = bytearray(), 0, 0
+    for bits, number in numbers:
+        value, size = value | number << size, size + bits
+        while size >= 8:
+            out.append(value & 255)
+            value, size = value >> 8, size - 8
+    return bytes(out) + bytes([value] * (size > 0))
+
+
+def code_block(block, bits_of):
+    """A stream and low bits."""
+    predicted, folded, low = [], [], []
+    for t, first, count in block:
+        lift = max(t.level // 8, 8) - 8
+        own = bits_of[id(t)][first:first + count]
+        predicted.append(lossless.fold(t, lift, lossless.predict(t, t.profile, first, count)))
+        folded.append(lossless.fold(t, lift, own))
+        for bits, f in zip(own.tolist(), folded[-1].tolist()):
+            low += low_bits(t, bits & (1 << t.width - 1) - 1, f if f >= 0 else ~f, lift)
+    context = numpy.concatenate([lossless.contexts(t, p) for (t, _, _), p in zip(block, predicted)])
+    symbols = lossless.wrap(numpy.concatenate(folded) - numpy.concatenate(predicted), 32)[numpy.argsort(context, kind='stable')]
+    numbers, counts = numpy.unique(context, return_counts=True)
+    return encode(list(zip(counts.tolist(), numbers.tolist())), symbols.tolist()), pack_bits(low)
+
+
+def link_tensor(tensor, taps, method='plain', number=None, profiles=(), level=0):
+    t = lossless.Tensor(tensor.dtype, tensor.elements, taps)
+    t.method, t.number, t.level = method, number, level
+    t.profile = None
+    if number is not None and number < len(profiles):
+        t.profile = lossless.Profile.__new__(lossless.Profile)
+        weights, t.profile.corrections = profiles[number]
+        t.profile.weights = [w + (0 if k else lossless.UNIT) for k, w in enumerate(weights)]
+    return t
+
+
+def write_plain_link(data, taps):
+    """Of tensors that are all coded, as they are."""
+    return bytes([taps]) + varint(1 + len(data)) + b'\0' + bytes(1 + len(data)) + b''.join(data)
+
+
+def open_links(draft, task):
+    """(rows, their data, what the basis decodes for each or None) as the second reader has them."""
+    with tempfile.NamedTemporaryFile(suffix='.icma') as file:
+        file.write(draft.build())
+        file.flush()
+        with reader.open(file.name) as archive:
+            rows = [row for row in archive.checkpoints(draft.names[task].decode())]
+            data = [row.part.original(row) for row in rows]
+            models = []
+            for row in rows:
+                part, generator = row.part, row.part.group.generator
+                models.append(b''.join(
+                    generator.weights(part.group.head(), t, part.coefficients(row)) if generator.treatment[t] < 3 else bytes(tensor.end - tensor.begin)
+                    for t, tensor in enumerate(part.group.tensors)) if generator.kind else None)
+    return rows, data, models
+
+
+def relinked(make, task=None, taps=None):
+    """All links of an archive written again: make(tensors, their bits, number of taps, number of the checkpoint) gives one. `taps` changes the table first."""
+    def change(draft):
+        for piece in [p for p in draft.pieces if p.kind == LINK and task in (None, p.task)]:
+            rows, data, models = open_links(draft, piece.task)
+            if taps:
+                table(lambda rows: [setattr(row, 'taps', n) for row, n in zip(rows, taps(len(rows)))], piece.task)(draft)
+                for row, n in zip(rows, taps(len(rows))):
+                    row.taps = n
+            links = []
+            for i, row in enumerate(rows):
+                own = [data[i + k] for k in range(1, row.taps + 1)] + [models[i]] * (models[i] is not None)
+                coded = coded_of(draft)
+                tapped = [(tensor, [lossless.load(tensor.dtype, tap[tensor.begin:tensor.end]) for tap in own]) for tensor in coded]
+                links.append(make(tapped, [lossless.load(tensor.dtype, data[i][tensor.begin:tensor.end]) for tensor in coded], len(own), i))
+            draft.store(piece, write_blocks(links))
+            piece.first, piece.count = 0, len(rows)
+    return change
+
+
+def all_plain(tensors, elements, taps, number):
+    return write_link(taps, [], [link_tensor(tensor, own) for tensor, own in tensors], elements)
+
+
+def at_random(seed, least=0):
+    """Links with methods, profiles and levels at random."""
+    draw = random.Random(f'links {seed}')
+
+    def make(tensors, elements, taps, number):
+        profiles = [([draw.choice((0, -4096, 4096, draw.randint(-5000, 5000), draw.choice((-1, 1)) << 20)) for _ in range(taps)],
+                     [draw.choice((0, draw.randint(-30, 30), 127, -128)) for _ in range(draw.randrange(9))])
+                    for _ in range(draw.randint(1, sum(tensor.elements > 0 for tensor, _ in tensors)))]
+        coded = []
+        for tensor, own in tensors:
+            method, profile = draw.choice(('plain', 'grouped', 'modelled', 'modelled')), draw.randrange(len(profiles))
+            levels = lossless.FORMATS[tensor.dtype][2]
+            coded.append(link_tensor(tensor, own, method, profile, profiles, draw.choice((draw.randrange(levels), draw.randrange(levels // 2, levels), 0, levels - 1))))
+        return write_link(taps, profiles, coded, elements, packed=draw.random() < 0.5)
+    return make
+
+
+def down(n):
+    """Numbers of taps of a chain of n with one anchor."""
+    return [min(3, n - 1 - i) for i in range(n)]
+
+
+for base in ('lossless-chain', 'lossless-basis', 'lossless-one'):
+    simple(f'links-plain-{base[9:]}', 'good', 'links of plain tensors only', relinked(all_plain), base)
+for seed, base in enumerate(('lossless-chain', 'lossless-basis', 'lossless-one') * 4):
+    simple(f'links-random-{seed}', 'good', 'the same files in links with methods, profiles and levels at random', relinked(at_random(seed)), base)
+simple('links-no-taps', 'good', 'every checkpoint an anchor', relinked(at_random('anchors'), taps=lambda n: [0] * n), 'lossless-chain')
+simple('links-one-chain', 'good', 'one chain, with one anchor', relinked(at_random('chain'), taps=down), 'lossless-chain')
+simple('links-one-chain-basis', 'good', 'one chain, with one anchor, and what the basis decodes', relinked(at_random('basis'), taps=down), 'lossless-basis')
+simple('links-one-tap', 'good', 'never more than one tap, and anchors among them', relinked(at_random('one'), taps=lambda n: [int(i % 3 < 2 and i < n - 1) for i in range(n)]), 'lossless-chain')
+simple('links-fall', 'good', 'numbers of taps that fall by more than one towards the anchor', relinked(
+    at_random('fall'), taps=lambda n: [0, 0, 1, 1, 1, 0, 0] if n > 2 else [0, 0]), 'lossless-chain')
+
+
+@mutant('good', 'lossless-chain')
+def links_in_pieces(draft):
+    """link sections of two checkpoints, of four and of one"""
+    own = read_blocks(draft, 0, LINK)
+    draft.pieces.remove(draft.find(LINK, task=0))
+    draft.pieces += [Piece(LINK, 0, 0, first, count, write_blocks(own[first:first + count])) for first, count in ((0, 2), (2, 4), (6, 1))]
+
+
+@mutant('good', 'lossless-basis')
+def links_without_exceptions(draft):
+    """no exceptions in the table, which have no meaning"""
+    for task in range(3):
+        table(lambda rows: [setattr(row, 'exceptions', []) for row in rows], task)(draft)
+
+
+@mutant('good', 'lossless-basis')
+def links_all_exceptions(draft):
+    """all modelled tensors are exceptions, which have no meaning"""
+    for task in range(3):
+        table(lambda rows: [setattr(row, 'exceptions', list(draft.generator().modelled)) for row in rows], task)(draft)
+
+
+@mutant('good', 'lossless-chain')
+def lossless_among_verbatim(draft):
+    """a checkpoint of tier verbatim after the anchor of a chain, which keeps everything as it was"""
+    rows, data, _ = open_links(draft, 0)
+    generator, piece, own = draft.raw(draft.find(GENERATOR)), draft.find(LINK, task=0), read_blocks(draft, 0, LINK)
+    where = fields(draft)
+    draft.store(draft.find(GENERATOR), generator[:where['treatment']] + b'\3' * len(draft.tensors()))
+    for task in range(2):
+        piece_of = draft.find(TASK, task=task)
+        again = reader.read_table(reader.Cursor(draft.raw(piece_of), ''), piece_of.count, reader.Generator(generator, draft.tensors()))
+        for row in again:
+            row.exceptions = []
+        if task == 0:
+            again[6].tier, again[6].taps = KEPT, 0
+            for row, n in zip(again, (0, 0, 0, 2, 1, 0)):
+                row.taps = n
+        draft.store(piece_of, write_table(again, draft.generator()))
+    coded = coded_of(draft)
+
+    def link(i, n):
+        own = [data[i + k] for k in range(1, n + 1)]
+        return all_plain([(t, [lossless.load(t.dtype, tap[t.begin:t.end]) for tap in own]) for t in coded], [lossless.load(t.dtype, data[i][t.begin:t.end]) for t in coded], n, i)
+    draft.store(piece, write_blocks([link(i, n) for i, n in enumerate((0, 0, 0, 2, 1, 0))]))
+    piece.count = 6
+    draft.store(draft.find(VERBATIM, task=0), verbatim_of(draft, table_of(draft, 0), data))
+
+
+def verbatim_of(draft, rows, data):
+    """A verbatim section over all checkpoints."""
+    out, generator = b'', draft.generator()
+    for t, tensor in enumerate(draft.tensors()):
+        keep = b''.join(data[row.number][tensor.begin:tensor.end] for row in rows if (
+            tensor.dtype not in reader.MODELLED if row.tier == LOSSLESS else generator.treatment[t] == 3 or t in row.exceptions))
+        out += bytes(keep[e + b] for b in range(tensor.width) for e in range(0, len(keep), tensor.width))
+    return out
+
+
+def link(**values):
+    return lambda draft: set_(draft.find(LINK, task=0), **values)
+
+
+def links(change, task=0):
+    """A change of the list of a task's links."""
+    def change_draft(draft):
+        piece, own = draft.find(LINK, task=task), read_blocks(draft, task, LINK)
+        assert write_blocks(own) == draft.raw(piece)
+        draft.store(piece, write_blocks(change(own)))
+    return change_draft
+
+
+def one_link(change, number=0):
+    """A change of one link's bytes."""
+    def change_links(own):
+        own[number] = change(own[number])
+        return own
+    return links(change_links)
+
+
+def raw_links(change):
+    return lambda draft: draft.edit(LINK, change, task=0)
+
+
+def taps_of(number, taps):
+    return table(on(number, taps=taps), 0)
+
+
+for name, what, change in (
+        ('link-missing', 'no links', lambda draft: draft.pieces.remove(draft.find(LINK, task=0))),
+        ('link-short', 'a link section without its last byte', raw_links(lambda raw: raw[:-1])),
+        ('link-long', 'a link section with a byte more', raw_links(lambda raw: raw + b'\0')),
+        ('link-sizes-cut', 'a link section that ends within its sizes', raw_links(lambda raw: raw[:5])),
+        ('link-sizes-alone', 'a link section of sizes only, all 0', raw_links(lambda raw: bytes(7))),
+        ('link-size-huge', 'a link of 2^64 - 1 bytes', raw_links(lambda raw: b'\xff' * 9 + b'\1' + raw[2:])),
+        ('link-sizes-other', 'the first link a byte longer, the second a byte shorter', lambda draft: raw_links(
+            lambda raw, own=read_blocks(draft, 0, LINK): b''.join(varint(len(b) + more) for b, more in zip(own, (1, -1, 0, 0, 0, 0, 0))) + b''.join(own))(draft)),
+        ('link-size-less', 'a size that is one less', lambda draft: raw_links(
+            lambda raw, own=read_blocks(draft, 0, LINK): b''.join(varint(len(b) - (i == 6)) for i, b in enumerate(own)) + b''.join(own))(draft)),
+        ('link-one-missing', 'a link less than there are lossless checkpoints', links(lambda own: own[:-1])),
+        ('link-one-more', 'a link more than there are lossless checkpoints', links(lambda own: [*own, own[-1]])),
+        ('link-empty', 'a link of no bytes', one_link(lambda data: b'', 2)),
+        ('link-swapped', 'two links swapped', links(lambda own: [*own[1::-1], *own[2:]])),
+        ('link-beyond', 'a link section over more checkpoints than there are', link(count=8)),
+        ('link-range', 'a link section that ends too soon', link(count=6)),
+        ('link-late', 'a link section that starts at the second checkpoint', link(first=1, count=6)),
+        ('link-range-short', 'links of all but the last checkpoint', lambda draft: (links(lambda own: own[:-1])(draft), link(count=6)(draft))),
+        ('link-range-late', 'links of all but the first checkpoint', lambda draft: (links(lambda own: own[1:])(draft), link(first=1, count=6)(draft))),
+        ('link-overlap', 'two link sections of one checkpoint', lambda draft: draft.pieces.append(dataclasses.replace(draft.find(LINK, task=0), first=6, count=1))),
+        ('link-outside', 'a link section of checkpoints after the last', lambda draft: draft.pieces.append(dataclasses.replace(draft.find(LINK, task=0), first=7))),
+        ('link-count-none', 'a link section of no checkpoints', link(count=0)),
+        ('link-owner', 'a link section that belongs to no task', link(task=NONE)),
+        ('link-group', 'a link section that belongs to no group', link(group=NONE)),
+        ('link-hash', "a link section's hash is wrong", link(hash=1)),
+        ('link-optional', 'a damaged link section with the optional flag', link(hash=1, flags=1)),
+        ('taps-4', 'four taps', taps_of(2, 4)),
+        ('taps-255', '255 taps', taps_of(0, 255)),
+        ('taps-steep', 'two taps, where the next checkpoint has none', taps_of(1, 2)),
+        ('taps-steeper', 'three taps, where the next checkpoint has one', taps_of(4, 3)),
+        ('taps-beyond', 'a tap beyond the end: the last checkpoint has one', taps_of(6, 1)),
+        ('taps-beyond-all', 'three taps of the last checkpoint', taps_of(6, 3)),
+        ('taps-less', 'a tap less than the link says', taps_of(3, 2)),
+        ('taps-more', 'a tap more than the link says', taps_of(2, 1)),
+        ('taps-missing', 'a table without numbers of taps', raw_table(lambda raw: raw[:14] + raw[21:], 0)),
+        ('taps-through', 'a chain through a checkpoint that is not lossless', table(on(4, tier=BOUNDED, bound=(1, 0.5)), 0)),
+        ('taps-through-verbatim', 'a chain through a checkpoint of tier verbatim', table(on(5, tier=KEPT), 0)),
+        ('taps-of-itself', 'the same link for the next checkpoint too', links(lambda own: [own[0], own[0], *own[2:]])),
+        ('lossless-exception', 'an exception that is not modelled', table(on(0, exceptions=[7]), 0)),
+        ('lossless-hash', "a lossless file's hash is wrong", table(on(3, hash=1), 0)),
+        ('lossless-verbatim-missing', 'no verbatim section', lambda draft: draft.pieces.remove(draft.find(VERBATIM, task=0))),
+        ('lossless-verbatim-short', 'verbatim bytes that end too soon', lambda draft: draft.edit(VERBATIM, lambda raw: raw[:-1], task=0)),
+        ('taps-of-bounded', 'an anchor that is bounded instead', table(on(6, tier=BOUNDED, bound=(1, 0.5)), 0)),
+        ('link-and-residual', 'a residual section of lossless checkpoints', lambda draft: draft.pieces.append(Piece(RESIDUAL, 0, 0, 0, 7, bytes(7))))):
+    simple(name, 'corrupt', what, change, 'lossless-chain')
+simple('link-swapped-tasks', 'corrupt', "a task's links are another's", lambda draft: (
+    link(task=99)(draft), set_(draft.find(LINK, task=1), task=0), set_(draft.find(LINK, task=99), task=1)), 'lossless-basis')
+for base, what in (('basis-given', 'latent'), ('bounded-dw', 'bounded'), ('none', 'verbatim')):
+    simple(f'link-of-{what}-alone', 'corrupt', f'a link section whose checkpoints are all of tier {what}',
+           lambda draft: draft.pieces.append(Piece(LINK, 0, 0, 0, draft.find(TASK, task=0).count, b'?')), base)
+simple('verbatim-of-nothing', 'corrupt', 'a verbatim section of lossless checkpoints that keep nothing verbatim',
+       lambda draft: draft.pieces.append(Piece(VERBATIM, 0, 0, 0, 3, b'?')), 'lossless-large')
+simple('taps-model', 'corrupt', 'a link with a tap less than there are with what the basis decodes', one_link(lambda data: bytes([data[0] - 1]) + data[1:]), 'lossless-basis')
+simple('lossless-latent-other', 'corrupt', 'another latent: what the basis decodes is no longer the tap', table(lambda rows: [
+    row.latents.__setitem__(0, 2**22) for row in rows], 0), 'lossless-basis')
+simple('lossless-coefficients', 'corrupt', 'numbers of S so large that a coefficient of a lossless checkpoint is not finite', large_skip, 'lossless-basis')
+simple('lossless-weights', 'corrupt', 'scales so large that a weight of a tap is not finite', trunk('s_t', floats(*[3e38] * 4)), 'lossless-basis')
+simple('link-bits', 'corrupt', 'another bit at the end of a link: the decoded file does not have its hash', one_link(lambda data: flip(len(data) - 2)(data)), 'lossless-one')
+
+
+# Links, damaged one by one: of one checkpoint, whose tensors have these methods
+
+def crafted(verdict, name, what, odd=None, methods=('modelled', 'grouped', 'plain', 'modelled'), levels=(1201, 0, 0, 100), profiles=(([], [3]), ([], [])), taps=0,
+            after=lambda data: data, packed=False):
+    def change(draft):
+        def make(tensors, elements, count, number):
+            coded = [link_tensor(tensor, own, method, i % 2, profiles, level) for i, ((tensor, own), method, level) in enumerate(zip(tensors, methods, levels))]
+            return after(write_link(taps, list(profiles), coded, elements, odd, packed))
+        relinked(make)(draft)
+    simple(name, verdict, what, change, 'lossless-one')
+
+
+def column(name, change):
+    return lambda plan: plan.__setitem__(name, change(plan[name]))
+
+
+def listed(name, index, more):
+    return column(name, lambda own: [size + more * (i == index % len(own)) for i, size in enumerate(own)])
+
+
+for verdict, name, what, odd in (
+        ('good', 'link-crafted', 'a link of tensors that are modelled, grouped, plain and modelled', None),
+        ('corrupt', 'link-taps', 'a number of taps where there are none', dict(after=at(0, b'\1'))),
+        ('corrupt', 'link-taps-9', 'nine taps', dict(after=at(0, b'\x09'))),
+        ('corrupt', 'link-plan-huge', 'a plan of 2^64 - 1 bytes', lambda plan: plan.update(size=2**64 - 1)),
+        ('corrupt', 'link-plan-most', 'a plan of more bytes than its tensors can need', dict(odd=lambda plan: plan.update(tail=bytes(800)))),
+        ('corrupt', 'link-plan-long', 'a plan with a byte more', lambda plan: plan.update(tail=b'\0')),
+        ('corrupt', 'link-plan-short', 'a plan that is a byte shorter', lambda plan: plan.update(lows=plan['lows'][:-1])),
+        ('corrupt', 'link-plan-none', 'a plan of no bytes', lambda plan: plan.update(size=0)),
+        ('good', 'link-plan-packed', 'a plan in a zstd frame', dict(packed=True)),
+        ('corrupt', 'link-plan-packed-other', 'a plan in a zstd frame of another size', dict(packed=True, odd=lambda plan: plan.update(size=5))),
+        ('corrupt', 'link-plan-packed-huge', 'a packed plan of 2^64 - 1 bytes', lambda plan: plan.update(packed=2**64 - 1)),
+        ('corrupt', 'link-plan-packed-not', 'a plan that is no zstd frame, though it says so', lambda plan: plan.update(packed=10)),
+        ('good', 'link-profiles-most', 'as many profiles as tensors', dict(profiles=(([], [3]), ([], []), ([], [1] * 8), ([], [-128])))),
+        ('corrupt', 'link-profiles-more', 'a profile more than tensors', dict(profiles=(([], [3]),) * 5)),
+        ('corrupt', 'link-profiles-huge', '2^64 - 1 profiles', column('profiles', lambda old: b'\xff' * 9 + b'\1' + old[1:])),
+        ('corrupt', 'link-profiles-none', 'no profiles, though tensors have some', column('profiles', lambda old: b'\0')),
+        ('corrupt', 'link-corrections', 'nine corrections', column('profiles', lambda old: varint(1) + b'\x09' + bytes(9))),
+        ('corrupt', 'link-corrections-other', 'another correction: another context', column('profiles', lambda old: varint(2) + b'\1\4\0')),
+        ('corrupt', 'link-method', 'a profile that is not there', column('methods', lambda old: varint(6) + old[1:])),
+        ('corrupt', 'link-method-grouped', 'a grouped tensor whose profile is not there', column('methods', lambda old: old[:1] + varint(5) + old[2:])),
+        ('corrupt', 'link-method-huge', 'method 2^64 - 1', column('methods', lambda old: b'\xff' * 9 + b'\1' + old[1:])),
+        ('corrupt', 'link-method-other', 'a modelled tensor that says it is plain', column('methods', lambda old: b'\0' + old[1:])),
+        ('corrupt', 'link-level', 'level 2104 of F32', column('levels', lambda old: signed(8 * 263) + old[2:])),
+        ('corrupt', 'link-level-half', 'level 312 of F16', column('levels', lambda old: old[:2] + signed(8 * 39))),
+        ('corrupt', 'link-level-below', 'level -1', column('levels', lambda old: signed(-1) + old[2:])),
+        ('corrupt', 'link-level-huge', 'level 2^63 - 1', column('levels', lambda old: signed(2**63 - 1) + old[2:])),
+        ('corrupt', 'link-level-lowest', 'level -2^63', column('levels', lambda old: signed(-2**63) + old[2:])),
+        ('corrupt', 'link-level-other', 'another level', column('levels', lambda old: signed(1300) + old[2:])),
+        ('corrupt', 'link-frame-size', 'a frame a byte longer', listed('sizes', 0, 1)),
+        ('corrupt', 'link-frame-size-less', 'a frame a byte shorter, its block a byte longer', lambda plan: (listed('sizes', 0, -1)(plan), listed('sizes', 1, 1)(plan))),
+        ('corrupt', 'link-stream-size', 'a stream two bytes longer', listed('sizes', -1, 2)),
+        ('corrupt', 'link-stream-into-low', 'a stream two bytes longer, its low bits two bytes shorter', lambda plan: (listed('sizes', -1, 2)(plan), listed('lows', -1, -2)(plan))),
+        ('corrupt', 'link-low-into-stream', 'a stream two bytes shorter, its low bits two bytes longer', lambda plan: (listed('sizes', -1, -2)(plan), listed('lows', -1, 2)(plan))),
+        ('corrupt', 'link-stream-huge', 'a stream of 2^64 - 1 bytes', lambda plan: plan.update(sizes=[*plan['sizes'][:-1], 2**64 - 1])),
+        ('corrupt', 'link-low-huge', 'low bits of 2^64 - 1 bytes', lambda plan: plan.update(lows=[2**64 - 1])),
+        ('corrupt', 'link-sum-wraps', 'sizes whose sum wraps around to the right one', lambda plan: plan.update(sizes=[plan['sizes'][0], plan['sizes'][1] + 2**63], lows=[plan['lows'][0] + 2**63])),
+        ('corrupt', 'link-low-cut', 'low bits that end a byte too soon', dict(odd=listed('lows', 0, -1), after=lambda data: data[:-1])),
+        ('corrupt', 'link-low-more', 'low bits with a byte more', dict(odd=listed('lows', 0, 1), after=lambda data: data + b'\0')),
+        ('corrupt', 'link-low-none', 'no low bits', dict(odd=lambda plan: plan.update(lows=[0]), after=lambda data: data[:-60])),
+        ('corrupt', 'link-ends', 'a byte after the link', dict(after=lambda data: data + b'\0')),
+        ('corrupt', 'link-cut', "the link's last byte is missing", dict(after=lambda data: data[:-1]))):
+    more = odd if isinstance(odd, dict) else dict(odd=odd)
+    crafted(verdict, name, what, **more)
+
+
+def one_modelled(width, level, stream_of, low_of):
+    """A link whose first tensor of that width is modelled, as zeros, and whose others are plain."""
+    def make(tensors, elements, count, number):
+        chosen = next(i for i, (tensor, _) in enumerate(tensors) if 8 * tensor.width == width)
+        coded = [link_tensor(tensor, own, 'modelled' if i == chosen else 'plain', 0 if i == chosen else None, [([], [])], level)
+                 for i, (tensor, own) in enumerate(tensors)]
+        t = coded[chosen]
+        context = int(lossless.contexts(t, numpy.zeros(1, numpy.int64))[0])
+        stream, low = encode([(t.count, context)], stream_of(t)), low_of(t)
+        plan = varint(1) + b'\0' + b''.join(varint(2 * (own is t)) for own in coded) + signed(level) + varint(len(stream)) + varint(len(low))
+        plain = b''.join(e.astype(f'<u{own.width // 8}').tobytes() for own, e in zip(coded, elements) if own is not t)
+        return b'\0' + varint(len(plan)) + b'\0' + plan + plain + stream + low
+    return relinked(make)
+
+
+for name, what, first in (
+        ('link-binade-none', 'the binade of an element has 8 zeros and no number', [(8, 0)]),
+        ('link-binade-beyond', 'the binade of an element is 255, which is not there', [(8, 1 << 7), (7, 127)]),
+        ('link-binade-last', 'the binade of an element is one beyond the last', [(8, 1 << 7), (7, 254 - 23 + 2 - 128)])):
+    simple(name, 'corrupt', what, one_modelled(32, 2103, lambda t: [0] * t.count, lambda t, first=first: pack_bits(
+        [*first, (t.mantissa, 0), *[(1, 1), (t.mantissa, 0)] * (t.count - 1)])), 'lossless-one')
+simple('link-bits-many', 'corrupt', 'an element of 16 bits without its sign', one_modelled(16, 0, lambda t: [1 << 15] + [0] * (t.count - 1), lambda t: b''), 'lossless-one')
+for name, what, weight, verdict in (('link-weight-most', 'a weight of 2^20', 1 << 20, 'good'), ('link-weight-least', 'a weight of -2^20', -(1 << 20), 'good'),
+                                    ('link-weight-over', 'a weight of 2^20 + 1', (1 << 20) + 1, 'corrupt'), ('link-weight-under', 'a weight of -2^20 - 1', -(1 << 20) - 1, 'corrupt'),
+                                    ('link-weight-huge', 'a weight of 2^63 - 1', 2**63 - 1, 'corrupt')):
+    def weighted(tensors, elements, taps, number, weight=weight):
+        profiles = [([weight] * taps, [])]
+        kept = [([max(-(1 << 20), min(1 << 20, weight))] * taps, [])]
+        coded = [link_tensor(tensor, own, 'modelled' if i % 2 else 'grouped', 0, kept, 1500 if tensor.dtype != 'F16' else 200) for i, (tensor, own) in enumerate(tensors)]
+        return write_link(taps, profiles, coded, elements)
+    simple(name, verdict, what, relinked(weighted), 'lossless-basis')

@@ -1,0 +1,469 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Residual blocks (spec 4.11): steps, what is written comes back, damage is seen, and no number of threads
+ * changes anything. */
+#include "residual.h"
+
+#include "memory.h"
+#include "rans.h"
+#include "support.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define COUNT(array) (sizeof(array) / sizeof *(array))
+
+/* --- a signature, its generator and residuals ---------------------------------------------------------- */
+
+enum { TENSORS = 6, VERBATIM = 2 };
+
+typedef struct lab {
+    support_image image;
+    icma_generator g;
+} lab;
+
+/* Five modelled tensors and a verbatim one (2) between them; the last is long when `long_one`. */
+static void make_lab(lab *l, bool long_one) {
+    const support_tensor tensors[TENSORS] = {
+        {.name = "a", .dtype = ICMA_F32, .rank = 2, .shape = {4, 8}},
+        {.name = "b", .dtype = ICMA_F16, .rank = 2, .shape = {8, 4}},
+        {.name = "c", .dtype = ICMA_I64, .rank = 1, .shape = {16}},
+        {.name = "d", .dtype = ICMA_BF16, .rank = 1, .shape = {40}},
+        {.name = "e", .dtype = ICMA_F32, .rank = 2, .shape = {3, 7}},
+        {.name = "f", .dtype = ICMA_F16, .rank = 2, .shape = {long_one ? 1000 : 1, long_one ? 700 : 17}},
+    };
+    static const float scales[TENSORS] = {1, 0x1.8p-9F, 0, 0x1p-120F, 0x1.23p100F, 0.37F};
+    icma_error error = {0};
+    support_build_image(tensors, TENSORS, &l->image);
+    l->g = (icma_generator){.kind = ICMA_GENERATOR_NONE, .tensor_count = TENSORS};
+    assert_int_equal(icma_generator_allocate(&l->g, &error), ICMA_OK);
+    for (size_t t = 0; t < TENSORS; t++) {
+        l->g.treatment[t] = t == VERBATIM ? ICMA_TREAT_VERBATIM : ICMA_TREAT_OTHER;
+        l->g.scale[t] = scales[t];
+    }
+}
+
+static void free_lab(lab *l) {
+    icma_generator_free(&l->g);
+    support_free_image(&l->image);
+}
+
+static size_t cells(const lab *l, size_t tensor) {
+    return (size_t)l->image.tensors.tensors[tensor].count;
+}
+
+/* Residuals of these tensors. Integers of both signs, of every size that is allowed. */
+static void make_residual(const lab *l, const uint32_t *tensors, size_t count, uint64_t seed,
+                          icma_residual *r) {
+    *r = (icma_residual){.count = count};
+    for (size_t i = 0; i < count; i++)
+        r->total += tensors[i] < TENSORS ? cells(l, tensors[i]) : 20;
+    r->list = icma_alloc_zeroed(count + 1, sizeof *r->list);
+    r->integers = icma_alloc_zeroed(r->total + 1, sizeof *r->integers);
+    assert_true(r->list && r->integers);
+    for (size_t i = 0, first = 0; i < count; i++) {
+        size_t length = tensors[i] < TENSORS ? cells(l, tensors[i]) : 20;
+        double spread = exp(6 * support_uniform(&seed));
+        for (size_t j = 0; j < length; j++) {
+            double value = round(spread * support_normal(&seed));
+            if (support_uniform(&seed) < 0.01)
+                value = support_uniform(&seed) < 0.5 ? -ICMA_RESIDUAL_LARGEST : ICMA_RESIDUAL_LARGEST;
+            r->integers[first + j] = (int16_t)fmax(-32767, fmin(32767, value));
+        }
+        r->list[i] = (icma_residual_tensor){
+            .tensor = tensors[i],
+            .code = (int32_t)(100 * support_uniform(&seed)) - 40,
+            .context = (unsigned)(support_uniform(&seed) * icma_rans_contexts()),
+            .first = first,
+        };
+        first += length;
+    }
+}
+
+static icma_buffer write_block(const icma_residual *r) {
+    icma_buffer block = {0};
+    icma_error error = {0};
+    if (icma_residual_write(r, &block, &error) != ICMA_OK)
+        fail_msg("%s", error.message);
+    return block;
+}
+
+static icma_status read_block(const lab *l, const uint8_t *data, size_t size, icma_residual *out) {
+    icma_error error = {0};
+    memset(out, 0x5A, sizeof *out);
+    icma_status status = icma_residual_read(data, size, &l->image.tensors, &l->g, out, &error);
+    assert_int_equal(status, error.status);
+    if (status)
+        assert_true(!out->list && !out->integers && !out->count && !out->total);
+    return status;
+}
+
+static void check_same(const icma_residual *a, const icma_residual *b) {
+    assert_true(a->count == b->count && a->total == b->total);
+    for (size_t i = 0; i < a->count; i++)
+        assert_true(a->list[i].tensor == b->list[i].tensor && a->list[i].code == b->list[i].code &&
+                    a->list[i].context == b->list[i].context && a->list[i].first == b->list[i].first);
+    assert_memory_equal(a->integers, b->integers, a->total * sizeof *a->integers);
+}
+
+/* Whatever is read can be decoded with. */
+static void check_usable(const lab *l, const icma_residual *r) {
+    size_t total = 0;
+    for (size_t i = 0; i < r->count; i++) {
+        const icma_residual_tensor *t = &r->list[i];
+        assert_true(t->tensor < TENSORS && icma_generator_is_modelled(&l->g, t->tensor));
+        assert_true(i == 0 || t->tensor > r->list[i - 1].tensor);
+        assert_true(abs(t->code) <= ICMA_RESIDUAL_MOST_CODE && t->context < icma_rans_contexts());
+        assert_true(isnormal(icma_residual_step(l->g.scale[t->tensor], t->code)));
+        assert_int_equal(t->first, total);
+        total += cells(l, t->tensor);
+    }
+    assert_int_equal(total, r->total);
+    for (size_t i = 0; i < total; i++)
+        assert_true(abs(r->integers[i]) <= ICMA_RESIDUAL_LARGEST);
+}
+
+/* --- steps --------------------------------------------------------------------------------------------- */
+
+/* scale * 2^(code / 16), where the sixteenths are the nearest f32: everything else is exact, so one rounding
+ * of a product that double holds exactly. */
+static void steps_are_sixteenths_of_octaves(void **state) {
+    (void)state;
+    static const float scales[] = {1,         0x1.fffffep0F, 0x1.8p-9F,       0x1.23p100F, 0x1p-126F,
+                                   0x1p-120F, 0x1p127F,      0x1.fffffep127F, 0.37F,       0x1.234568p-87F};
+    double sixteenth[16];
+    for (int i = 0; i < 16; i++) {
+        long double exact = exp2l(i / 16.0L);
+        float nearest = (float)exact;
+        /* No other f32 is nearer. */
+        assert_true(fabsl(nearest - exact) < fabsl(nextafterf(nearest, 0) - exact) &&
+                    fabsl(nearest - exact) < fabsl(nextafterf(nearest, 4) - exact));
+        assert_true(icma_residual_step(1, i) == nearest);
+        sixteenth[i] = (double)nearest;
+    }
+    for (size_t s = 0; s < COUNT(scales); s++) {
+        float before = 0;
+        bool over = false;
+        for (int32_t code = -ICMA_RESIDUAL_MOST_CODE; code <= ICMA_RESIDUAL_MOST_CODE; code++) {
+            int octave = (int)floor(code / 16.0);
+            float wanted = (float)ldexp((double)scales[s] * sixteenth[code - 16 * octave], octave);
+            wanted = isnormal(wanted) ? wanted : 0;
+            float step = icma_residual_step(scales[s], code);
+            if (step != wanted)
+                fail_msg("scale %a, code %d: %a, not %a", (double)scales[s], code, (double)step,
+                         (double)wanted);
+            /* 0 below the normal numbers, then ascending, then 0 beyond the largest. */
+            assert_true(step == 0 ? before == 0 || scales[s] > 1 : step > before && !over);
+            over = over || (step == 0 && before > 0);
+            before = over ? 1 : step;
+        }
+    }
+    assert_true(icma_residual_step(0x1p-126F, -1) == 0 && icma_residual_step(0x1p-126F, 0) == 0x1p-126F);
+    assert_true(icma_residual_step(0x1p-87F, -ICMA_RESIDUAL_MOST_CODE) == 0 &&
+                icma_residual_step(0x1p-86F, -ICMA_RESIDUAL_MOST_CODE) == 0x1p-126F);
+    assert_true(icma_residual_step(0, 5) == 0);
+}
+
+/* --- blocks -------------------------------------------------------------------------------------------- */
+
+static void blocks_come_back(void **state) {
+    (void)state;
+    static const uint32_t sets[][TENSORS] = {{0}, {5}, {0, 1}, {3, 5}, {0, 1, 3, 4, 5}};
+    static const size_t counts[] = {1, 1, 2, 2, 5};
+    lab l;
+    make_lab(&l, false);
+    for (uint64_t seed = 1; seed <= 40; seed++)
+        for (size_t s = 0; s < COUNT(sets); s++) {
+            icma_residual r, back;
+            make_residual(&l, sets[s], counts[s], seed, &r);
+            icma_buffer block = write_block(&r);
+            if (read_block(&l, block.data, block.size, &back) != ICMA_OK)
+                fail_msg("seed %llu, set %zu is not read", (unsigned long long)seed, s);
+            check_same(&r, &back);
+            check_usable(&l, &back);
+            icma_residual_free(&back);
+            icma_residual_free(&back); /* leaves it zeroed */
+            icma_residual_free(&r);
+            icma_buffer_free(&block);
+        }
+    free_lab(&l);
+}
+
+static void no_tensors_take_no_bytes(void **state) {
+    (void)state;
+    lab l;
+    icma_residual none = {0}, back;
+    make_lab(&l, false);
+    icma_buffer block = write_block(&none);
+    assert_int_equal(block.size, 0);
+    assert_int_equal(read_block(&l, NULL, 0, &back), ICMA_OK);
+    assert_true(back.count == 0 && back.total == 0 && !back.list && !back.integers);
+    const uint8_t zeros[4] = {0}; /* a block that says that it has none should not be there */
+    for (size_t size = 1; size <= sizeof zeros; size++)
+        assert_int_equal(read_block(&l, zeros, size, &back), ICMA_E_CORRUPT);
+    free_lab(&l);
+}
+
+/* 700,000 integers after others: streams are cut every 2^18 of them, in the middle of a tensor. */
+static void long_tensors_have_several_streams(void **state) {
+    (void)state;
+    static const uint32_t tensors[] = {0, 3, 5};
+    lab l;
+    icma_residual r, back[2];
+    make_lab(&l, true);
+    make_residual(&l, tensors, COUNT(tensors), 7, &r);
+    assert_true(r.total > 2 * ICMA_RESIDUAL_STREAM);
+    icma_buffer block = write_block(&r);
+    for (int threads = 1; threads <= 2; threads++) {
+        icma_set_threads(threads);
+        icma_buffer again = write_block(&r);
+        assert_int_equal(again.size, block.size);
+        assert_memory_equal(again.data, block.data, block.size);
+        icma_buffer_free(&again);
+        assert_int_equal(read_block(&l, block.data, block.size, &back[threads - 1]), ICMA_OK);
+        check_same(&r, &back[threads - 1]);
+    }
+    /* Damage in each of the streams: the same answer from one thread and from two. */
+    for (size_t place = 1; place < 40; place++) {
+        size_t at = place * (block.size / 40);
+        icma_status status[2];
+        icma_residual bad[2];
+        block.data[at] ^= 0x55;
+        for (int threads = 1; threads <= 2; threads++) {
+            icma_set_threads(threads);
+            status[threads - 1] = read_block(&l, block.data, block.size, &bad[threads - 1]);
+        }
+        assert_int_equal(status[0], status[1]);
+        assert_true(status[0] == ICMA_OK || status[0] == ICMA_E_CORRUPT);
+        if (!status[0])
+            check_same(&bad[0], &bad[1]);
+        icma_residual_free(&bad[0]);
+        icma_residual_free(&bad[1]);
+        block.data[at] ^= 0x55;
+    }
+    icma_set_threads(0);
+    icma_residual_free(&back[0]);
+    icma_residual_free(&back[1]);
+    icma_residual_free(&r);
+    icma_buffer_free(&block);
+    free_lab(&l);
+}
+
+/* --- damage -------------------------------------------------------------------------------------------- */
+
+/* From a block of exactly this size, so that a sanitizer sees a byte too far. */
+static icma_status attempt(const lab *l, const uint8_t *data, size_t size) {
+    icma_residual r;
+    uint8_t *copy = malloc(size + !size);
+    assert_non_null(copy);
+    memcpy(copy, data, size);
+    icma_status status = read_block(l, copy, size, &r);
+    if (status == ICMA_OK)
+        check_usable(l, &r);
+    else if (status != ICMA_E_CORRUPT)
+        fail_msg("%s", icma_status_name(status));
+    icma_residual_free(&r);
+    free(copy);
+    return status;
+}
+
+static void damage_is_seen(void **state) {
+    (void)state;
+    static const uint32_t tensors[] = {0, 1, 3, 5};
+    lab l;
+    icma_residual r;
+    make_lab(&l, false);
+    make_residual(&l, tensors, COUNT(tensors), 3, &r);
+    icma_buffer block = write_block(&r);
+    for (size_t cut = 1; cut < block.size; cut++)
+        if (attempt(&l, block.data, cut) == ICMA_OK)
+            fail_msg("%zu of %zu bytes were taken for all", cut, block.size);
+    for (size_t bit = 0; bit < 8 * block.size; bit++) {
+        block.data[bit / 8] ^= (uint8_t)(1U << bit % 8);
+        attempt(&l, block.data, block.size);
+        block.data[bit / 8] ^= (uint8_t)(1U << bit % 8);
+    }
+    for (size_t at = 0; at < block.size; at++)
+        for (unsigned value = 0; value < 256; value += 1 + value % 5) {
+            uint8_t kept = block.data[at];
+            block.data[at] = (uint8_t)value;
+            attempt(&l, block.data, block.size);
+            block.data[at] = kept;
+        }
+    uint8_t *longer = malloc(block.size + 1);
+    assert_non_null(longer);
+    memcpy(longer, block.data, block.size);
+    longer[block.size] = 0;
+    assert_int_equal(attempt(&l, longer, block.size + 1), ICMA_E_CORRUPT);
+    free(longer);
+    uint64_t random = 11;
+    for (int trial = 0; trial < 20000; trial++) { /* noise after a start that is right */
+        uint8_t noise[40];
+        size_t size = 1 + (size_t)(support_uniform(&random) * (sizeof noise - 1));
+        size_t right = (size_t)(support_uniform(&random) * 12);
+        for (size_t i = 0; i < size; i++)
+            noise[i] = i < right ? block.data[i] : (uint8_t)(support_uniform(&random) * 256);
+        attempt(&l, noise, size);
+    }
+    icma_residual_free(&r);
+    icma_buffer_free(&block);
+    free_lab(&l);
+}
+
+/* The status of a block whose first tensor was changed; tensors {1, 3}. */
+static icma_status spoiled(const lab *l, uint32_t tensor, int32_t code, unsigned context, int16_t integer) {
+    const uint32_t tensors[] = {tensor, 3};
+    icma_residual r;
+    make_residual(l, tensors, tensor < 3 ? 2 : 1, 5, &r);
+    r.list[0].code = code;
+    r.list[0].context = context;
+    r.integers[r.total / 2] = integer;
+    icma_buffer block = write_block(&r);
+    icma_status status = attempt(l, block.data, block.size);
+    icma_residual_free(&r);
+    icma_buffer_free(&block);
+    return status;
+}
+
+static void what_is_out_of_range_is_refused(void **state) {
+    (void)state;
+    lab l;
+    make_lab(&l, false);
+    assert_int_equal(spoiled(&l, 1, 0, 5, 0), ICMA_OK);
+    /* Tensors: beyond the last, far beyond, one that is not modelled. */
+    assert_int_equal(spoiled(&l, TENSORS, 0, 5, 0), ICMA_E_CORRUPT);
+    assert_int_equal(spoiled(&l, UINT32_MAX, 0, 5, 0), ICMA_E_CORRUPT);
+    assert_int_equal(spoiled(&l, VERBATIM, 0, 5, 0), ICMA_E_CORRUPT);
+    /* Codes. Tensor 5 has a scale that leaves all of them normal, 3 and 4 have not. */
+    assert_int_equal(spoiled(&l, 5, ICMA_RESIDUAL_MOST_CODE, 5, 0), ICMA_OK);
+    assert_int_equal(spoiled(&l, 5, -ICMA_RESIDUAL_MOST_CODE, 5, 0), ICMA_OK);
+    assert_int_equal(spoiled(&l, 5, ICMA_RESIDUAL_MOST_CODE + 1, 5, 0), ICMA_E_CORRUPT);
+    assert_int_equal(spoiled(&l, 5, -ICMA_RESIDUAL_MOST_CODE - 1, 5, 0), ICMA_E_CORRUPT);
+    assert_int_equal(spoiled(&l, 5, INT32_MAX, 5, 0), ICMA_E_CORRUPT);
+    assert_int_equal(spoiled(&l, 5, INT32_MIN + 1, 5, 0), ICMA_E_CORRUPT);
+    assert_int_equal(spoiled(&l, 3, -6 * 16, 5, 0), ICMA_OK); /* 2^-126 */
+    assert_int_equal(spoiled(&l, 3, -6 * 16 - 1, 5, 0), ICMA_E_CORRUPT);
+    assert_int_equal(spoiled(&l, 4, 27 * 16, 5, 0), ICMA_OK);
+    assert_int_equal(spoiled(&l, 4, 28 * 16, 5, 0), ICMA_E_CORRUPT); /* infinite */
+    /* Integers: a writer cannot say more than int16 does, of which one is too many. */
+    assert_int_equal(spoiled(&l, 1, 0, 5, INT16_MAX), ICMA_OK);
+    assert_int_equal(spoiled(&l, 1, 0, 5, -ICMA_RESIDUAL_LARGEST), ICMA_OK);
+    assert_int_equal(spoiled(&l, 1, 0, 5, INT16_MIN), ICMA_E_CORRUPT);
+    free_lab(&l);
+}
+
+/* Integers that int16 does not hold and contexts that there are not, in a block made by hand. */
+static icma_status by_hand(const lab *l, unsigned context, int32_t integer) {
+    icma_buffer block = {0};
+    icma_error error = {0};
+    int32_t symbols[32] = {[7] = integer};
+    icma_rans_run run = {32, context < icma_rans_contexts() ? context : 0};
+    icma_write_varint(&block, 1);
+    icma_write_varint(&block, 0);
+    icma_write_varint_signed(&block, 0);
+    icma_write_u8(&block, (uint8_t)context);
+    assert_int_equal(icma_rans_encode(symbols, &run, 1, &block, &error), ICMA_OK);
+    icma_status status = attempt(l, block.data, block.size);
+    icma_buffer_free(&block);
+    return status;
+}
+
+static void what_no_writer_says_is_refused(void **state) {
+    (void)state;
+    static const int32_t wrong[] = {32768, -32768, 65536, -65536, 65537, INT32_MAX, INT32_MIN};
+    lab l;
+    make_lab(&l, false);
+    assert_int_equal(by_hand(&l, 5, 32767), ICMA_OK);
+    assert_int_equal(by_hand(&l, 5, -32767), ICMA_OK);
+    for (size_t i = 0; i < COUNT(wrong); i++)
+        assert_int_equal(by_hand(&l, 5, wrong[i]), ICMA_E_CORRUPT);
+    assert_int_equal(by_hand(&l, icma_rans_contexts() - 1, 3), ICMA_OK);
+    assert_int_equal(by_hand(&l, icma_rans_contexts(), 3), ICMA_E_CORRUPT);
+    assert_int_equal(by_hand(&l, 255, 3), ICMA_E_CORRUPT);
+    free_lab(&l);
+}
+
+/* A few bytes that say they are a very long residual: refused, with little memory. */
+typedef struct meter {
+    size_t largest;
+} meter;
+
+static void *meter_resize(void *context, void *pointer, size_t size) {
+    meter *m = context;
+    m->largest = size > m->largest ? size : m->largest;
+    return realloc(pointer, size);
+}
+
+static void meter_release(void *context, void *pointer) {
+    (void)context;
+    free(pointer);
+}
+
+static void short_blocks_do_not_make_many_tensors(void **state) {
+    (void)state;
+    static const uint8_t lies[][6] = {{0xFF, 0xFF, 0xFF, 0xFF, 0x0F, 0},
+                                      {0x80, 0x80, 0x40, 0, 0, 0},
+                                      {6, 0, 0, 0, 0, 0},
+                                      {2, 0, 0, 0, 0, 0}};
+    lab l;
+    make_lab(&l, false);
+    for (size_t i = 0; i < COUNT(lies); i++) {
+        icma_residual r;
+        meter m = {0};
+        const icma_allocator allocator = {meter_resize, meter_release, &m};
+        icma_memory_set_allocator(&allocator);
+        icma_status status = read_block(&l, lies[i], sizeof lies[i], &r);
+        icma_memory_set_allocator(NULL);
+        assert_int_equal(status, ICMA_E_CORRUPT);
+        assert_true(m.largest < 4096);
+    }
+    free_lab(&l);
+}
+
+/* Memory that ends at any allocation. */
+static void memory_may_end(void **state) {
+    (void)state;
+    static const uint32_t tensors[] = {0, 1, 5};
+    lab l;
+    icma_residual r, back;
+    make_lab(&l, false);
+    make_residual(&l, tensors, COUNT(tensors), 9, &r);
+    icma_buffer block = write_block(&r);
+    for (int reading = 0; reading < 2; reading++) {
+        icma_status status = ICMA_E_MEMORY;
+        for (size_t k = 0; status; k++) {
+            support_budget budget = {k, 0};
+            icma_buffer out = {0};
+            icma_error error = {0};
+            support_limit_memory(&budget);
+            if (reading) {
+                status = read_block(&l, block.data, block.size, &back);
+                icma_residual_free(&back);
+            } else {
+                status = icma_residual_write(&r, &out, &error);
+                icma_buffer_free(&out);
+            }
+            support_limit_memory(NULL);
+            assert_int_equal(budget.live, 0);
+            assert_true((status == ICMA_OK && k > 2) || status == ICMA_E_MEMORY);
+        }
+    }
+    icma_residual_free(&r);
+    icma_buffer_free(&block);
+    free_lab(&l);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(steps_are_sixteenths_of_octaves),
+        cmocka_unit_test(blocks_come_back),
+        cmocka_unit_test(no_tensors_take_no_bytes),
+        cmocka_unit_test(long_tensors_have_several_streams),
+        cmocka_unit_test(damage_is_seen),
+        cmocka_unit_test(what_is_out_of_range_is_refused),
+        cmocka_unit_test(what_no_writer_says_is_refused),
+        cmocka_unit_test(short_blocks_do_not_make_many_tensors),
+        cmocka_unit_test(memory_may_end),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
