@@ -30,11 +30,16 @@ import rans
 from xxh3 import xxh3_64
 
 NONE = 0xffffffff
-SIGNATURE, GENERATOR, HEAD, TASK, TEXTS, VERBATIM, RECORD, CONDITION = range(1, 9)
+SIGNATURE, GENERATOR, HEAD, TASK, TEXTS, VERBATIM, RECORD, CONDITION, RESIDUAL = range(1, 10)
 # 3.5: kind: (belongs to a group, belongs to a task)
 OWNERS = {SIGNATURE: (True, False), GENERATOR: (True, False), HEAD: (True, False), TASK: (True, True), TEXTS: (True, True),
-          VERBATIM: (True, True), RECORD: (True, False), CONDITION: (True, True)}
-GENERATE, LATENT, KEPT = 0, 1, 15
+          VERBATIM: (True, True), RECORD: (True, False), CONDITION: (True, True), RESIDUAL: (True, True)}
+GENERATE, LATENT, BOUNDED, LOSSLESS, KEPT = 0, 1, 2, 3, 15
+TIERS = {GENERATE: 'generate', LATENT: 'latent', BOUNDED: 'bounded', LOSSLESS: 'lossless', KEPT: 'verbatim'}
+# 4.11
+MOST_CODE, STREAM = 640, 1 << 18
+SIXTEENTHS = (0x3f800000, 0x3f85aac3, 0x3f8b95c2, 0x3f91c3d3, 0x3f9837f0, 0x3f9ef532, 0x3fa5fed7, 0x3fad583f,
+              0x3fb504f3, 0x3fbd08a4, 0x3fc5672a, 0x3fce248c, 0x3fd744fd, 0x3fe0ccdf, 0x3feac0c7, 0x3ff5257d)
 BITS = {'BOOL': 8, 'F4': 4, 'F6_E2M3': 6, 'F6_E3M2': 6, 'U8': 8, 'I8': 8, 'F8_E5M2': 8, 'F8_E4M3': 8, 'F8_E8M0': 8,
         'I16': 16, 'U16': 16, 'F16': 16, 'BF16': 16, 'I32': 32, 'U32': 32, 'F32': 32,
         'C64': 64, 'F64': 64, 'I64': 64, 'U64': 64}
@@ -343,7 +348,7 @@ class Container:
             if section.kind in OWNERS:
                 group, task = OWNERS[section.kind]
                 bad = (section.group != NONE) != group or (section.task != NONE) != task
-                if section.kind not in (HEAD, VERBATIM):
+                if section.kind not in (HEAD, VERBATIM, RESIDUAL):
                     bad = bad or section.first != 0 or section.kind != TASK and section.count != 0
                 if bad:
                     corrupt(f'section {i} belongs where its kind cannot')
@@ -583,10 +588,16 @@ class Generator:
         for treatment, tensor in zip(self.treatment, tensors):
             if treatment > 3:
                 unsupported(f'treatment {treatment}')
-            if treatment < 3 and (tensor.dtype not in MODELLED or not tensor.elements or self.kind == 0):
+            if treatment < 3 and (tensor.dtype not in MODELLED or not tensor.elements):
                 corrupt('the generator models a tensor that cannot be modelled')
         self.modelled = [t for t, treatment in enumerate(self.treatment) if treatment < 3]
+
+        def floats(*shape, kind='<f4', positive=False):
+            return plain(cursor.array(kind, math.prod(shape)), 'the generator', positive).reshape(shape)
+
+        self.scale = dict(zip(self.modelled, floats(len(self.modelled), positive=True)))
         if self.kind == 0:
+            self.roles = [0, 0, 0]
             cursor.end()
             return
 
@@ -607,11 +618,7 @@ class Generator:
         if m_g > m or (m_g == 0) != (c == 0):
             corrupt('the generator has a size out of its range')
 
-        def floats(*shape, kind='<f4', positive=False):
-            return plain(cursor.array(kind, math.prod(shape)), 'the generator', positive).reshape(shape)
-
-        self.scale = dict(zip(self.modelled, floats(len(self.modelled), positive=True)))
-        self.condition = floats(m_g, c)
+        self.condition = floats(m_g, c, kind='<u2')
         self.latent_step = floats(d, positive=True)
         self.correction_step = floats(k, positive=True)
         self.head_step = floats(k, positive=True)
@@ -637,14 +644,25 @@ class Generator:
             corrupt('a coefficient is not finite')
         return q
 
-    def weights(self, head, t, q):
-        """The bytes of modelled tensor t."""
+    def has_rows(self, t):
+        return self.treatment[t] < 3 and self.roles[self.treatment[t]] > 0
+
+    def prediction(self, head, t, q):
+        """Of modelled tensor t, before residual and cast."""
+        zeros = numpy.zeros(self.tensors[t].elements, numpy.float32)
+        if not self.has_rows(t):
+            return zeros
         role = self.treatment[t]
         own = slice(sum(self.roles[:role]), sum(self.roles[:role + 1]))
+        return linear(q[own] * self.head_step[own], head[t].astype(numpy.float32), zeros) * self.scale[t]
+
+    def weights(self, head, t, q, residual=None):
+        """The bytes of modelled tensor t; `residual` is its step and integers (4.11), if it has any."""
         with numpy.errstate(all='ignore'):
-            a = q[own] * self.head_step[own]
-            w = linear(a, head[t].astype(numpy.float32), numpy.zeros(self.tensors[t].elements, numpy.float32))
-            x = w * self.scale[t]
+            x = self.prediction(head, t, q)
+            if residual:
+                step, integers = residual
+                x = fma32(integers, step, x)
             if not numpy.all(numpy.isfinite(x)):
                 corrupt('a weight is not finite')
             return CASTS[self.tensors[t].dtype](x).tobytes()
@@ -655,6 +673,7 @@ class Checkpoint:
     """A row of a task's table (4.6). `step` is None where there is none."""
     step: int = None
     tier: int = LATENT
+    bound: tuple = None
     header: int = 0
     side: list = None
     exceptions: list = None
@@ -664,6 +683,26 @@ class Checkpoint:
     hash: int = 0
     part: object = None
     number: int = 0
+
+
+def has_coefficients(row, generator):
+    """4.6"""
+    return generator.kind == 1 and row.tier in (LATENT, BOUNDED, LOSSLESS)
+
+
+def may_have_residual(row):
+    """4.11"""
+    return row.tier in (BOUNDED, LOSSLESS)
+
+
+def read_bound(cursor):
+    """4.6: kind and value"""
+    kind, value = cursor.u8(), float(cursor.array('<f4', 1)[0])
+    if kind not in (1, 2, 3):
+        unsupported(f'a bound of kind {kind}')
+    if not 0 < value < math.inf:
+        corrupt('a bound that is not positive and finite')
+    return kind, value
 
 
 def read_table(cursor, n, generator):
@@ -685,10 +724,13 @@ def read_table(cursor, n, generator):
                 corrupt('a step is too large')
     for row in table:
         row.tier = cursor.u8()
-        if row.tier not in (GENERATE, LATENT, KEPT):
+        if row.tier not in TIERS:
             unsupported(f'tier {row.tier}')
-        if (row.tier == KEPT) != (generator.kind == 0):
+        if row.tier == KEPT if generator.kind else row.tier in (GENERATE, LATENT):
             corrupt('a tier that its group cannot have')
+    for row in table:
+        if row.tier == BOUNDED:
+            row.bound = read_bound(cursor)
     for row in table:
         row.header = cursor.varint()
         row.side = []
@@ -701,7 +743,7 @@ def read_table(cursor, n, generator):
             if tensor >= len(generator.treatment) or generator.treatment[tensor] == 3:
                 corrupt('an exception that is not a modelled tensor')
             row.exceptions.append(tensor)
-    latent = [row for row in table if row.tier == LATENT]
+    latent = [row for row in table if has_coefficients(row, generator)]
 
     def column(differences):
         last, out = 0, []
@@ -745,7 +787,8 @@ class Group:
             if section.first != at or not section.count:
                 corrupt('the head has a gap or an overlap')
             at += section.count
-        if at > len(self.tensors) or at <= max(self.generator.modelled, default=-1) or self.head_sections and not self.generator.kind:
+        last = max((t for t in self.generator.modelled if self.generator.has_rows(t)), default=-1)
+        if not last < at <= len(self.tensors) or self.head_sections and not self.generator.kind:
             corrupt('the head is not that of its group')
 
     def head(self):
@@ -772,6 +815,61 @@ class Group:
         return self.heads
 
 
+def residual_step(scale, code):
+    """4.11: the f32, or None where it is not a positive normal number."""
+    octave, sixteenth = divmod(code, 16)
+    power = numpy.uint32(SIXTEENTHS[sixteenth] + (octave << 23)).view(numpy.float32)
+    with numpy.errstate(all='ignore'):
+        step = scale * power
+    return step if numpy.finfo(numpy.float32).tiny <= step < numpy.inf else None
+
+
+def read_residual(cursor, generator):
+    """4.11: a block, {tensor: (step, integers)}"""
+    tensors, codes, tensor, code = [], [], -1, 0
+    n = cursor.varint()
+    if not 1 <= n <= len(generator.modelled):
+        corrupt('a residual of no tensors, or of too many')
+    for _ in range(n):
+        tensor += cursor.varint() + 1
+        if tensor >= len(generator.treatment) or generator.treatment[tensor] == 3:
+            corrupt('a residual of a tensor that is not modelled')
+        tensors.append(tensor)
+    for tensor in tensors:
+        code += cursor.signed()
+        if abs(code) > MOST_CODE or residual_step(generator.scale[tensor], code) is None:
+            corrupt('a residual has a step out of its range')
+        codes.append(code)
+    left = [(generator.tensors[tensor].elements, context) for tensor, context in zip(tensors, cursor.take(n))]
+    total = sum(count for count, _ in left)
+    streams = -(-total // STREAM)
+    if streams > len(cursor.data) - cursor.at + 1:
+        corrupt('a residual ends too soon')
+    sizes = [cursor.varint() for _ in range(streams - 1)]
+    numbers = []
+    for s in range(streams):
+        runs, room = [], STREAM
+        while left and room:
+            count, context = left.pop(0)
+            runs.append((min(count, room), context))
+            if count > room:
+                left.insert(0, (count - room, context))
+            room -= runs[-1][0]
+        data = cursor.take(sizes[s] if s < len(sizes) else len(cursor.data) - cursor.at)
+        try:
+            numbers += rans.decode(data, runs)
+        except rans.Corrupt as error:
+            corrupt(f'a residual: {error}')
+    if any(abs(number) > 32767 for number in numbers):
+        corrupt('a residual holds a number out of its range')
+    numbers, at, out = numpy.array(numbers, numpy.float32), 0, {}
+    for tensor, code in zip(tensors, codes):
+        count = generator.tensors[tensor].elements
+        out[tensor] = residual_step(generator.scale[tensor], code), numbers[at:at + count]
+        at += count
+    return out
+
+
 class Part:
     """What one task has in one group."""
 
@@ -781,6 +879,7 @@ class Part:
         table = archive.only(own, TASK, 'task')
         self.texts = self.read_texts([s for s in own if s.kind == TEXTS])
         self.verbatim_sections = [s for s in own if s.kind == VERBATIM]
+        self.residual_sections = [s for s in own if s.kind == RESIDUAL]
         self.rows = read_table(Cursor(archive.container.load(table), 'a task table'), table.count, group.generator)
         if not self.rows:
             corrupt('a task part without checkpoints')
@@ -800,12 +899,13 @@ class Part:
         self.headers = {}
         for number in {row.header for row in self.rows} - {0}:
             self.check_header(self.texts[number - 1])
-        self.data = {}
-        at = 0
-        for section in self.verbatim_sections:
-            if section.first < at or not section.count or section.first + section.count > len(self.rows):
-                corrupt('a verbatim section has another range than its task')
-            at = section.first + section.count
+        self.data, self.residuals = {}, {}
+        for sections, what in ((self.verbatim_sections, 'verbatim'), (self.residual_sections, 'residual')):
+            at = 0
+            for section in sections:
+                if section.first < at or not section.count or section.first + section.count > len(self.rows):
+                    corrupt(f'a {what} section has another range than its task')
+                at = section.first + section.count
 
     def read_texts(self, sections):
         """4.2"""
@@ -826,11 +926,17 @@ class Part:
             unsupported(f'condition of origin {self.origin}')
         if 0 in cursor.take(cursor.u8()):
             corrupt('a condition has a file name with NUL')
-        count, rest = divmod(len(data) - cursor.at, 4)
+        count, rest = divmod(len(data) - cursor.at, 2)
         generator = self.group.generator
-        if rest or not count or generator.kind and count != (generator.c if self.origin == 1 else generator.m):
+        if generator.kind:
+            wrong = count != (generator.c if self.origin == 1 else generator.m)
+        else:
+            wrong = self.origin != 1
+        if rest or not count or wrong:
             corrupt('a condition has another size than its generator takes')
-        self.condition = cursor.array('<f4', count)
+        if count > 1 << 20:
+            limit('a condition has too many numbers')
+        self.condition = (cursor.array('<u2', count).astype('<u4') << 16).view('<f4')
         if not numpy.all(numpy.isfinite(self.condition)):
             corrupt('a condition is not finite')
 
@@ -869,26 +975,44 @@ class Part:
             self.data[section.first] = kept
         return self.data[section.first][row.number]
 
-    def file(self, row, q):
-        """4.5: the safetensors file, from the coefficients (None where the group has no basis)."""
+    def blocks(self, section):
+        """4.11: {checkpoint: its block} of a residual section"""
+        if section.first not in self.residuals:
+            cursor = Cursor(self.archive.container.load(section), 'a residual section')
+            rows = [row for row in self.rows[section.first:section.first + section.count] if may_have_residual(row)]
+            sizes = [cursor.varint() for _ in rows]
+            self.residuals[section.first] = {row.number: cursor.take(size) for row, size in zip(rows, sizes)}
+            cursor.end()
+        return self.residuals[section.first]
+
+    def residual(self, row):
+        """4.11: {tensor: (step, integers)}"""
+        for section in self.residual_sections:
+            if may_have_residual(row) and section.first <= row.number < section.first + section.count:
+                block = self.blocks(section)[row.number]
+                return read_residual(Cursor(block, 'a residual'), self.group.generator) if block else {}
+        return {}
+
+    def file(self, row, q, residual):
+        """4.5: the safetensors file, from the coefficients (None where the group has no basis) and the residual."""
         header = self.texts[row.header - 1] if row.header else self.group.header
         verbatim = self.verbatim(row)
         parts = [struct.pack('<Q', len(header)), header]
         for t, tensor in enumerate(self.group.tensors):
             if tensor.begin < tensor.end:
-                parts.append(verbatim[t] if t in verbatim else self.group.generator.weights(self.group.head(), t, q))
+                parts.append(verbatim[t] if t in verbatim else self.group.generator.weights(self.group.head(), t, q, residual.get(t)))
         return b''.join(parts)
 
     def compute(self, row):
         generator, q = self.group.generator, None
         if generator.kind:
             z = numpy.zeros(generator.d, numpy.float32)
-            if row.tier == LATENT:
+            if has_coefficients(row, generator):
                 z = numpy.array(row.latents, numpy.float32) * generator.latent_step
             q = generator.coefficients(z, generator.coordinates(self.origin, self.condition))
-            if row.tier == LATENT:
+            if has_coefficients(row, generator):
                 q = fma32(numpy.array(row.corrections, numpy.float32), generator.correction_step, q)
-        return self.file(row, q)
+        return self.file(row, q, self.residual(row))
 
     def decode(self, row):
         data = self.compute(row)
@@ -902,7 +1026,7 @@ class Part:
         if not generator.kind:
             unsupported('the task has no generator to sample from')
         z = normals(seed, generator.d)
-        return self.file(row, generator.coefficients(z, generator.coordinates(self.origin, self.condition)))
+        return self.file(row, generator.coefficients(z, generator.coordinates(self.origin, self.condition)), {})
 
 
 class Archive:
@@ -978,6 +1102,8 @@ class Archive:
         rows = [row for rows in self.table.values() for row in rows]
         for row in rows:
             row.part.group.head()
+            for section in row.part.residual_sections:
+                row.part.blocks(section)
             row.part.decode(row)
         return len(rows)
 
@@ -1010,8 +1136,7 @@ def main():
             if options.verb == 'list':
                 for task in archive.tasks():
                     for row in archive.checkpoints(task):
-                        tier = {GENERATE: 'generate', LATENT: 'latent', KEPT: 'verbatim'}[row.tier]
-                        print(printable(task), 'final' if row.step is None else row.step, tier, f'{row.hash:016x}', sep='\t')
+                        print(printable(task), 'final' if row.step is None else row.step, TIERS[row.tier], f'{row.hash:016x}', sep='\t')
             elif options.verb == 'check':
                 print(f'{archive.check()} checkpoints have their hashes')
             elif options.verb == 'decode':

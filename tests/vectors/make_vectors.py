@@ -101,6 +101,7 @@ def condition(folder, values, dtype='F32'):
 
 
 QUICK = ('--epochs', '40', '-T', '1')
+LATENT = (*QUICK, '--tier', 'latent')
 
 
 def basis_given(root):
@@ -109,7 +110,7 @@ def basis_given(root):
         for n, step in enumerate((10, 20, 30, 40, 100)):
             adapter(root / task / f'checkpoint-{step}', safetensors(lora(task, n / 4), {'format': 'pt'}))
         condition(root / task, numbers(f'{task} condition', 6))
-    return QUICK
+    return LATENT
 
 
 def basis_learned(root):
@@ -117,7 +118,7 @@ def basis_learned(root):
     for task, count in (('one', 1), ('two', 2), ('four', 4), ('six', 6)):
         for n in range(count):
             put(root / task / f'{task}-{n + 1:06}.safetensors', safetensors(lora(task, n / 5, rank=3)))
-    return (*QUICK, '--latent-dim', '4', '--explain', '0.95')
+    return (*LATENT, '--latent-dim', '4', '--explain', '0.95')
 
 
 def basis_mixed(root):
@@ -154,7 +155,7 @@ def basis_mixed(root):
             if task == 'UPPER.v1':
                 put(folder / 'README.md', f'# {task}\n\nSaved at {step if n > 1 else "start"}.\n')
         condition(root / task, numbers(f'{task} mixed', 5), 'F16' if task == 'plain' else 'F32')
-    return (*QUICK, '--explain', '0.9')
+    return (*LATENT, '--explain', '0.9')
 
 
 def basis_wide(root):
@@ -164,7 +165,7 @@ def basis_wide(root):
             tensors = {**lora(task, n / 5, ('q', 'k', 'v'), 1, 40), **lora(task, n / 5, ('up', 'down', 'gate'), 2, 17, ('BF16',))}
             put(root / task / f'checkpoint-{n + 1}' / 'adapter_model.safetensors', safetensors(tensors, {'format': 'pt'}))
         condition(root / task, numbers(f'{task} condition', 3))
-    return (*QUICK, '--components', '9', '--latent-dim', '24')
+    return (*LATENT, '--components', '9', '--latent-dim', '24')
 
 
 def paper(root):
@@ -172,7 +173,7 @@ def paper(root):
     for task in ('a', 'b'):
         for n in range(4):
             put(root / task / f'checkpoint-{n + 1}' / 'adapter_model.safetensors', safetensors(lora(task, n / 3, dtypes=('F16',))))
-    return (*QUICK, '--preset', 'paper', '--latent-dim', '2')
+    return (*LATENT, '--preset', 'paper', '--latent-dim', '2')
 
 
 def generate(root):
@@ -200,7 +201,7 @@ def stepless(root):
                 adapter(root / task / f'checkpoint-{10 * n}', safetensors(lora(task, n / 3), {'format': 'pt'}))
         adapter(root / task, safetensors(lora(task, 1.0), {'format': 'pt'}))
     put(root / 'loose.safetensors', safetensors(lora('loose', 0.5), {'format': 'pt'}))
-    return QUICK
+    return LATENT
 
 
 def none(root):
@@ -219,7 +220,7 @@ def none(root):
 def one(root):
     """one task with one checkpoint"""
     adapter(root / 'only', safetensors(lora('only', 0.5), {'format': 'pt'}))
-    return QUICK
+    return LATENT
 
 
 def two_groups(root):
@@ -232,11 +233,96 @@ def two_groups(root):
         adapter(root / 'high' / f'checkpoint-{n + 1}', safetensors(lora('high', n / 2, rank=3), {'format': 'pt'}), 3)
     for n, task in enumerate(('both', 'low', 'high')):
         condition(root / task, numbers(f'{task} condition', 4))
-    return QUICK
+    return LATENT
+
+
+def bounded_dw(root):
+    """tier bounded, dW within 4 %: basis, latents and residuals; 3 tasks x 5 checkpoints of F32, magnitudes without basis rows, given conditions"""
+    for task in ('bird', 'cat', 'dog'):
+        for n, step in enumerate((10, 20, 30, 40, 100)):
+            tensors = lora(task, n / 4, rank=4, width=24)
+            tensors['base_model.model.q_proj.lora_magnitude_vector'] = ('F32', (40,), f32(numbers(f'{task} {n} magnitude', 40)))
+            adapter(root / task / f'checkpoint-{step}', safetensors(tensors, {'format': 'pt'}), 4)
+        condition(root / task, numbers(f'{task} condition', 6))
+    return (*QUICK, '--max-error', 'dw=0.04')
+
+
+def bounded_rel(root):
+    """tier bounded, every tensor within 2 %: F32, F16 and BF16 in one file, NaN and infinities as exceptions, zero B,
+    zero-size tensors and integers, a step-less checkpoint; basis, learned conditions"""
+    for task, count in (('first', 4), ('second', 5), ('third', 3)):
+        for n in range(count):
+            tensors = lora(task, n / 4, rank=4, width=20, dtypes=('F32', 'F16', 'BF16', 'BF16'))
+            names = list(tensors)
+            if n == 0:
+                dtype, shape, data = tensors[names[3]]
+                tensors[names[3]] = (dtype, shape, bytes(len(data)))
+            if task == 'second' and n == 1:
+                dtype, shape, data = tensors[names[1]]
+                tensors[names[1]] = (dtype, shape, b'\x01\x7e\x00\xfc' + data[4:])
+            tensors['base_model.model.v_proj.lora_magnitude_vector'] = ('F16', (18,), f16(numbers(f'{task} {n} magnitude', 18)))
+            tensors['empty'] = ('F32', (3, 0), b'')
+            tensors['count'] = ('I32', (1,), struct.pack('<i', n - 1))
+            folder = root / task if task == 'third' and n == 2 else root / task / f'checkpoint-{n + 1}'
+            adapter(folder, safetensors(tensors, {'format': 'pt', 'n': str(n // 2)}), 4)
+    return (*QUICK, '--max-error', 'rel=0.02', '--generator', 'basis')
+
+
+def bounded_abs(root):
+    """tier bounded, every weight within 0.004: F16 and BF16, some predictions good enough without residual; given conditions"""
+    for task in ('hot', 'cold'):
+        for n in range(5):
+            tensors = lora(task, n / 4, ('q', 'k', 'v'), 2, 30, ('F16', 'BF16'))
+            put(root / task / f'checkpoint-{n + 1}' / 'adapter_model.safetensors', safetensors(tensors, {'format': 'pt'}))
+        condition(root / task, numbers(f'{task} condition', 3))
+    return (*QUICK, '--max-error', 'abs=0.004', '--generator', 'basis')
+
+
+def bounded_none(root):
+    """tier bounded, --generator none: residuals alone; F32, F16 and BF16, an exception, integers; one condition given, none learned"""
+    for task in ('east', 'west'):
+        for n in range(3):
+            tensors = lora(task, n / 2, rank=3, width=15, dtypes=('F32', 'F16', 'BF16'))
+            if task == 'west' and n == 1:
+                name = next(iter(tensors))
+                dtype, shape, data = tensors[name]
+                tensors[name] = (dtype, shape, b'\x00\x00\x80\x7f' + data[4:])
+            tensors['ids'] = ('I32', (3,), struct.pack('<3i', n, -1, 7))
+            adapter(root / task / f'checkpoint-{n + 1}', safetensors(tensors, {'format': 'pt'}), 3)
+    condition(root / 'west', numbers('west condition', 4))
+    return (*QUICK, '--generator', 'none')
+
+
+def bounded_verbatim(root):
+    """tier bounded, every weight within 10^-6: tensors whose range is too wide for that are exceptions, others have residuals of up to 32767 steps"""
+    for task in ('wide', 'narrow'):
+        for n in range(3):
+            tensors = {}
+            for name, size in (('small', 0.003), ('middle', 0.02), ('large', 0.5)):
+                values = moving(name, task, n / 2, 64, size)
+                tensors[f'{name}.lora_A.weight'] = ('F32', (4, 16), f32([v * (0.2 if task == 'narrow' else 1) for v in values]))
+                tensors[f'{name}.lora_B.weight'] = ('F16', (12, 4), f16(moving(f'{name} B', task, n / 2, 48, size / 2)))
+            put(root / task / f'checkpoint-{n + 1}' / 'adapter_model.safetensors', safetensors(tensors, {'format': 'pt'}))
+    return (*QUICK, '--max-error', 'abs=1e-6', '--generator', 'basis')
+
+
+def bounded_streams(root):
+    """tier bounded, --generator none: a residual of more than 2^18 integers, so in two streams, the first of 8 lanes; a tensor lies in both"""
+    for n in range(2):
+        draw = random.Random(f'streams {n}')
+        dense = [draw.gauss(0, 0.3) for _ in range(60000)]
+        sparse = [0.0] * 240000
+        for _ in range(400):
+            sparse[draw.randrange(240000)] = draw.gauss(0, 40)
+        tensors = {'x.lora_B.weight': ('BF16', (250, 240), bf16(dense)), 'x.lora_A.weight': ('F16', (240, 1000), f16(sparse)),
+                   'x.lora_magnitude_vector': ('F32', (30,), f32(dense[:30]))}
+        put(root / 'long' / f'checkpoint-{n + 1}' / 'adapter_model.safetensors', safetensors(tensors, {'format': 'pt'}))
+    return (*QUICK, '--max-error', 'abs=0.25', '--generator', 'none')
 
 
 MAKERS = {f.__name__.replace('_', '-'): f for f in (basis_given, basis_learned, basis_mixed, basis_wide, paper, generate,
-                                                     stepless, none, one, two_groups)}
+                                                     stepless, none, one, two_groups, bounded_dw, bounded_rel, bounded_abs,
+                                                     bounded_none, bounded_verbatim, bounded_streams)}
 
 
 def sha256(data):

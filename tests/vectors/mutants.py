@@ -20,7 +20,7 @@ sys.path.insert(0, str(HERE.parents[1] / 'python'))
 
 import icma_reader as reader  # noqa: E402
 import rans  # noqa: E402
-from icma_reader import CONDITION, GENERATOR, HEAD, NONE, RECORD, SIGNATURE, TASK, TEXTS, VERBATIM  # noqa: E402
+from icma_reader import BOUNDED, CONDITION, GENERATE, GENERATOR, HEAD, KEPT, LATENT, LOSSLESS, NONE, RECORD, RESIDUAL, SIGNATURE, TASK, TEXTS, VERBATIM  # noqa: E402
 from xxh3 import portable as xxh3_64  # noqa: E402
 
 MUTANTS = []
@@ -183,7 +183,7 @@ def flip(offset):
     return lambda data: at(offset, bytes([data[offset] ^ 1]))(data)
 
 
-# Heads (4.4, 4.10)
+# Streams, heads and residuals (4.4, 4.10, 4.11)
 
 def split(symbol, c):
     """Escape or value, the steps of an escape as (bits, number), the low bits."""
@@ -264,7 +264,7 @@ def backwards(draft):
 @mutant('good')
 def unknown_optional(draft):
     """sections of unknown kinds with the optional flag: of nothing, of a group, of a task, empty of sense"""
-    draft.pieces += [Piece(9, data=b'?', flags=1), Piece(77, 0, data=b'to come' * 30, flags=1, first=5, count=7),
+    draft.pieces += [Piece(76, data=b'?', flags=1), Piece(77, 0, data=b'to come' * 30, flags=1, first=5, count=7),
                      Piece(65535, 0, 1, data=b'zstd?', raw=6, coding=1, flags=1), Piece(0, NONE, 2, data=bytes(64), flags=1)]
 
 
@@ -489,7 +489,7 @@ for name, verdict, what, fields in (
         ('section-group', 'corrupt', 'a group that is not there', dict(group=1)),
         ('section-task', 'corrupt', 'a task that is not there', dict(task=3)),
         ('section-range', 'corrupt', 'first + count over 2^32 - 1', dict(first=2**32 - 5)),
-        ('kind-unknown', 'unsupported', 'a section of kind 9 that is not optional', dict(kind=9)),
+        ('kind-unknown', 'unsupported', 'a section of kind 99 that is not optional', dict(kind=99)),
         ('kind-0', 'unsupported', 'a section of kind 0 that is not optional', dict(kind=0))):
     simple(name, verdict, what, lambda draft, fields=fields: set_(draft.find(TASK, task=2), **fields))
 
@@ -668,10 +668,14 @@ def fields(draft, group=0):
     cursor.varint()
     out = {'treatment': cursor.at}
     cursor.take(len(tensors))
+    out['s_t'] = cursor.at
+    cursor.take(4 * len(g.modelled))
+    if g.kind == 0:
+        return out
     for name in ('K_A', 'K_B', 'K_other', 'd', 'm', 'h', 'C', 'm_g'):
         out[name] = cursor.at
         cursor.varint()
-    for name, size in (('s_t', 4 * len(g.modelled)), ('M', 4 * g.m_g * g.c), ('latent step', 4 * g.d), ('correction step', 4 * g.k),
+    for name, size in (('M', 2 * g.m_g * g.c), ('latent step', 4 * g.d), ('correction step', 4 * g.k),
                        ('head step', 4 * g.k), ('V1', 2 * (g.d + g.m) * g.h), ('b1', 4 * g.h), ('V2', 2 * g.h * g.h), ('b2', 4 * g.h), ('V3', 2 * g.h * g.k),
                        ('S', 4 * (g.d + g.m) * g.k), ('b3', 4 * g.k)):
         out[name] = cursor.at
@@ -709,7 +713,7 @@ for name, verdict, what, change in (
         ('generator-skip-denormal', 'corrupt', 'a number of S is denormal', trunk('S', TINY)),
         ('generator-last-nan', 'corrupt', 'the last bias is NaN',
          lambda draft: draft.edit(GENERATOR, at(-4, NAN))),
-        ('generator-condition-nan', 'corrupt', 'a number of M is NaN', trunk('M', NAN)),
+        ('generator-condition-nan', 'corrupt', 'a number of M is NaN', trunk('M', b'\xc0\x7f')),
         ('scale-zero', 'corrupt', 'a scale of 0', trunk('s_t', floats(0))),
         ('scale-negative', 'corrupt', 'a negative scale', trunk('s_t', floats(-1))),
         ('scale-infinite', 'corrupt', 'an infinite scale', trunk('s_t', INF)),
@@ -741,22 +745,43 @@ for name, verdict, what, change in (
     simple(name, verdict, what, change)
 
 
+def model_too(draft, name, treatment=2):
+    """One more tensor with a treatment and a scale."""
+    where, t = fields(draft), index_of(draft, name)
+    scale = where['s_t'] + 4 * sum(m < t for m in draft.generator().modelled)
+    draft.edit(GENERATOR, lambda raw: at(where['treatment'] + t, bytes([treatment]))(raw[:scale] + floats(1) + raw[scale:]))
+
+
 @mutant('corrupt', 'basis-mixed')
 def treatment_of_integers(draft):
     """the generator models a tensor of integers"""
-    draft.edit(GENERATOR, at(fields(draft)['treatment'] + index_of(draft, 'count'), b'\2'))
+    model_too(draft, 'count')
 
 
 @mutant('corrupt', 'basis-mixed')
 def treatment_of_nothing(draft):
     """the generator models a tensor without elements"""
-    draft.edit(GENERATOR, at(fields(draft)['treatment'] + index_of(draft, 'empty'), b'\2'))
+    model_too(draft, 'empty')
 
 
 @mutant('corrupt', 'none')
-def treatment_without_basis(draft):
-    """a group without basis that models a tensor"""
+def treatment_without_scale(draft):
+    """a group without basis that models a tensor without telling its scale"""
     draft.edit(GENERATOR, at(2, b'\0'))
+
+
+@mutant('corrupt', 'none')
+def treatment_without_residual(draft):
+    """a group without basis that models a tensor, whose bytes are still verbatim"""
+    draft.edit(GENERATOR, lambda raw: at(2, b'\0')(raw) + floats(1))
+
+
+for name, what, change in (
+        ('none-scale-zero', 'a scale of 0', trunk('s_t', floats(0))), ('none-scale-nan', 'a scale that is NaN', trunk('s_t', floats(1) + NAN)),
+        ('none-scale-denormal', 'a denormal scale', trunk('s_t', TINY)), ('none-scale-infinite', 'an infinite scale', trunk('s_t', INF)),
+        ('none-trailing', 'a byte after the scales', lambda draft: draft.edit(GENERATOR, lambda raw: raw + b'\0')),
+        ('none-cut', "the last scale's last byte is missing", lambda draft: draft.edit(GENERATOR, lambda raw: raw[:-1]))):
+    simple(name, 'corrupt', f'no basis: {what}', change, 'bounded-none')
 
 
 @mutant('corrupt')
@@ -853,13 +878,14 @@ def write_table(rows, generator):
         out += varint(0 if row.step is None else row.step - step + 1)
         step = row.step or 0
     out += bytes(row.tier for row in rows)
+    out += b''.join(struct.pack('<Bf', *row.bound) for row in rows if row.tier == BOUNDED)
     for row in rows:
         out += varint(row.header) + varint(len(row.side)) + b''.join(varint(a) + varint(b) for a, b in row.side)
         out += varint(len(row.exceptions))
         last = -1
         for t in row.exceptions:
             out, last = out + varint(t - last - 1), t
-    latent = [row for row in rows if row.tier == reader.LATENT]
+    latent = [row for row in rows if reader.has_coefficients(row, generator)]
     if generator.kind:
         for j in range(generator.d):
             last = 0
@@ -899,7 +925,9 @@ def raw_table(change, task=1):
 
 
 for name, verdict, what, change in (
-        ('tier-unknown', 'unsupported', 'tier 2', raw_table(at(5, b'\2'))),
+        ('tier-unknown', 'unsupported', 'tier 4', raw_table(at(5, b'\4'))),
+        ('tier-bounded-alone', 'unsupported', 'tier bounded without a bound: other bytes fall into its kind', raw_table(at(5, b'\2'))),
+        ('tier-lossless', 'good', 'tier lossless, though it is latent', raw_table(at(5, b'\3'))),
         ('tier-verbatim', 'corrupt', 'tier verbatim in a group with a basis', raw_table(at(5, b'\x0f'))),
         ('step-twice', 'corrupt', 'two checkpoints of one step', raw_table(at(1, b'\1'))),
         ('step-none', 'corrupt', 'a checkpoint without step that is not the last', raw_table(at(1, b'\0'))),
@@ -968,10 +996,10 @@ for name, verdict, what, change in (
         ('condition-nan', 'corrupt', 'a condition with NaN', lambda draft: draft.edit(CONDITION, at(-4, NAN))),
         ('condition-infinite', 'corrupt', 'an infinite condition', lambda draft: draft.edit(CONDITION, at(-4, INF))),
         ('condition-huge', 'corrupt', 'a condition so large that a coefficient is not finite',
-         lambda draft: draft.edit(CONDITION, at(-24, floats(*[3e38] * 6)))),
+         lambda draft: draft.edit(CONDITION, at(-12, b'\x61\x7f' * 6))),
         ('condition-origin', 'unsupported', 'a condition of origin 3', lambda draft: draft.edit(CONDITION, at(0, b'\3'))),
         ('condition-learned', 'corrupt', 'a given condition that says it was learned', lambda draft: draft.edit(CONDITION, at(0, b'\2'))),
-        ('condition-short', 'corrupt', 'a condition of one number less', lambda draft: draft.edit(CONDITION, lambda raw: raw[:-4])),
+        ('condition-short', 'corrupt', 'a condition of one number less', lambda draft: draft.edit(CONDITION, lambda raw: raw[:-2])),
         ('condition-odd', 'corrupt', 'a condition of five bytes more', lambda draft: draft.edit(CONDITION, lambda raw: raw + b'12345')),
         ('condition-nul', 'corrupt', "NUL in the name of a condition's file", lambda draft: draft.edit(CONDITION, at(3, b'\0'))),
         ('condition-missing', 'corrupt', 'no condition', lambda draft: draft.pieces.remove(draft.find(CONDITION)))):
@@ -996,6 +1024,8 @@ for name, verdict, what, change in (
         ('verbatim-beyond', 'corrupt', 'a verbatim section over more checkpoints than there are', lambda draft: set_(draft.find(VERBATIM), count=5)),
         ('verbatim-overlap', 'corrupt', 'two verbatim sections of one checkpoint',
          lambda draft: draft.pieces.append(dataclasses.replace(draft.find(VERBATIM), first=3, count=1))),
+        ('verbatim-outside', 'corrupt', 'a verbatim section of checkpoints after the last',
+         lambda draft: draft.pieces.append(dataclasses.replace(draft.find(VERBATIM), first=4))),
         ('verbatim-bytes', 'corrupt', 'other verbatim bytes: the decoded file does not have its hash', lambda draft: draft.edit(VERBATIM, flip(0)))):
     simple(name, verdict, what, change, 'basis-mixed')
 
@@ -1084,19 +1114,29 @@ def shuffled(seed, spread):
         generator, where = draft.generator(), fields(draft)
         order = sorted(where.items(), key=lambda item: item[1]) + [('end', len(draft.raw(draft.find(GENERATOR))))]
         for (name, start), (_, end) in zip(order, order[1:]):
-            if name in ('V1', 'V2', 'V3'):
+            if name in ('M', 'V1', 'V2', 'V3'):
                 words = [struct.unpack('<I', floats(number()))[0] >> 16 for _ in range((end - start) // 2)]
                 draft.edit(GENERATOR, at(start, struct.pack(f'<{len(words)}H', *words)))
-            elif name[0] in 'sMlchbS' and name != 'h':
+            elif name[0] in 'slchbS' and name != 'h':
                 values = [number(name in ('s_t', 'latent step', 'correction step', 'head step')) for _ in range((end - start) // 4)]
                 draft.edit(GENERATOR, at(start, floats(*values)))
-        runs = [(count, draw.randrange(rans.CONTEXTS)) for count in head_shape(draft)]
-        integers = [draw.choice((draw.randint(-32767, 32767), draw.randint(-9, 9), 0, 32767, -32767)) for count, _ in runs for _ in range(count)]
-        draft.store(draft.find(HEAD), write_head(runs, integers))
+
+        def integer():
+            return draw.choice((draw.randint(-32767, 32767), draw.randint(-9, 9), 0, 32767, -32767))
+        if generator.kind:
+            runs = [(count, draw.randrange(rans.CONTEXTS)) for count in head_shape(draft)]
+            draft.store(draft.find(HEAD), write_head(runs, [integer() for count, _ in runs for _ in range(count)]))
+        for piece in [p for p in draft.pieces if p.kind == RESIDUAL]:
+            tensors, made = draft.tensors(), []
+            for _ in read_blocks(draft, piece.task):
+                chosen = [t for t in generator.modelled if draw.random() < 0.8]
+                made.append(write_block([Coded(t, draw.choice((draw.randint(-640, 640), draw.randint(-90, 9), 640, -640)), draw.randrange(rans.CONTEXTS),
+                                                 [integer() for _ in range(tensors[t].elements)]) for t in chosen]))
+            draft.store(piece, write_blocks(made))
         for piece in [p for p in draft.pieces if p.kind == TASK]:
             rows = table_of(draft, piece.task)
             for row in rows:
-                if row.tier == reader.LATENT:
+                if reader.has_coefficients(row, generator):
                     row.latents = [draw.choice((0, 1, -1, draw.randint(-99, 99), 2**23, -2**23)) for _ in row.latents]
                     row.corrections = [draw.choice((0, draw.randint(-99, 99), 2**23, -2**23)) for _ in row.corrections]
             draft.store(piece, write_table(rows, generator))
@@ -1128,5 +1168,379 @@ def longer(factor, lanes, least=0):
     return change
 
 
+for seed, base in enumerate(('bounded-dw', 'bounded-rel', 'bounded-abs', 'bounded-none') * 2):
+    simple(f'shuffled-{16 + seed}', 'equal', 'all numbers of generator, head, latents and residuals random', shuffled(16 + seed, 4 if seed < 4 else 16), base)
+
+
 simple('lanes-8', 'equal', "tensors so much longer that the head's stream has 8 lanes", longer(64, 8))
 simple('lanes-32', 'equal', "tensors so much longer that the head's stream has 32 lanes", longer(320, 32, rans.WIDE))
+
+
+# Residuals (4.11) and bounds
+
+@dataclasses.dataclass
+class Coded:
+    """One tensor's part of a block."""
+    tensor: int
+    code: int
+    context: int
+    integers: list
+
+
+def read_blocks(draft, task):
+    """The blocks of a residual section over a whole task."""
+    cursor = reader.Cursor(draft.raw(draft.find(RESIDUAL, task=task)), '')
+    sizes = [cursor.varint() for row in table_of(draft, task) if reader.may_have_residual(row)]
+    return [cursor.take(size) for size in sizes]
+
+
+def write_blocks(blocks):
+    return b''.join(varint(len(block)) for block in blocks) + b''.join(blocks)
+
+
+def read_block(draft, block):
+    """A block of one stream."""
+    cursor, tensors, codes = reader.Cursor(block, ''), [], []
+    for _ in range(cursor.varint()):
+        tensors.append((tensors[-1] + 1 if tensors else 0) + cursor.varint())
+    for _ in tensors:
+        codes.append((codes[-1] if codes else 0) + cursor.signed())
+    contexts = cursor.take(len(tensors))
+    counts = [draft.tensors()[t].elements for t in tensors]
+    numbers, out = rans.decode(cursor.take(len(block) - cursor.at), list(zip(counts, contexts))), []
+    for tensor, code, context, count in zip(tensors, codes, contexts, counts):
+        out.append(Coded(tensor, code, context, numbers[:count]))
+        numbers = numbers[count:]
+    return out
+
+
+def write_block(parts, sizes=None, **odd):
+    """`sizes` replaces those of the streams."""
+    if not parts:
+        return b''
+    tensors, codes = [-1, *(part.tensor for part in parts)], [0, *(part.code for part in parts)]
+    out = varint(len(parts)) + b''.join(varint(b - a - 1) for a, b in zip(tensors, tensors[1:]))
+    out += b''.join(signed(b - a) for a, b in zip(codes, codes[1:])) + bytes(part.context for part in parts)
+    streams, runs, numbers = [], [], []
+    for part in parts:
+        rest = part.integers
+        while rest:
+            room = reader.STREAM - len(numbers)
+            runs.append((min(room, len(rest)), part.context))
+            numbers, rest = numbers + rest[:room], rest[room:]
+            if len(numbers) == reader.STREAM or not rest and part is parts[-1]:
+                streams.append(encode(runs, numbers, **odd))
+                runs, numbers = [], []
+    return out + b''.join(varint(size) for size in (sizes or [len(stream) for stream in streams[:-1]])) + b''.join(streams)
+
+
+def blocks(change, task=1):
+    """A change of the list of a task's blocks."""
+    def change_draft(draft):
+        piece, own = draft.find(RESIDUAL, task=task), read_blocks(draft, task)
+        assert write_blocks(own) == draft.raw(piece)
+        draft.store(piece, write_blocks(change(own)))
+    return change_draft
+
+
+def block(change, number=0, task=1):
+    """A change of one block's bytes."""
+    def change_blocks(own):
+        own[number] = change(own[number])
+        return own
+    return blocks(change_blocks, task)
+
+
+def parts(change, number=0, task=1, **odd):
+    """A change of what one block says, which is then coded again."""
+    def change_draft(draft):
+        def again(data):
+            own = read_block(draft, data)
+            assert write_block(own) == data
+            change(own)
+            return write_block(own, **odd)
+        block(again, number, task)(draft)
+    return change_draft
+
+
+def part(index, **values):
+    """Fields of one tensor's part, or number i of its integers as integers_i."""
+    def change(own):
+        for name, value in values.items():
+            if '_' in name:
+                own[index].integers[int(name.split('_')[1])] = value
+            else:
+                setattr(own[index], name, value)
+    return parts(change)
+
+
+def contexts_of(data):
+    """Where the contexts of a block of few tensors lie, and how many there are."""
+    cursor = reader.Cursor(data, '')
+    count = cursor.varint()
+    for _ in range(2 * count):
+        cursor.varint()
+    return cursor.at, count
+
+
+def stream_of(change):
+    """A change of the stream of a block that has one."""
+    def change_block(data):
+        start = sum(contexts_of(data))
+        return data[:start] + change(data[start:])
+    return block(change_block)
+
+
+def residual(**values):
+    return lambda draft: set_(draft.find(RESIDUAL, task=1), **values)
+
+
+for name, verdict, what, change in (
+        ('residual-missing', 'corrupt', 'no residuals: the decoded file does not have its hash', lambda draft: draft.pieces.remove(draft.find(RESIDUAL, task=1))),
+        ('residual-short', 'corrupt', 'a residual section without its last byte', lambda draft: draft.edit(RESIDUAL, lambda raw: raw[:-1])),
+        ('residual-long', 'corrupt', 'a residual section with a byte more', lambda draft: draft.edit(RESIDUAL, lambda raw: raw + b'\0')),
+        ('residual-sizes-cut', 'corrupt', 'a residual section that ends within its sizes', lambda draft: draft.edit(RESIDUAL, lambda raw: raw[:3])),
+        ('residual-size-huge', 'corrupt', 'a block of 2^64 - 1 bytes', lambda draft: draft.edit(RESIDUAL, lambda raw: b'\xff' * 9 + b'\1' + raw[2:])),
+        ('residual-sizes-other', 'corrupt', 'the first block a byte longer, the second a byte shorter', lambda draft: draft.edit(
+            RESIDUAL, lambda raw, own=read_blocks(draft, 0): b''.join(varint(len(b) + more) for b, more in zip(own, (1, -1, 0, 0, 0))) + b''.join(own))),
+        ('residual-empty-block', 'corrupt', 'a block that is empty: the decoded file does not have its hash', block(lambda data: b'')),
+        ('residual-no-tensors', 'corrupt', 'a block of no tensors', block(lambda data: b'\0')),
+        ('residual-no-tensors-long', 'corrupt', 'a block of no tensors and a stream', block(lambda data: b'\0' + data[sum(contexts_of(data)):])),
+        ('residual-tensors-many', 'corrupt', 'a block of six tensors, where there are five', block(lambda data: b'\6' + data[1:])),
+        ('residual-tensors-huge', 'corrupt', 'a block of 2^64 - 1 tensors', block(lambda data: b'\xff' * 9 + b'\1' + data[1:])),
+        ('residual-gap', 'corrupt', 'a tensor beyond the last', part(-1, tensor=5)),
+        ('residual-gap-huge', 'corrupt', 'a gap of 2^64 - 1', block(lambda data: data[:1] + b'\xff' * 9 + b'\1' + data[2:])),
+        ('residual-code', 'corrupt', 'a step of code 641', part(0, code=641)),
+        ('residual-code-low', 'corrupt', 'a step of code -641', part(2, code=-641)),
+        ('residual-code-huge', 'corrupt', 'a step of code -2^63', part(0, code=-2**63)),
+        ('residual-code-far', 'corrupt', 'a step of code 640 and the next of -641', lambda draft: parts(
+            lambda own: (setattr(own[0], 'code', 640), setattr(own[1], 'code', -641)))(draft)),
+        ('residual-code-other', 'corrupt', 'another step: the decoded file does not have its hash', part(0, code=0)),
+        ('residual-context', 'corrupt', 'a context of 225', block(lambda data: at(contexts_of(data)[0], b'\xe1')(data))),
+        ('residual-context-last', 'corrupt', "the last tensor's context is 255", block(lambda data: at(sum(contexts_of(data)) - 1, b'\xff')(data))),
+        ('residual-context-other', 'corrupt', 'a context that is not that of the stream', block(lambda data: flip(contexts_of(data)[0])(data))),
+        ('residual-contexts-cut', 'corrupt', 'a block that ends within its contexts', block(lambda data: data[:sum(contexts_of(data)) - 1])),
+        ('residual-stream-missing', 'corrupt', 'a block that ends after its contexts', stream_of(lambda data: b'')),
+        ('residual-word-missing', 'corrupt', 'a block without its last word', stream_of(lambda data: data[:-2])),
+        ('residual-word-more', 'corrupt', 'a block with a word more', stream_of(lambda data: data + b'\0\0')),
+        ('residual-byte-more', 'corrupt', 'a block with a byte more', stream_of(lambda data: data + b'\0')),
+        ('residual-state-low', 'corrupt', 'a state of 2^16 - 1', stream_of(at(0, b'\xff\xff\0\0'))),
+        ('residual-final-state', 'corrupt', "a lane's last state is 2^16 + 1", parts(lambda own: None, final=rans.LOW + 1)),
+        ('residual-highest', 'corrupt', 'an integer of 32768', part(0, integers_0=32768)),
+        ('residual-lowest', 'corrupt', 'the last integer is -32768', part(-1, integers_39=-32768)),
+        ('residual-far', 'corrupt', 'an integer of 2^31 - 1', part(1, integers_1=2**31 - 1)),
+        ('residual-other', 'corrupt', 'another integer: the decoded file does not have its hash', part(0, integers_0=32767)),
+        ('residual-beyond', 'corrupt', 'a residual section over more checkpoints than there are', residual(count=6)),
+        ('residual-range', 'corrupt', 'a residual section that ends too soon', residual(count=4)),
+        ('residual-late', 'corrupt', 'a residual section that starts at the second checkpoint', residual(first=1, count=4)),
+        ('residual-overlap', 'corrupt', 'two residual sections of one checkpoint',
+         lambda draft: draft.pieces.append(dataclasses.replace(draft.find(RESIDUAL, task=1), first=4, count=1))),
+        ('residual-outside', 'corrupt', 'a residual section of checkpoints after the last', lambda draft: draft.pieces.append(
+            dataclasses.replace(draft.find(RESIDUAL, task=1), first=5))),
+        ('residual-count-none', 'corrupt', 'a residual section of no checkpoints', residual(count=0)),
+        ('residual-owner', 'corrupt', 'a residual section that belongs to no task', residual(task=NONE)),
+        ('residual-group', 'corrupt', 'a residual section that belongs to no group', residual(group=NONE)),
+        ('residual-task', 'corrupt', "a task's residuals are another's", lambda draft: (
+            residual(task=99)(draft), set_(draft.find(RESIDUAL, task=2), task=1), set_(draft.find(RESIDUAL, task=99), task=2))),
+        ('residual-hash', 'corrupt', "a residual section's hash is wrong", residual(hash=1))):
+    simple(name, verdict, what, change, 'bounded-dw')
+
+
+@mutant('corrupt')
+def residual_of_latents(draft):
+    """a residual section whose checkpoints are all of tier latent"""
+    draft.pieces.append(Piece(RESIDUAL, 0, 1, 0, 5, b'?'))
+
+
+@mutant('good', 'bounded-dw')
+def residual_contexts(draft):
+    """the same residuals in other contexts"""
+    draw = random.Random('residual contexts')
+
+    def change(own):
+        for coded in own:
+            coded.context = draw.randrange(rans.CONTEXTS)
+    for task in range(3):
+        for number in range(5):
+            parts(change, number, task)(draft)
+
+
+@mutant('good', 'bounded-dw')
+def residual_in_pieces(draft):
+    """residual sections of one and of two checkpoints"""
+    for task in range(3):
+        own = read_blocks(draft, task)
+        draft.pieces.remove(draft.find(RESIDUAL, task=task))
+        for first, count in ((0, 2), (2, 1), (3, 2)):
+            draft.pieces.append(Piece(RESIDUAL, 0, task, first, count, write_blocks(own[first:first + count])))
+
+
+@mutant('good', 'bounded-rel')
+def residual_left_out(draft):
+    """residual sections that leave out a checkpoint whose block is empty"""
+    own, piece = read_blocks(draft, 1), draft.find(RESIDUAL, task=1)
+    assert own[2] and not own[3] and own[4]
+    draft.pieces.remove(piece)
+    draft.pieces += [Piece(RESIDUAL, 0, 1, 0, 3, write_blocks(own[:3])), Piece(RESIDUAL, 0, 1, 4, 1, write_blocks(own[4:]))]
+
+
+@mutant('good', 'bounded-rel')
+def residual_of_exception(draft):
+    """a residual of a tensor that the checkpoint keeps verbatim, which has no effect"""
+    assert table_of(draft, 1)[1].exceptions == [1]
+    parts(lambda own: own.insert(0, Coded(1, 9, 60, [3] * 80)), 1)(draft)
+
+
+for name, what, tensor in (('residual-of-integers', 'a tensor of integers', 'count'), ('residual-of-nothing', 'a tensor without elements', 'empty')):
+    simple(name, 'corrupt', f'a residual of {what}', lambda draft, tensor=tensor: parts(
+        lambda own: own.append(Coded(index_of(draft, tensor), 9, 60, [])), 4)(draft), 'bounded-rel')
+
+
+@mutant('good', 'bounded-none')
+def residual_of_the_last_alone(draft):
+    """a residual section a checkpoint"""
+    own, piece = read_blocks(draft, 0), draft.find(RESIDUAL, task=0)
+    draft.pieces.remove(piece)
+    draft.pieces += [Piece(RESIDUAL, 0, 0, i, 1, write_blocks([data])) for i, data in enumerate(own)]
+
+
+def bounds(kind, value, task=1):
+    def change(rows):
+        rows[0].bound = kind, value
+    return table(change, task)
+
+
+def bound_word(word):
+    """The first bound's value as a u32."""
+    return lambda draft: raw_table(at(11, struct.pack('<I', word)))(draft)
+
+
+for name, verdict, what, change in (
+        ('bound-0', 'unsupported', 'a bound of kind 0', bounds(0, 0.5)),
+        ('bound-4', 'unsupported', 'a bound of kind 4', bounds(4, 0.5)),
+        ('bound-255', 'unsupported', 'a bound of kind 255', bounds(255, 0.5)),
+        ('bound-rel', 'good', 'another kind of bound', bounds(2, 0.5)),
+        ('bound-zero', 'corrupt', 'a bound of 0', bounds(1, 0.0)),
+        ('bound-minus-zero', 'corrupt', 'a bound of -0', bounds(1, -0.0)),
+        ('bound-negative', 'corrupt', 'a negative bound', bounds(1, -0.5)),
+        ('bound-nan', 'corrupt', 'a bound that is NaN', bound_word(0x7fc00000)),
+        ('bound-infinite', 'corrupt', 'an infinite bound', bound_word(0x7f800000)),
+        ('bound-denormal', 'good', 'a bound of 2^-149', bound_word(1)),
+        ('bound-largest', 'good', 'the largest bound', bound_word(0x7f7fffff)),
+        ('bound-cut', 'corrupt', 'a table that ends within a bound', raw_table(lambda raw: raw[:13])),
+        ('tier-lossless-bound', 'corrupt', 'tier lossless with a bound', raw_table(at(5, b'\3'))),
+        ('tier-latent-bound', 'corrupt', 'tier latent with a bound', raw_table(at(5, b'\1'))),
+        ('tier-latent-block', 'corrupt', 'a block too many, since a checkpoint has become latent', table(on(2, tier=LATENT))),
+        ('tier-lossless-bounded', 'good', 'tier lossless, though it is bounded', table(lambda rows: [setattr(row, 'tier', LOSSLESS) for row in rows]))):
+    simple(name, verdict, what, change, 'bounded-dw')
+
+def long_condition(draft):
+    piece = draft.find(CONDITION)
+    raw = draft.raw(piece) + bytes(2 << 20)
+    piece.data, piece.coding, piece.raw = zstd(raw), 1, len(raw)
+
+
+def first_stream(draft, sizes):
+    """The blocks of bounded-streams, where the sizes of the first one's streams are others."""
+    own = read_blocks(draft, 0)
+    start = sum(contexts_of(own[0]))
+    cursor = reader.Cursor(own[0], '')
+    cursor.take(start)
+    size = cursor.varint()
+    own[0] = own[0][:start] + b''.join(map(varint, sizes(size))) + own[0][cursor.at:]
+    draft.store(draft.find(RESIDUAL), write_blocks(own))
+
+
+for name, verdict, what, change in (
+        ('tier-generate-without-basis', 'corrupt', 'tier generate in a group without basis', table(on(1, tier=GENERATE))),
+        ('tier-lossless-without-basis', 'good', 'tier lossless in a group without basis', table(on(1, tier=LOSSLESS))),
+        ('tier-verbatim-modelled', 'corrupt', 'tier verbatim, but tensors are modelled, and there is no residual', lambda draft: (
+            draft.pieces.remove(draft.find(RESIDUAL, task=1)), table(lambda rows: [setattr(row, 'tier', KEPT) for row in rows])(draft))),
+        ('condition-learned-none', 'corrupt', 'a learned condition in a group without basis', lambda draft: draft.edit(CONDITION, at(0, b'\2'))),
+        ('condition-other-none', 'good', 'a longer condition in a group without basis', lambda draft: draft.edit(CONDITION, lambda raw: raw + bytes(20))),
+        ('condition-long-none', 'limit', 'a condition of 2^20 + 1 numbers', long_condition),
+        ('head-without-rows', 'corrupt', 'a head in a group without basis that has residuals', lambda draft: draft.pieces.append(
+            Piece(HEAD, 0, NONE, 0, 5, b'????')))):
+    simple(name, verdict, what, change, 'bounded-none')
+
+for name, what, sizes in (
+        ('streams-size-more', "the first stream's size is two more", lambda size: [size + 2]),
+        ('streams-size-less', "the first stream's size is two less", lambda size: [size - 2]),
+        ('streams-size-missing', "no size of the first stream", lambda size: []),
+        ('streams-size-over', 'a stream that ends after its block', lambda size: [1 << 40]),
+        ('streams-size-huge', 'a stream of 2^64 - 1 bytes', lambda size: [2**64 - 1])):
+    simple(name, 'corrupt', what, lambda draft, sizes=sizes: first_stream(draft, sizes), 'bounded-streams')
+
+
+# Residuals and tiers with other numbers
+
+@mutant('equal', 'bounded-dw')
+def tiers_mixed(draft):
+    """checkpoints of tiers generate, latent, bounded and lossless in one task"""
+    own, piece = read_blocks(draft, 1), draft.find(RESIDUAL, task=1)
+    rows, generator = table_of(draft, 1), draft.generator()
+    for row, tier in zip(rows, (GENERATE, LATENT, BOUNDED, LOSSLESS, LATENT)):
+        row.tier = tier
+    draft.store(draft.find(TASK, task=1), write_table(rows, generator))
+    draft.store(piece, write_blocks(own[2:4]))
+    rehash(draft)
+
+
+@mutant('equal', 'bounded-dw')
+def role_without_rows(draft):
+    """the rows of role other taken out, and the head ends before its tensor"""
+    generator, tensors, where = draft.generator(), draft.tensors(), fields(draft)
+    k, gone = generator.k, generator.roles[2]
+    assert gone and [t for t in generator.modelled if generator.treatment[t] == 2] == [4]
+    runs, numbers = read_head(draft)
+    own = sum(count for count, _ in runs[:-gone])
+    draft.store(draft.find(HEAD), write_head(runs[:-gone], numbers[:own]))
+    draft.find(HEAD).count = 4
+    order = sorted(where.items(), key=lambda item: item[1]) + [('end', len(draft.raw(draft.find(GENERATOR))))]
+    raw = draft.raw(draft.find(GENERATOR))
+    out = raw[:where['treatment']]
+    for (name, start), (_, end) in zip(order, order[1:]):
+        data = raw[start:end]
+        if name == 'K_other':
+            data = varint(0)
+        elif name in ('correction step', 'head step', 'V3', 'S', 'b3'):
+            width = (2 if name == 'V3' else 4) * k
+            data = b''.join(data[i:i + width - width // k * gone] for i in range(0, len(data), width))
+        out += data
+    for piece in [p for p in draft.pieces if p.kind == TASK]:
+        rows = table_of(draft, piece.task)
+        for row in rows:
+            row.corrections = row.corrections[:k - gone]
+        draft.store(piece, write_table(rows, reader.Generator(out, tensors)))
+    draft.store(draft.find(GENERATOR), out)
+    rehash(draft)
+
+
+def extremes(draft):
+    """32767 times steps as large and as small as codes and dtypes allow."""
+    for task in range(2):
+        piece, generator, tensors = draft.find(RESIDUAL, task=task), draft.generator(), draft.tensors()
+        codes = [[640, -640, 640, -640], [320, 0, -320, 111], [-100, -200, -300, -400]]
+        draft.store(piece, write_blocks([write_block([
+            Coded(t, code, 224, ([32767, -32767, 1, -1, 0] * tensors[t].elements)[:tensors[t].elements]) for t, code in zip(generator.modelled, row)])
+            for row in codes]))
+    rehash(draft)
+
+
+def smallest_steps(draft):
+    """Steps of exactly 2^-126, the smallest normal number."""
+    draft.edit(GENERATOR, at(fields(draft)['s_t'], floats(*[2.0 ** -126, 2.0 ** -127 * 2, 2.0 ** -86, 2.0 ** -100])))
+    for task in range(2):
+        generator, tensors = draft.generator(), draft.tensors()
+        draft.store(draft.find(RESIDUAL, task=task), write_blocks([write_block([
+            Coded(t, code, 30, [i % 9 - 4 for i in range(tensors[t].elements)]) for t, code in zip(generator.modelled, (0, 0, -640, -416))])] * 3))
+    rehash(draft)
+
+
+simple('residual-extremes', 'equal', 'residuals of the largest and smallest codes and integers', extremes, 'bounded-none')
+simple('residual-step-smallest', 'equal', 'steps of 2^-126: denormal results', smallest_steps, 'bounded-none')
+for name, what, scale, code in (
+        ('residual-step-denormal', 'a step that is denormal', 2.0 ** -126, -1), ('residual-step-zero', 'a step that is 0', 2.0 ** -126, -640),
+        ('residual-step-infinite', 'a step that is infinite', 3e38, 16), ('residual-weight-infinite', 'a residual that makes a weight infinite', 2.0 ** 100, 320)):
+    simple(name, 'corrupt', what, lambda draft, scale=scale, code=code: (
+        draft.edit(GENERATOR, at(fields(draft)['s_t'], floats(scale))), parts(lambda own: setattr(own[0], 'code', code), 0, 0)(draft)), 'bounded-none')
