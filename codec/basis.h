@@ -35,7 +35,7 @@ typedef struct icma_basis_target {
  * within-task variance in the span, and a mean predicted relative error of dW of `max_error`. The prediction for a source is sqrt(sum over roles of
  * leftover / energy): dW = B A is linear in each factor, so to first order their relative errors add in squares. `components` > 0 takes that many rows of every role instead.
  * With a bound, the number of rows and their step are those at which rows and residuals together are predicted to take the fewest bits (residual_rate.h); no row at all
- * is a fine answer. Within a quarter more bits, a choice that also explains `explain` (auto: 0.65) of the within-task variance is preferred: latents should mean something.
+ * is a fine answer. Within half as many bits more, a choice that also explains `explain` (auto: 0.70) of the within-task variance is preferred: latents should mean something.
  * Coordinates of sources outside the sample are zero until icma_basis_write_head has projected them.
  */
 icma_status icma_basis_choose(const icma_group *group, const icma_gram *gram, const icma_generator *generator, icma_basis_target target,

@@ -192,9 +192,9 @@ static void choose_step(chooser *c, icma_basis_target target) {
 
 /* --- with residuals on top ------------------------------------------------------------------------------------- */
 
-static const double meaningful = 0.65, worth_meaning = 1.5; /* share of the within-task variance, and what it may cost */
+static const double meaningful = 0.70, worth_meaning = 1.5; /* share of the within-task variance, and what it may cost */
 static const double coarsest_bounded = 8;                    /* steps of rows, in those that would just use the bound up */
-enum { BOUNDED_STEPS = 44, TRUNK_BITS = 1 << 14, HOPELESS_ROWS = 12 };
+enum { BOUNDED_STEPS = 44, TRUNK_BITS = 1 << 13, HOPELESS_ROWS = 12 };
 static const double trunk_share = 0.05; /* of the rows' bits */
 
 typedef struct choice {

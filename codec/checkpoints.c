@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "checkpoints.h"
 
+#include "coarse.h"
 #include "memory.h"
 
 #include <math.h>
@@ -48,8 +49,7 @@ void icma_condition_write(const icma_checkpoints *c, icma_buffer *out) {
     icma_write_u8(out, (uint8_t)c->origin);
     icma_write_u8(out, (uint8_t)name);
     icma_write_bytes(out, c->condition_name, name);
-    for (size_t i = 0; i < c->condition_size; i++)
-        icma_write_u16(out, icma_f32_to_bf16(c->condition[i]));
+    icma_coarse_write(out, c->condition, c->condition_size);
 }
 
 /* 0 for none, else the difference to the previous step + 1; steps ascend, so no difference is negative. */
@@ -139,10 +139,10 @@ icma_status icma_condition_read(const void *data, size_t size, const icma_genera
     icma_cursor from = icma_cursor_over(data, size);
     uint8_t origin = icma_read_u8(&from), name = icma_read_u8(&from);
     const uint8_t *text = icma_read_bytes(&from, name);
-    size_t count = from.left / 2, wanted = condition_size(g, origin);
+    size_t count = from.left ? from.left - 1 : 0, wanted = condition_size(g, origin);
     if (size > 0 && origin != ICMA_CONDITION_GIVEN && origin != ICMA_CONDITION_LEARNED)
         return icma_fail(error, ICMA_E_UNSUPPORTED, NULL, "task table: condition of origin %u; a newer icma may know it", origin);
-    if (from.failed || from.left % 2 || count == 0)
+    if (from.failed || count == 0)
         return bad(error, "a condition that is cut short");
     if (memchr(text, 0, name) || (wanted != SIZE_MAX && count != wanted))
         return bad(error, "a condition that does not fit the generator");
@@ -154,11 +154,7 @@ icma_status icma_condition_read(const void *data, size_t size, const icma_genera
         return no_memory(error);
     out->origin = origin;
     out->condition_size = count;
-    icma_load_floats(ICMA_BF16, icma_read_bytes(&from, count * 2), count, out->condition);
-    for (size_t i = 0; i < count; i++)
-        if (!isfinite(out->condition[i]))
-            return bad(error, "a condition that is not finite");
-    return ICMA_OK;
+    return icma_coarse_read(&from, out->condition, count) ? ICMA_OK : bad(error, "a condition with a number out of range");
 }
 
 static icma_status read_steps(icma_cursor *from, icma_checkpoints *c, icma_error *error) {

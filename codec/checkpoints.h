@@ -37,7 +37,7 @@ typedef struct icma_checkpoint {
 typedef struct icma_checkpoints {
     icma_condition_origin origin;
     char *condition_name;      /* the file it came from, or ""; owned */
-    float *condition;          /* representable in bfloat16; owned; NULL if none */
+    float *condition;          /* rounded (coarse.h); owned; NULL if none */
     size_t condition_size;
     icma_checkpoint *list;     /* owned */
     size_t count;

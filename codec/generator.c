@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "generator.h"
 
+#include "coarse.h"
 #include "memory.h"
 
 #include <math.h>
@@ -111,7 +112,8 @@ static void write_basis(icma_generator *g, icma_buffer *out) {
     icma_write_varint(out, g->hidden);
     icma_write_varint(out, g->condition_size);
     icma_write_varint(out, g->given_coordinates);
-    write_floats(out, g->projection, g->given_coordinates * g->condition_size, true);
+    for (size_t k = 0; k < g->given_coordinates; k++)
+        icma_coarse_write(out, g->projection + k * g->condition_size, g->condition_size);
     write_floats(out, g->latent_step, g->latent, false);
     write_floats(out, g->correction_step, g->total, false);
     write_floats(out, g->head_step, g->total, false);
@@ -181,7 +183,7 @@ static icma_status read_sizes(icma_cursor *from, icma_generator *g, icma_error *
         (g->given_coordinates == 0) != (g->condition_size == 0))
         return corrupt(error, "sizes that do not fit together");
     size_t bytes = g->given_coordinates * g->condition_size; /* capped above: below 2^30 */
-    if (bytes > from->left / 2 || icma_generator_trunk_parameters(g) > from->left / 2)
+    if (bytes > from->left || icma_generator_trunk_parameters(g) > from->left / 2)
         return corrupt(error, "truncated");
     return ICMA_OK;
 }
@@ -196,8 +198,10 @@ static icma_status read_scales(icma_cursor *from, const uint8_t *treatment, size
 }
 
 static bool read_numbers(icma_cursor *from, icma_generator *g) {
-    if (!read_floats(from, g->projection, g->given_coordinates * g->condition_size, true) ||
-        !read_floats(from, g->latent_step, g->latent, false) || !all_positive(g->latent_step, g->latent) ||
+    for (size_t k = 0; k < g->given_coordinates; k++)
+        if (!icma_coarse_read(from, g->projection + k * g->condition_size, g->condition_size))
+            return false;
+    if (!read_floats(from, g->latent_step, g->latent, false) || !all_positive(g->latent_step, g->latent) ||
         !read_floats(from, g->correction_step, g->total, false) || !all_positive(g->correction_step, g->total) ||
         !read_floats(from, g->head_step, g->total, false) || !all_positive(g->head_step, g->total))
         return false;

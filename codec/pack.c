@@ -2,8 +2,8 @@
 /* Packing: the way of a tree of adapters into an archive, group by group. */
 #include "packer.h"
 
+#include "coarse.h"
 #include "compress.h"
-#include "dtype.h"
 #include "memory.h"
 #include "npy.h"
 
@@ -86,15 +86,14 @@ static icma_status load_condition(const char *path, icma_condition *out, icma_er
     bool npy = length > 4 && strcmp(path + length - 4, ".npy") == 0;
     icma_status status = npy ? icma_npy_read_vector(path, ICMA_MAX_CONDITION, &values, &count, error)
                              : condition_from_safetensors(path, &values, &count, error);
-    for (size_t i = 0; !status && i < count; i++) {
-        values[i] = icma_bf16_to_f32(icma_f32_to_bf16(values[i])); /* as it is stored (spec 4.6) */
+    for (size_t i = 0; !status && i < count; i++)
         if (!isfinite(values[i]))
             status = icma_fail(error, ICMA_E_UNSUPPORTED, path, "a condition vector that is not finite; remove it to have one learned");
-    }
     if (status) {
         icma_free(values);
         return status;
     }
+    icma_coarse_round(values, count); /* as it is stored (spec 4.6) */
     *out = (icma_condition){values, count};
     return ICMA_OK;
 }

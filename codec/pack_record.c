@@ -85,7 +85,7 @@ static void add_distance(cJSON *list, const char *key, const char *name, const i
     cJSON *item = add_object(list, whole);
     add_text(item, key, name, whole);
     add_short(item, "relative_error", icma_distance_relative(d), whole);
-    add_number(item, "cosine", icma_distance_cosine(d), whole);
+    add_digits(item, "cosine", icma_distance_cosine(d), 5, whole);
     if (maximum)
         add_short(item, "maximum", d->maximum, whole);
 }

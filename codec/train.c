@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "train.h"
 
+#include "coarse.h"
 #include "memory.h"
 
 #include <lapacke.h>
@@ -207,9 +208,11 @@ static icma_status make_projection(trainer *t, float *const *landmarks, size_t c
             for (size_t i = 0; i < count; i++)
                 sum += e.mixing[k * count + i] * landmarks[i][l] / rms;
             /* generator sections hold no denormals */
-            float entry = icma_bf16_to_f32(icma_f32_to_bf16((float)(sum * sqrt((double)count / e.values[k]) / rms)));
+            float entry = (float)(sum * sqrt((double)count / e.values[k]) / rms);
             g->projection[k * g->condition_size + l] = isnormal(entry) ? entry : 0;
         }
+    for (size_t k = 0; !status && k < g->given_coordinates; k++)
+        icma_coarse_round(g->projection + k * g->condition_size, g->condition_size);
     icma_eigen_free(&e);
     icma_free(gram);
     icma_free(one);
@@ -550,9 +553,10 @@ static icma_status copy_learned(trainer *t, icma_error *error) {
     size_t m = t->generator->coordinates;
     icma_status status = icma_cvae_get(t->cvae, ICMA_P_CONDITIONS, t->table, error);
     for (size_t i = 0; !status && i < t->training->task_count; i++)
-        if (t->training->learned[i])
-            for (size_t j = 0; j < m; j++)
-                t->training->learned[i][j] = icma_bf16_to_f32(icma_f32_to_bf16(t->table[i * m + j]));
+        if (t->training->learned[i]) {
+            memcpy(t->training->learned[i], t->table + i * m, m * sizeof(float));
+            icma_coarse_round(t->training->learned[i], m);
+        }
     return status;
 }
 
