@@ -33,10 +33,11 @@ static icma_status own_header(icma_bundle *b, const icma_part *p, const icma_che
     *size = text->size;
     icma_safetensors own;
     icma_status status = icma_safetensors_parse(*header, *size, signature->data_size, &own, error);
-    if (!status && !icma_safetensors_same_signature(signature, &own))
+    if (status)
+        return status;
+    if (!icma_safetensors_same_signature(signature, &own))
         status = icma_bundle_corrupt(b, error, "a checkpoint's header is not its group's");
-    if (!status)
-        icma_safetensors_free(&own);
+    icma_safetensors_free(&own);
     return status;
 }
 

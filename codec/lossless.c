@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Lossless links: the whole payload (spec 4.11). */
+/* Lossless links: the whole payload (spec 4.14). */
 #include "lossless_host.h"
 
 #include "memory.h"

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * A lossless link: the exact bits of float tensors of one file, given predictions that the decoder has too
- * (spec 4.11).
+ * (spec 4.14).
  *
  * A prediction, a *tap*, is the data of a file of the same signature: the checkpoint after this one, the one
  * after that, what the lossy tier decodes. A tensor is coded as the difference to a linear combination of the

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The low bits of a block: one after the other, from the least significant bit of the first byte on
- * (spec 4.11). */
+ * (spec 4.14). */
 #ifndef ICMA_LOSSLESS_BITS_H
 #define ICMA_LOSSLESS_BITS_H
 

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * How the encoder of a lossless link decides (spec 4.11 binds decoders only).
+ * How the encoder of a lossless link decides (spec 4.14 binds decoders only).
  *
  * Candidates are: no prediction; each tap as it is, for what did not change; least squares over all tensors
  * of a dtype, since small tensors cannot pay for weights of their own; least squares of one tensor, if it is

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Weights of predictions by least squares (spec 4.11 says what they are for; how they are found is the
+/* Weights of predictions by least squares (spec 4.14 says what they are for; how they are found is the
  * encoder's business). */
 #include "lossless_host.h"
 

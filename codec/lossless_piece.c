@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Coding the pieces of a lossless link: blocks of modelled elements, frames of grouped ones (spec 4.11). */
+/* Coding the pieces of a lossless link: blocks of modelled elements, frames of grouped ones (spec 4.14). */
 #include "lossless_bits.h"
 #include "lossless_host.h"
 

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The plan of a lossless link: what a payload says before its coded bytes (spec 4.11). */
+/* The plan of a lossless link: what a payload says before its coded bytes (spec 4.14). */
 #include "lossless_host.h"
 
 #include "compress.h"

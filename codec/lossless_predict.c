@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Steps and predictions of lossless links (spec 4.11): all that encoder and decoder must compute alike. */
+/* Steps and predictions of lossless links (spec 4.14): all that encoder and decoder must compute alike. */
 #include "lossless_host.h"
 
 #include <string.h>

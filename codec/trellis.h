@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Trellis-coded quantisation (Marcellin and Fischer 1990) with two interleaved uniform quantisers (spec 4.4).
+ * Trellis-coded quantisation (Marcellin and Fischer 1990) with two interleaved uniform quantisers (spec 4.13).
  *
  * A value is step * i. In a run that is coded in a context of at least ICMA_TRELLIS_CONTEXT the integers i are those of a trellis: with symbols k and a state s that
  * is 0 at the run's start and at every 65,536th symbol after it,

@@ -127,6 +127,13 @@ class Cursor:
     def array(self, kind, count):
         return numpy.frombuffer(self.take(count * numpy.dtype(kind).itemsize), kind)
 
+    def coarse(self, count):
+        """2.7"""
+        numbers = self.array('i1', count + 1).astype(numpy.int64)
+        if not -126 <= numbers[0] <= 120 or numpy.any(numbers[1:] == -128):
+            corrupt(f'{self.what} has a coarse vector out of range')
+        return (numbers[1:] * 2.0 ** int(numbers[0])).astype(numpy.float32)
+
     def end(self):
         if self.at != len(self.data):
             corrupt(f'{self.what} has bytes after its end')
@@ -627,7 +634,7 @@ class Generator:
         if m_g > m or (m_g == 0) != (c == 0):
             corrupt('the generator has a size out of its range')
 
-        self.condition = floats(m_g, c, kind='<u2')
+        self.condition = numpy.array([cursor.coarse(c) for _ in range(m_g)], numpy.float32).reshape(m_g, c)
         self.latent_step = floats(d, positive=True)
         self.correction_step = floats(k, positive=True)
         self.head_step = floats(k, positive=True)
@@ -962,19 +969,17 @@ class Part:
             unsupported(f'condition of origin {self.origin}')
         if 0 in cursor.take(cursor.u8()):
             corrupt('a condition has a file name with NUL')
-        count, rest = divmod(len(data) - cursor.at, 2)
+        count = len(data) - cursor.at - 1
         generator = self.group.generator
         if generator.kind:
             wrong = count != (generator.c if self.origin == 1 else generator.m)
         else:
             wrong = self.origin != 1
-        if rest or not count or wrong:
+        if count < 1 or wrong:
             corrupt('a condition has another size than its generator takes')
         if count > 1 << 20:
             limit('a condition has too many numbers')
-        self.condition = (cursor.array('<u2', count).astype('<u4') << 16).view('<f4')
-        if not numpy.all(numpy.isfinite(self.condition)):
-            corrupt('a condition is not finite')
+        self.condition = cursor.coarse(count)
 
     def check_header(self, text):
         """4.2"""

@@ -683,7 +683,7 @@ def fields(draft, group=0):
     for name in ('K_A', 'K_B', 'K_other', 'd', 'm', 'h', 'C', 'm_g'):
         out[name] = cursor.at
         cursor.varint()
-    for name, size in (('M', 2 * g.m_g * g.c), ('latent step', 4 * g.d), ('correction step', 4 * g.k),
+    for name, size in (('M', g.m_g * (g.c + 1)), ('latent step', 4 * g.d), ('correction step', 4 * g.k),
                        ('head step', 4 * g.k), ('V1', 2 * (g.d + g.m) * g.h), ('b1', 4 * g.h), ('V2', 2 * g.h * g.h), ('b2', 4 * g.h), ('V3', 2 * g.h * g.k),
                        ('S', 4 * (g.d + g.m) * g.k), ('b3', 4 * g.k)):
         out[name] = cursor.at
@@ -698,6 +698,11 @@ def index_of(draft, name):
 
 def floats(*values):
     return struct.pack(f'<{len(values)}f', *values)
+
+
+def set_exponent(value):
+    """Of a condition: it follows origin and name."""
+    return lambda raw: raw[:2 + raw[1]] + bytes([value]) + raw[3 + raw[1]:]
 
 
 def trunk(field, value):
@@ -721,7 +726,9 @@ for name, verdict, what, change in (
         ('generator-skip-denormal', 'corrupt', 'a number of S is denormal', trunk('S', TINY)),
         ('generator-last-nan', 'corrupt', 'the last bias is NaN',
          lambda draft: draft.edit(GENERATOR, at(-4, NAN))),
-        ('generator-condition-nan', 'corrupt', 'a number of M is NaN', trunk('M', b'\xc0\x7f')),
+        ('generator-condition-exponent', 'corrupt', 'an exponent of M is 121', trunk('M', b'\x79')),
+        ('generator-condition-low', 'corrupt', 'an exponent of M is -127', trunk('M', b'\x81')),
+        ('generator-condition-least', 'corrupt', 'a number of M is -128', trunk('M', b'\0\x80')),
         ('scale-zero', 'corrupt', 'a scale of 0', trunk('s_t', floats(0))),
         ('scale-negative', 'corrupt', 'a negative scale', trunk('s_t', floats(-1))),
         ('scale-infinite', 'corrupt', 'an infinite scale', trunk('s_t', INF)),
@@ -1008,13 +1015,13 @@ for name, verdict, what, change in (
         ('texts-count', 'corrupt', '2^64 - 1 texts', lambda draft: draft.edit(TEXTS, lambda raw: b'\xff' * 9 + b'\1' + raw[1:])),
         ('texts-size', 'corrupt', 'a text of 2^64 - 1 bytes', lambda draft: draft.edit(TEXTS, lambda raw: raw[:1] + b'\xff' * 9 + b'\1' + raw[2:])),
         ('texts-missing', 'corrupt', 'no texts, though checkpoints have some', lambda draft: draft.pieces.remove(draft.find(TEXTS))),
-        ('condition-nan', 'corrupt', 'a condition with NaN', lambda draft: draft.edit(CONDITION, at(-4, NAN))),
-        ('condition-infinite', 'corrupt', 'an infinite condition', lambda draft: draft.edit(CONDITION, at(-4, INF))),
+        ('condition-least', 'corrupt', 'a condition with -128', lambda draft: draft.edit(CONDITION, at(-4, b'\x80'))),
+        ('condition-exponent', 'corrupt', 'a condition with exponent 121', lambda draft: draft.edit(CONDITION, set_exponent(121))),
         ('condition-huge', 'corrupt', 'a condition so large that a coefficient is not finite',
-         lambda draft: draft.edit(CONDITION, at(-12, b'\x61\x7f' * 6))),
+         lambda draft: draft.edit(CONDITION, lambda raw: set_exponent(120)(raw[:-4] + b'\x7f' * 4))),
         ('condition-origin', 'unsupported', 'a condition of origin 3', lambda draft: draft.edit(CONDITION, at(0, b'\3'))),
         ('condition-learned', 'corrupt', 'a given condition that says it was learned', lambda draft: draft.edit(CONDITION, at(0, b'\2'))),
-        ('condition-short', 'corrupt', 'a condition of one number less', lambda draft: draft.edit(CONDITION, lambda raw: raw[:-2])),
+        ('condition-short', 'corrupt', 'a condition of one number less', lambda draft: draft.edit(CONDITION, lambda raw: raw[:-1])),
         ('condition-odd', 'corrupt', 'a condition of five bytes more', lambda draft: draft.edit(CONDITION, lambda raw: raw + b'12345')),
         ('condition-nul', 'corrupt', "NUL in the name of a condition's file", lambda draft: draft.edit(CONDITION, at(3, b'\0'))),
         ('condition-missing', 'corrupt', 'no condition', lambda draft: draft.pieces.remove(draft.find(CONDITION)))):
@@ -1519,7 +1526,7 @@ for name, verdict, what, change in (
 
 def long_condition(draft):
     piece = draft.find(CONDITION)
-    raw = draft.raw(piece) + bytes(2 << 20)
+    raw = draft.raw(piece) + bytes(1 << 20)
     piece.data, piece.coding, piece.raw = zstd(raw), 1, len(raw)
 
 
