@@ -193,6 +193,7 @@ typedef struct product {
     size_t rank, rows, columns;
     double *stack;    /* one tile of `down` or `up` */
     double *grams[2]; /* 3r x 3r: up^T up, down down^T; NULL when direct */
+    double *norms[2]; /* 3r: of the columns of `up`, of the rows of `down` */
     double *row_tile; /* TILE_ROWS x 3r of `up`; NULL unless tiled */
     double *tiles[3]; /* TILE_ROWS x TILE_COLUMNS of B A, B' A', and their difference; the first two direct
                          only */
@@ -257,6 +258,44 @@ static void fill_grams(const product *p) {
 /* Which block of a stack. */
 enum { ORIGINAL, OTHER, DIFFERENCE };
 
+/* Squared norms of the columns of `up` and the rows of `down`. */
+static void fill_norms(const product *p) {
+    size_t side = 3 * p->rank;
+    memset(p->norms[0], 0, side * sizeof(double));
+    memset(p->norms[1], 0, side * sizeof(double));
+    for (size_t row = 0; row < p->rows; row++) {
+        load_up(p, row, 1, p->stack);
+        for (size_t i = 0; i < side; i++)
+            p->norms[0][i] += p->stack[i] * p->stack[i];
+    }
+    for (size_t first = 0; first < p->columns; first += TILE_COLUMNS) {
+        size_t width = p->columns - first < TILE_COLUMNS ? p->columns - first : TILE_COLUMNS;
+        load_down(p, first, width, p->stack);
+        for (size_t i = 0; i < side * width; i++)
+            p->norms[1][i / width] += p->stack[i] * p->stack[i];
+    }
+}
+
+/* Sum over i of |column i of up's block m| |row i of down's block q|: what the norm of their product cannot exceed, and its rounding is relative to. */
+static double product_size(const product *p, size_t m, size_t q) {
+    double size = 0.0;
+    for (size_t i = 0; i < p->rank; i++)
+        size += sqrt(p->norms[0][m * p->rank + i]) * sqrt(p->norms[1][q * p->rank + i]);
+    return size;
+}
+
+/* Sizes of the two sums that give the difference: D A' + B E, good where the factors are near each other, and B' A' - B A, good where they are not. */
+static double sum_size(const product *p) {
+    return product_size(p, DIFFERENCE, OTHER) + product_size(p, ORIGINAL, DIFFERENCE);
+}
+
+static double plain_size(const product *p) {
+    return product_size(p, OTHER, OTHER) + product_size(p, ORIGINAL, ORIGINAL);
+}
+
+/* Of sums in the squared sizes of what was added: below, Gram matrices are too coarse, and the product is formed. */
+static const double smallest_share = 1e-6;
+
 /* trace((M^T N) (Q P^T)) = <M P, N Q> for blocks m, n of `up` and p, q of `down`. */
 static double trace_product(const product *pair, size_t m, size_t n, size_t p, size_t q) {
     size_t r = pair->rank, side = 3 * r;
@@ -272,8 +311,8 @@ static double trace_product(const product *pair, size_t m, size_t n, size_t p, s
     return total;
 }
 
-/* B' A' - B A = D A' + B E. */
-static void measure_by_grams(const product *p, icma_distance *out) {
+/* B' A' - B A = D A' + B E. False where that cancels so far that rounding shows: large numbers in one factor may meet nothing in the other. */
+static bool measure_by_grams(const product *p, icma_distance *out) {
     fill_grams(p);
     out->energy = trace_product(p, ORIGINAL, ORIGINAL, ORIGINAL, ORIGINAL);
     out->other = trace_product(p, OTHER, OTHER, OTHER, OTHER);
@@ -281,6 +320,8 @@ static void measure_by_grams(const product *p, icma_distance *out) {
     out->error = trace_product(p, DIFFERENCE, DIFFERENCE, OTHER, OTHER) +
                  2.0 * trace_product(p, DIFFERENCE, ORIGINAL, OTHER, DIFFERENCE) +
                  trace_product(p, ORIGINAL, ORIGINAL, DIFFERENCE, DIFFERENCE);
+    double size = product_size(p, ORIGINAL, ORIGINAL), wrong = sum_size(p);
+    return out->energy >= smallest_share * size * size && out->error >= smallest_share * wrong * wrong;
 }
 
 /* tile = (beta) tile + up[u] down[d], height x width. */
@@ -312,12 +353,17 @@ static void measure_tile(const product *p, size_t height, size_t width, bool sum
     double *error = p->tiles[DIFFERENCE];
     multiply_tile(p, height, width, DIFFERENCE, OTHER, 0.0, error);
     multiply_tile(p, height, width, ORIGINAL, DIFFERENCE, 1.0, error);
-    out->maximum = fmax(out->maximum, largest_magnitude(error, count));
+    if (!sums || plain_size(p) >= sum_size(p))
+        out->maximum = fmax(out->maximum, largest_magnitude(error, count));
     if (!sums)
         return;
     const double *x = p->tiles[ORIGINAL], *y = p->tiles[OTHER];
     multiply_tile(p, height, width, ORIGINAL, ORIGINAL, 0.0, p->tiles[ORIGINAL]);
     multiply_tile(p, height, width, OTHER, OTHER, 0.0, p->tiles[OTHER]);
+    if (plain_size(p) < sum_size(p)) {
+        load_difference(error, count, x, y);
+        out->maximum = fmax(out->maximum, largest_magnitude(error, count));
+    }
     for (size_t i = 0; i < count; i++) {
         out->energy += x[i] * x[i];
         out->other += y[i] * y[i];
@@ -354,9 +400,12 @@ static void free_product(product *p) {
     icma_free(p->stack);
     icma_free(p->grams[0]);
     icma_free(p->grams[1]);
+    icma_free(p->norms[0]);
+    icma_free(p->norms[1]);
     icma_free(p->row_tile);
     for (size_t i = 0; i < 3; i++)
         icma_free(p->tiles[i]);
+    p->stack = p->grams[0] = p->grams[1] = p->norms[0] = p->norms[1] = p->row_tile = p->tiles[0] = p->tiles[1] = p->tiles[2] = NULL;
 }
 
 static bool alloc_product(product *p, bool direct, bool tiled) {
@@ -365,8 +414,10 @@ static bool alloc_product(product *p, bool direct, bool tiled) {
            width = smaller(p->columns, TILE_COLUMNS);
     size_t longest = direct ? width : smaller(p->rows > p->columns ? p->rows : p->columns, TILE_COLUMNS);
     p->stack = alloc_doubles(side, longest, &failed);
-    for (size_t i = 0; i < 2 && !direct; i++)
-        p->grams[i] = alloc_doubles(side, side, &failed);
+    for (size_t i = 0; i < 2; i++) {
+        p->norms[i] = alloc_doubles(side, 1, &failed);
+        p->grams[i] = direct ? NULL : alloc_doubles(side, side, &failed);
+    }
     if (tiled)
         p->row_tile = alloc_doubles(side, height, &failed);
     for (size_t i = direct ? ORIGINAL : DIFFERENCE; i <= DIFFERENCE && tiled; i++)
@@ -382,10 +433,22 @@ static icma_status measure_product(product *p, bool deep, icma_distance *out) {
         free_product(p);
         return ICMA_E_MEMORY;
     }
-    if (!direct)
-        measure_by_grams(p, out);
+    fill_norms(p);
+    if (!direct && !measure_by_grams(p, out)) {
+        out->energy = out->other = out->dot = out->error = 0.0;
+        free_product(p);
+        direct = true;
+        if (!alloc_product(p, true, true)) {
+            free_product(p);
+            return ICMA_E_MEMORY;
+        }
+        fill_norms(p);
+    }
     if (direct || deep)
         measure_by_tiles(p, direct, out);
+    /* What rounding may have hidden: an error is never understated. */
+    double hidden = 0x1p-52 * fmin(plain_size(p), sum_size(p));
+    out->error += direct ? hidden * hidden : 0.0;
     free_product(p);
     return ICMA_OK;
 }

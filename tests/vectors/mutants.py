@@ -1136,7 +1136,10 @@ def shuffled(seed, spread):
         generator, where = draft.generator(), fields(draft)
         order = sorted(where.items(), key=lambda item: item[1]) + [('end', len(draft.raw(draft.find(GENERATOR))))]
         for (name, start), (_, end) in zip(order, order[1:]):
-            if name in ('M', 'V1', 'V2', 'V3'):
+            if name == 'M':
+                rows = [bytes([draw.randint(-spread, 0) & 0xff]) + bytes(draw.randint(-127, 127) & 0xff for _ in range(generator.c)) for _ in range(generator.m_g)]
+                draft.edit(GENERATOR, at(start, b''.join(rows)))
+            elif name in ('V1', 'V2', 'V3'):
                 words = [struct.unpack('<I', floats(number()))[0] >> 16 for _ in range((end - start) // 2)]
                 draft.edit(GENERATOR, at(start, struct.pack(f'<{len(words)}H', *words)))
             elif name[0] in 'slchbS' and name != 'h':
