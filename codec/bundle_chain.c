@@ -10,10 +10,7 @@
 static const uint64_t chain_budget = UINT64_C(1) << 30;
 
 static const uint8_t *recall(const icma_part *p, size_t index) {
-    for (size_t i = 0; i < p->chain_count; i++)
-        if (p->chain[i].index == index)
-            return p->chain[i].data;
-    return NULL;
+    return p->chain ? p->chain[index] : NULL;
 }
 
 static size_t distance(size_t a, size_t b) {
@@ -24,10 +21,11 @@ static size_t distance(size_t a, size_t b) {
 static void forget_farthest(icma_part *p, size_t index) {
     size_t farthest = 0;
     for (size_t i = 1; i < p->chain_count; i++)
-        if (distance(p->chain[i].index, index) > distance(p->chain[farthest].index, index))
+        if (distance(p->remembered[i], index) > distance(p->remembered[farthest], index))
             farthest = i;
-    icma_free(p->chain[farthest].data);
-    p->chain[farthest] = p->chain[--p->chain_count];
+    icma_free(p->chain[p->remembered[farthest]]);
+    p->chain[p->remembered[farthest]] = NULL;
+    p->remembered[farthest] = p->remembered[--p->chain_count];
 }
 
 /* Adds a checkpoint; beyond the budget another makes room. */
@@ -35,15 +33,18 @@ static icma_status remember(icma_part *p, size_t index, uint8_t *data, uint64_t 
     size_t most = ICMA_CHAIN_TAPS + 1;
     if (size && chain_budget / size > most)
         most = (size_t)(chain_budget / size);
-    if (p->chain_count == most)
-        forget_farthest(p, index);
-    icma_chain_link *more = icma_resize_array(p->chain, p->chain_count + 1, sizeof *more);
-    if (!more) {
+    if (!p->chain)
+        p->chain = icma_alloc_zeroed(p->table.count, sizeof *p->chain);
+    if (!p->remembered)
+        p->remembered = icma_alloc_array(p->table.count, sizeof *p->remembered);
+    if (!p->chain || !p->remembered) {
         icma_free(data);
         return icma_fail(error, ICMA_E_MEMORY, NULL, "no memory for a chain of checkpoints");
     }
-    p->chain = more;
-    p->chain[p->chain_count++] = (icma_chain_link){index, data};
+    if (p->chain_count == most)
+        forget_farthest(p, index);
+    p->chain[index] = data;
+    p->remembered[p->chain_count++] = index;
     return ICMA_OK;
 }
 

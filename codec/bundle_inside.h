@@ -22,13 +22,8 @@ typedef struct icma_group_state {
 typedef struct icma_stream {
     uint8_t *bytes; /* owned; NULL before */
     const icma_section *section;
+    size_t *offsets; /* where the block of each of its checkpoints starts in bytes, and where the last ends; owned; NULL for verbatim tensors */
 } icma_stream;
-
-/* A lossless checkpoint that was decoded: what those before it are predicted from. */
-typedef struct icma_chain_link {
-    size_t index;
-    uint8_t *data; /* owned */
-} icma_chain_link;
 
 /* What one task has in one group. */
 typedef struct icma_part {
@@ -38,7 +33,8 @@ typedef struct icma_part {
     icma_texts texts;
     bool texts_loaded;
     icma_stream verbatim, residuals, links;
-    icma_chain_link *chain; /* owned */
+    uint8_t **chain;    /* lossless checkpoints that were decoded, what those before them are predicted from: one a checkpoint, NULL: not remembered; owned */
+    size_t *remembered; /* their indices; owned */
     size_t chain_count;
 } icma_part;
 

@@ -25,6 +25,7 @@ static icma_status load_stream(icma_bundle *b, const icma_part *p, icma_stream *
     if (size > b->limits.max_output)
         return icma_fail(error, ICMA_E_LIMIT, NULL, "a section of %llu bytes; raise --max-output if you trust the file", (unsigned long long)size);
     icma_free(stream->bytes);
+    icma_free(stream->offsets);
     *stream = (icma_stream){0};
     icma_status status = icma_container_load(b->container, section, (size_t)size, &stream->bytes, error);
     if (!status)
@@ -56,31 +57,49 @@ static bool has_block(const icma_checkpoint *c, uint16_t kind) {
 }
 
 /* spec 4.11: the sizes of all blocks, then the blocks. */
+static icma_status find_offsets(icma_bundle *b, const icma_part *p, uint16_t kind, icma_stream *stream, icma_error *error) {
+    const icma_section *s = stream->section;
+    icma_cursor from = icma_cursor_over(stream->bytes, (size_t)s->raw_size);
+    size_t all = 0;
+    stream->offsets = icma_alloc_array((size_t)s->count + 1, sizeof *stream->offsets);
+    if (!stream->offsets)
+        return icma_fail(error, ICMA_E_MEMORY, NULL, "no memory for a section of blocks");
+    for (size_t i = 0; i < s->count; i++) {
+        stream->offsets[i] = all;
+        uint64_t each = has_block(&p->table.list[s->first + i], kind) ? icma_read_varint(&from) : 0;
+        if (from.failed || each > from.left || !icma_add_size(all, (size_t)each, &all))
+            return icma_bundle_corrupt(b, error, "a section of blocks that is cut short");
+    }
+    if (all != from.left)
+        return icma_bundle_corrupt(b, error, "a section that is not as long as its blocks");
+    stream->offsets[s->count] = all;
+    for (size_t i = 0; i <= s->count; i++)
+        stream->offsets[i] += (size_t)s->raw_size - all;
+    return ICMA_OK;
+}
+
+static void forget_stream(icma_stream *stream) {
+    icma_free(stream->bytes);
+    icma_free(stream->offsets);
+    *stream = (icma_stream){0};
+}
+
 icma_status icma_part_find_block(icma_bundle *b, uint32_t task, icma_part *p, uint16_t kind, size_t index, const uint8_t **data, size_t *size,
                                  icma_error *error) {
     const icma_section *found = find_covering(b, kind, p, task, index);
     icma_stream *stream = kind == ICMA_SECTION_LINK ? &p->links : &p->residuals;
-    size_t before = 0, all = 0;
     *data = NULL;
     *size = 0;
     if (!found)
         return ICMA_OK;
     icma_status status = load_stream(b, p, stream, found, found->raw_size, error);
+    if (!status && !stream->offsets && (status = find_offsets(b, p, kind, stream, error)))
+        forget_stream(stream);
     if (status)
         return status;
-    icma_cursor from = icma_cursor_over(stream->bytes, (size_t)found->raw_size);
-    for (size_t i = found->first; i < (size_t)found->first + found->count; i++) {
-        uint64_t each = has_block(&p->table.list[i], kind) ? icma_read_varint(&from) : 0;
-        if (from.failed || each > from.left || !icma_add_size(all, (size_t)each, &all))
-            return icma_bundle_corrupt(b, error, "a section of blocks that is cut short");
-        if (i < index)
-            before = all;
-        if (i == index)
-            *size = (size_t)each;
-    }
-    if (all != from.left)
-        return icma_bundle_corrupt(b, error, "a section that is not as long as its blocks");
-    *data = all ? icma_read_bytes(&from, all) + before : NULL;
+    size_t place = index - found->first;
+    *data = stream->bytes + stream->offsets[place];
+    *size = stream->offsets[place + 1] - stream->offsets[place];
     return ICMA_OK;
 }
 
@@ -103,13 +122,14 @@ icma_status icma_part_load_residual(icma_bundle *b, uint32_t task, icma_part *p,
 }
 
 void icma_part_forget_streams(icma_part *p) {
-    icma_free(p->verbatim.bytes);
-    icma_free(p->residuals.bytes);
-    icma_free(p->links.bytes);
-    p->verbatim = p->residuals = p->links = (icma_stream){0};
+    forget_stream(&p->verbatim);
+    forget_stream(&p->residuals);
+    forget_stream(&p->links);
     for (size_t i = 0; i < p->chain_count; i++)
-        icma_free(p->chain[i].data);
+        icma_free(p->chain[p->remembered[i]]);
     icma_free(p->chain);
+    icma_free(p->remembered);
     p->chain = NULL;
+    p->remembered = NULL;
     p->chain_count = 0;
 }
