@@ -47,6 +47,12 @@ static void add_options(cJSON *root, const icma_packer *p, const icma_pack_group
     char seed[24];
     snprintf(seed, sizeof seed, "%llu", (unsigned long long)o->seed);
     add_text(options, "tier", icma_tier_name(o->tier), whole);
+    if (o->tier == ICMA_TIER_BOUNDED) {
+        add_text(options, "bound", icma_bound_name(o->bound.kind), whole);
+        add_number(options, "bound_value", (double)o->bound.value, whole);
+    }
+    if (o->tier == ICMA_TIER_LOSSLESS)
+        add_number(options, "restart", (double)o->restart, whole);
     add_text(options, "loss", o->loss == ICMA_LOSS_PAPER ? "paper" : "water-level", whole);
     note(whole, cJSON_AddRawToObject(options, "seed", seed));
     add_number(options, "explain", o->explain, whole);

@@ -184,7 +184,7 @@ static void make_gaussian(const shape *s, uint64_t seed, adapter *a) {
 static double block_bits(const adapter *a) {
     icma_buffer block = {0};
     icma_error error = {0};
-    assert_int_equal(icma_residual_write(&a->residual, &block, &error), ICMA_OK);
+    assert_int_equal(icma_residual_write(&a->residual, &a->g, &block, &error), ICMA_OK);
     double bits = 8 * (double)block.size;
     icma_buffer_free(&block);
     return bits;
@@ -475,7 +475,7 @@ static void threads_do_not_matter(void **state) {
             icma_set_threads(threads);
             make_gaussian(&s, 36, &a);
             encode(&a, bound);
-            assert_int_equal(icma_residual_write(&a.residual, &block, &error), ICMA_OK);
+            assert_int_equal(icma_residual_write(&a.residual, &a.g, &block, &error), ICMA_OK);
             if (threads == 1) {
                 first = block;
             } else {

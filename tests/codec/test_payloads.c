@@ -884,11 +884,11 @@ static void verbatim_tensors_come_back(void **state) {
                 bool listed = false;
                 for (size_t e = 0; e < c.list[i].exception_count; e++)
                     listed |= c.list[i].exceptions[e] == t;
-                assert_int_equal(icma_is_verbatim(&g, &c.list[i], t),
+                assert_int_equal(icma_is_verbatim(&image.tensors, &g, &c.list[i], t),
                                  listed || !icma_generator_is_modelled(&g, t));
                 for (size_t b = 0; b < info->size; b++) /* the others stay untouched */
                     assert_int_equal(back[info->begin + b],
-                                     icma_is_verbatim(&g, &c.list[i], t) ? data[i][info->begin + b] : 0xEE);
+                                     icma_is_verbatim(&image.tensors, &g, &c.list[i], t) ? data[i][info->begin + b] : 0xEE);
             }
         }
         for (size_t i = 0; i < CHECKPOINTS; i++)

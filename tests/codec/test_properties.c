@@ -157,10 +157,9 @@ static void any_options(uint64_t *r, icma_pack_options *o) {
     o->explain = chance(r, 0.1) ? support_uniform(r) : 0;
     o->bound.kind = (icma_bound_kind)(ICMA_BOUND_DW + pick(r, 3));
     o->bound.value = (float)(chance(r, 0.8) ? between(r, 1e-3, 0.5) : between(r, 1e-9, 30));
-    /* The lossless tier joins here: once icma_pack makes it, let 0.3 of the cases ask for ICMA_TIER_LOSSLESS.
-     * check_checkpoint knows it. */
-    o->tier = chance(r, 0.9) ? ICMA_TIER_BOUNDED : chance(r, 0.5) ? ICMA_TIER_LATENT : ICMA_TIER_GENERATE;
-    o->generator = (icma_generator_choice)pick(r, o->tier == ICMA_TIER_BOUNDED ? 3 : 2);
+    static const icma_tier usual[] = {ICMA_TIER_BOUNDED, ICMA_TIER_BOUNDED, ICMA_TIER_LOSSLESS};
+    o->tier = chance(r, 0.9) ? usual[pick(r, 3)] : chance(r, 0.5) ? ICMA_TIER_LATENT : ICMA_TIER_GENERATE;
+    o->generator = (icma_generator_choice)pick(r, o->tier >= ICMA_TIER_BOUNDED ? 3 : 2);
     if (chance(r, 0.05))
         o->loss = ICMA_LOSS_PAPER;
 }

@@ -80,10 +80,10 @@ static void make_residual(const lab *l, const uint32_t *tensors, size_t count, u
     }
 }
 
-static icma_buffer write_block(const icma_residual *r) {
+static icma_buffer write_block(const lab *l, const icma_residual *r) {
     icma_buffer block = {0};
     icma_error error = {0};
-    if (icma_residual_write(r, &block, &error) != ICMA_OK)
+    if (icma_residual_write(r, &l->g, &block, &error) != ICMA_OK)
         fail_msg("%s", error.message);
     return block;
 }
@@ -176,7 +176,7 @@ static void blocks_come_back(void **state) {
         for (size_t s = 0; s < COUNT(sets); s++) {
             icma_residual r, back;
             make_residual(&l, sets[s], counts[s], seed, &r);
-            icma_buffer block = write_block(&r);
+            icma_buffer block = write_block(&l, &r);
             if (read_block(&l, block.data, block.size, &back) != ICMA_OK)
                 fail_msg("seed %llu, set %zu is not read", (unsigned long long)seed, s);
             check_same(&r, &back);
@@ -194,7 +194,7 @@ static void no_tensors_take_no_bytes(void **state) {
     lab l;
     icma_residual none = {0}, back;
     make_lab(&l, false);
-    icma_buffer block = write_block(&none);
+    icma_buffer block = write_block(&l, &none);
     assert_int_equal(block.size, 0);
     assert_int_equal(read_block(&l, NULL, 0, &back), ICMA_OK);
     assert_true(back.count == 0 && back.total == 0 && !back.list && !back.integers);
@@ -213,10 +213,10 @@ static void long_tensors_have_several_streams(void **state) {
     make_lab(&l, true);
     make_residual(&l, tensors, COUNT(tensors), 7, &r);
     assert_true(r.total > 2 * ICMA_RESIDUAL_STREAM);
-    icma_buffer block = write_block(&r);
+    icma_buffer block = write_block(&l, &r);
     for (int threads = 1; threads <= 2; threads++) {
         icma_set_threads(threads);
-        icma_buffer again = write_block(&r);
+        icma_buffer again = write_block(&l, &r);
         assert_int_equal(again.size, block.size);
         assert_memory_equal(again.data, block.data, block.size);
         icma_buffer_free(&again);
@@ -274,7 +274,7 @@ static void damage_is_seen(void **state) {
     icma_residual r;
     make_lab(&l, false);
     make_residual(&l, tensors, COUNT(tensors), 3, &r);
-    icma_buffer block = write_block(&r);
+    icma_buffer block = write_block(&l, &r);
     for (size_t cut = 1; cut < block.size; cut++)
         if (attempt(&l, block.data, cut) == ICMA_OK)
             fail_msg("%zu of %zu bytes were taken for all", cut, block.size);
@@ -318,7 +318,7 @@ static icma_status spoiled(const lab *l, uint32_t tensor, int32_t code, unsigned
     r.list[0].code = code;
     r.list[0].context = context;
     r.integers[r.total / 2] = integer;
-    icma_buffer block = write_block(&r);
+    icma_buffer block = write_block(l, &r);
     icma_status status = attempt(l, block.data, block.size);
     icma_residual_free(&r);
     icma_buffer_free(&block);
@@ -428,7 +428,7 @@ static void memory_may_end(void **state) {
     icma_residual r, back;
     make_lab(&l, false);
     make_residual(&l, tensors, COUNT(tensors), 9, &r);
-    icma_buffer block = write_block(&r);
+    icma_buffer block = write_block(&l, &r);
     for (int reading = 0; reading < 2; reading++) {
         icma_status status = ICMA_E_MEMORY;
         for (size_t k = 0; status; k++) {
@@ -440,7 +440,7 @@ static void memory_may_end(void **state) {
                 status = read_block(&l, block.data, block.size, &back);
                 icma_residual_free(&back);
             } else {
-                status = icma_residual_write(&r, &out, &error);
+                status = icma_residual_write(&r, &l.g, &out, &error);
                 icma_buffer_free(&out);
             }
             support_limit_memory(NULL);
