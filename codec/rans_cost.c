@@ -96,21 +96,19 @@ static void find_best(best_context *best, weighted symbols, unsigned first, unsi
     }
 }
 
-/* A table far wider or narrower than the symbols cannot be the best: those from half their mean magnitude's spread to twice their root mean square's are tried. Where tails are so heavy that
- * these lie far apart, that is many. */
-static void narrow(weighted symbols, unsigned *first, unsigned *end) {
-    double sum = 0, squares = 0, count = 0;
+/* A table twice as wide as the symbols' root mean square cannot be the best: what is beyond is not tried. (Below a spread of 0.7 rounded numbers say too little of it. A narrow table can be
+ * the best for symbols with one outlier, so there is no such limit from below.) */
+static unsigned narrow(weighted symbols, unsigned first, unsigned end) {
+    double squares = 0, count = 0;
     for (size_t i = 0; i < symbols.count; i++) {
         double size = fabs((double)symbols.values[i]), weight = symbols.weights ? symbols.weights[i] : 1;
-        sum += weight * size;
         squares += weight * size * size;
         count += weight;
     }
-    double low = count > 0 ? 0.5 * sum / count : 0, high = count > 0 ? 2 * sqrt(squares / count) : 0;
-    while (*first + 1 < *end && icma_rans_spread(*first + 1) < low)
-        ++*first;
-    while (*first + 1 < *end && icma_rans_spread(*end - 2) > high)
-        --*end;
+    double high = fmax(0.7, count > 0 ? 2 * sqrt(squares / count) : 0);
+    while (first + 1 < end && icma_rans_spread(end - 2) > high)
+        end--;
+    return end;
 }
 
 /* Over this many distinct symbols neighbours differ smoothly: every STRIDE-th is tried, then those around the
@@ -122,7 +120,7 @@ unsigned icma_rans_best_context_among(const int32_t *symbols, size_t count, unsi
     double *weights;
     weighted all = histogram(symbols, count, &values, &weights);
     best_context best = {first, INFINITY};
-    narrow(all, &first, &end);
+    end = narrow(all, first, end);
     find_best(&best, all, first, end, all.count > MANY_SYMBOLS ? STRIDE : 1);
     if (all.count > MANY_SYMBOLS)
         find_best(&best, all, best.context < first + STRIDE ? first : best.context - STRIDE + 1, best.context + STRIDE < end ? best.context + STRIDE : end, 1);

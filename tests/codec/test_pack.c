@@ -3,6 +3,7 @@
  * which options. */
 #include "packing.h"
 
+#include "coarse.h"
 #include "compress.h"
 
 #include <math.h>
@@ -163,8 +164,9 @@ static void conditions_given_and_learned(void **state) {
         trajectory path = seeded(t + 1);
         packing_write(root, names[t], &path, 1, 2);
         values[t] = support_normals(&random, SIZE);
-        for (size_t i = 0; i < SIZE; i++) /* every dtype holds them */
-            values[t][i] = t == 5 ? (i % 2 ? 0.0F : -0.0F) : roundf(8 * values[t][i]) / 8;
+        icma_coarse_round(values[t], SIZE); /* every dtype holds them */
+        for (size_t i = 0; t == 5 && i < SIZE; i++)
+            values[t][i] = i % 2 ? 0.0F : -0.0F;
     }
     packing_write_vector(root, names[0], ICMA_BF16, values[0], SIZE);
     packing_write_vector(root, names[1], ICMA_F16, values[1], SIZE);
@@ -518,7 +520,7 @@ static void headers_and_side_files_survive(void **state) {
         support_free(values);
     }
     packing_pack(root, "b.icma", &options, NULL);
-    assert_true(packing_worst_error(root, "b.icma") < 0.05); /* compares headers, too */
+    assert_true(packing_worst_error(root, "b.icma") < (double)options.bound.value); /* compares headers, too */
     icma_bundle *bundle = packing_open(root, "b.icma", icma_ops_cpu());
     for (size_t i = 0; i < COUNT(headers); i++) {
         icma_decoded decoded;

@@ -6,6 +6,7 @@
 #include "memory.h"
 #include "rans.h"
 #include "support.h"
+#include "trellis.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -53,22 +54,24 @@ static size_t cells(const lab *l, size_t tensor) {
 }
 
 /* Residuals of these tensors. Integers of both signs, of every size that is allowed. */
-static void make_residual(const lab *l, const uint32_t *tensors, size_t count, uint64_t seed,
+static void make_residual(const lab *l, const uint32_t *tensors, size_t count, bool trellis, uint64_t seed,
                           icma_residual *r) {
-    *r = (icma_residual){.count = count};
+    const double largest = trellis ? ICMA_TRELLIS_LARGEST : ICMA_RESIDUAL_LARGEST;
+    *r = (icma_residual){.count = count, .trellis = trellis};
     for (size_t i = 0; i < count; i++)
         r->total += tensors[i] < TENSORS ? cells(l, tensors[i]) : 20;
     r->list = icma_alloc_zeroed(count + 1, sizeof *r->list);
     r->integers = icma_alloc_zeroed(r->total + 1, sizeof *r->integers);
-    assert_true(r->list && r->integers);
+    int32_t *symbols = malloc((r->total + 1) * sizeof *symbols);
+    assert_true(r->list && r->integers && symbols);
     for (size_t i = 0, first = 0; i < count; i++) {
         size_t length = tensors[i] < TENSORS ? cells(l, tensors[i]) : 20;
         double spread = exp(6 * support_uniform(&seed));
         for (size_t j = 0; j < length; j++) {
             double value = round(spread * support_normal(&seed));
             if (support_uniform(&seed) < 0.01)
-                value = support_uniform(&seed) < 0.5 ? -ICMA_RESIDUAL_LARGEST : ICMA_RESIDUAL_LARGEST;
-            r->integers[first + j] = (int16_t)fmax(-32767, fmin(32767, value));
+                value = support_uniform(&seed) < 0.5 ? -largest - trellis : largest;
+            symbols[j] = (int32_t)fmax(-largest - trellis, fmin(largest, value));
         }
         r->list[i] = (icma_residual_tensor){
             .tensor = tensors[i],
@@ -76,8 +79,12 @@ static void make_residual(const lab *l, const uint32_t *tensors, size_t count, u
             .context = (unsigned)(support_uniform(&seed) * icma_rans_contexts()),
             .first = first,
         };
+        assert_true(!trellis || icma_trellis_expand(r->list[i].context, symbols, length));
+        for (size_t j = 0; j < length; j++)
+            r->integers[first + j] = (int16_t)symbols[j];
         first += length;
     }
+    free(symbols);
 }
 
 static icma_buffer write_block(const lab *l, const icma_residual *r) {
@@ -99,7 +106,7 @@ static icma_status read_block(const lab *l, const uint8_t *data, size_t size, ic
 }
 
 static void check_same(const icma_residual *a, const icma_residual *b) {
-    assert_true(a->count == b->count && a->total == b->total);
+    assert_true(a->count == b->count && a->total == b->total && a->trellis == b->trellis);
     for (size_t i = 0; i < a->count; i++)
         assert_true(a->list[i].tensor == b->list[i].tensor && a->list[i].code == b->list[i].code &&
                     a->list[i].context == b->list[i].context && a->list[i].first == b->list[i].first);
@@ -119,8 +126,6 @@ static void check_usable(const lab *l, const icma_residual *r) {
         total += cells(l, t->tensor);
     }
     assert_int_equal(total, r->total);
-    for (size_t i = 0; i < total; i++)
-        assert_true(abs(r->integers[i]) <= ICMA_RESIDUAL_LARGEST);
 }
 
 /* --- steps --------------------------------------------------------------------------------------------- */
@@ -175,7 +180,7 @@ static void blocks_come_back(void **state) {
     for (uint64_t seed = 1; seed <= 40; seed++)
         for (size_t s = 0; s < COUNT(sets); s++) {
             icma_residual r, back;
-            make_residual(&l, sets[s], counts[s], seed, &r);
+            make_residual(&l, sets[s], counts[s], seed % 2, seed, &r);
             icma_buffer block = write_block(&l, &r);
             if (read_block(&l, block.data, block.size, &back) != ICMA_OK)
                 fail_msg("seed %llu, set %zu is not read", (unsigned long long)seed, s);
@@ -205,13 +210,12 @@ static void no_tensors_take_no_bytes(void **state) {
 }
 
 /* 700,000 integers after others: streams are cut every 2^18 of them, in the middle of a tensor. */
-static void long_tensors_have_several_streams(void **state) {
-    (void)state;
+static void check_streams(bool trellis) {
     static const uint32_t tensors[] = {0, 3, 5};
     lab l;
     icma_residual r, back[2];
     make_lab(&l, true);
-    make_residual(&l, tensors, COUNT(tensors), 7, &r);
+    make_residual(&l, tensors, COUNT(tensors), trellis, 7, &r);
     assert_true(r.total > 2 * ICMA_RESIDUAL_STREAM);
     icma_buffer block = write_block(&l, &r);
     for (int threads = 1; threads <= 2; threads++) {
@@ -249,6 +253,12 @@ static void long_tensors_have_several_streams(void **state) {
     free_lab(&l);
 }
 
+static void long_tensors_have_several_streams(void **state) {
+    (void)state;
+    check_streams(false);
+    check_streams(true);
+}
+
 /* --- damage -------------------------------------------------------------------------------------------- */
 
 /* From a block of exactly this size, so that a sanitizer sees a byte too far. */
@@ -267,13 +277,12 @@ static icma_status attempt(const lab *l, const uint8_t *data, size_t size) {
     return status;
 }
 
-static void damage_is_seen(void **state) {
-    (void)state;
+static void check_damage(bool trellis) {
     static const uint32_t tensors[] = {0, 1, 3, 5};
     lab l;
     icma_residual r;
     make_lab(&l, false);
-    make_residual(&l, tensors, COUNT(tensors), 3, &r);
+    make_residual(&l, tensors, COUNT(tensors), trellis, 3, &r);
     icma_buffer block = write_block(&l, &r);
     for (size_t cut = 1; cut < block.size; cut++)
         if (attempt(&l, block.data, cut) == ICMA_OK)
@@ -310,11 +319,17 @@ static void damage_is_seen(void **state) {
     free_lab(&l);
 }
 
+static void damage_is_seen(void **state) {
+    (void)state;
+    check_damage(false);
+    check_damage(true);
+}
+
 /* The status of a block whose first tensor was changed; tensors {1, 3}. */
 static icma_status spoiled(const lab *l, uint32_t tensor, int32_t code, unsigned context, int16_t integer) {
     const uint32_t tensors[] = {tensor, 3};
     icma_residual r;
-    make_residual(l, tensors, tensor < 3 ? 2 : 1, 5, &r);
+    make_residual(l, tensors, tensor < 3 ? 2 : 1, false, 5, &r);
     r.list[0].code = code;
     r.list[0].context = context;
     r.integers[r.total / 2] = integer;
@@ -345,20 +360,20 @@ static void what_is_out_of_range_is_refused(void **state) {
     assert_int_equal(spoiled(&l, 3, -6 * 16 - 1, 5, 0), ICMA_E_CORRUPT);
     assert_int_equal(spoiled(&l, 4, 27 * 16, 5, 0), ICMA_OK);
     assert_int_equal(spoiled(&l, 4, 28 * 16, 5, 0), ICMA_E_CORRUPT); /* infinite */
-    /* Integers: a writer cannot say more than int16 does, of which one is too many. */
+    /* Integers: all that int16 holds. */
     assert_int_equal(spoiled(&l, 1, 0, 5, INT16_MAX), ICMA_OK);
     assert_int_equal(spoiled(&l, 1, 0, 5, -ICMA_RESIDUAL_LARGEST), ICMA_OK);
-    assert_int_equal(spoiled(&l, 1, 0, 5, INT16_MIN), ICMA_E_CORRUPT);
+    assert_int_equal(spoiled(&l, 1, 0, 5, INT16_MIN), ICMA_OK);
     free_lab(&l);
 }
 
-/* Integers that int16 does not hold and contexts that there are not, in a block made by hand. */
-static icma_status by_hand(const lab *l, unsigned context, int32_t integer) {
+/* Integers that int16 does not hold and contexts that there are not, in a block made by hand: of tensor 0, `head` first. */
+static icma_status by_hand(const lab *l, uint64_t head, unsigned context, int32_t symbol) {
     icma_buffer block = {0};
     icma_error error = {0};
-    int32_t symbols[32] = {[7] = integer};
+    int32_t symbols[32] = {[7] = symbol};
     icma_rans_run run = {32, context < icma_rans_contexts() ? context : 0};
-    icma_write_varint(&block, 1);
+    icma_write_varint(&block, head);
     icma_write_varint(&block, 0);
     icma_write_varint_signed(&block, 0);
     icma_write_u8(&block, (uint8_t)context);
@@ -370,16 +385,56 @@ static icma_status by_hand(const lab *l, unsigned context, int32_t integer) {
 
 static void what_no_writer_says_is_refused(void **state) {
     (void)state;
-    static const int32_t wrong[] = {32768, -32768, 65536, -65536, 65537, INT32_MAX, INT32_MIN};
+    enum { PLAIN = 2, TRELLIS = 3 }; /* 2 n + f */
+    static const int32_t wrong[] = {32768, -32769, 65536, -65536, 65537, INT32_MAX, INT32_MIN};
     lab l;
     make_lab(&l, false);
-    assert_int_equal(by_hand(&l, 5, 32767), ICMA_OK);
-    assert_int_equal(by_hand(&l, 5, -32767), ICMA_OK);
-    for (size_t i = 0; i < COUNT(wrong); i++)
-        assert_int_equal(by_hand(&l, 5, wrong[i]), ICMA_E_CORRUPT);
-    assert_int_equal(by_hand(&l, icma_rans_contexts() - 1, 3), ICMA_OK);
-    assert_int_equal(by_hand(&l, icma_rans_contexts(), 3), ICMA_E_CORRUPT);
-    assert_int_equal(by_hand(&l, 255, 3), ICMA_E_CORRUPT);
+    assert_int_equal(by_hand(&l, PLAIN, 5, 32767), ICMA_OK);
+    assert_int_equal(by_hand(&l, PLAIN, 60, -32768), ICMA_OK);
+    for (unsigned context = 5; context < 100; context += 55) { /* with states and without */
+        assert_int_equal(by_hand(&l, TRELLIS, context, 16383), ICMA_OK);
+        assert_int_equal(by_hand(&l, TRELLIS, context, -16384), ICMA_OK);
+        assert_int_equal(by_hand(&l, TRELLIS, context, 16384), ICMA_E_CORRUPT);
+        assert_int_equal(by_hand(&l, TRELLIS, context, -16385), ICMA_E_CORRUPT);
+        for (size_t i = 0; i < COUNT(wrong); i++) {
+            assert_int_equal(by_hand(&l, PLAIN, context, wrong[i]), ICMA_E_CORRUPT);
+            assert_int_equal(by_hand(&l, TRELLIS, context, wrong[i]), ICMA_E_CORRUPT);
+        }
+    }
+    assert_int_equal(by_hand(&l, PLAIN, icma_rans_contexts() - 1, 3), ICMA_OK);
+    assert_int_equal(by_hand(&l, PLAIN, icma_rans_contexts(), 3), ICMA_E_CORRUPT);
+    assert_int_equal(by_hand(&l, TRELLIS, 255, 3), ICMA_E_CORRUPT);
+    free_lab(&l);
+}
+
+/* All modelled tensors need no list, and may have one. */
+static void all_tensors_need_no_list(void **state) {
+    (void)state;
+    static const uint32_t tensors[] = {0, 1, 3, 4, 5};
+    lab l;
+    make_lab(&l, false);
+    for (int trellis = 0; trellis < 2; trellis++) {
+        icma_residual r, back;
+        make_residual(&l, tensors, COUNT(tensors), trellis, 21, &r);
+        icma_buffer block = write_block(&l, &r), listed = {0};
+        assert_int_equal(block.data[0], trellis);
+        icma_write_varint(&listed, 2 * COUNT(tensors) + (uint64_t)trellis);
+        for (size_t i = 0; i < COUNT(tensors); i++)
+            icma_write_varint(&listed, tensors[i] - (i ? tensors[i - 1] + 1 : 0));
+        icma_write_bytes(&listed, block.data + 1, block.size - 1);
+        assert_int_equal(read_block(&l, listed.data, listed.size, &back), ICMA_OK);
+        check_same(&r, &back);
+        icma_residual_free(&back);
+        for (size_t t = 0; t < TENSORS; t++) /* without modelled tensors there are none to mean */
+            l.g.treatment[t] = ICMA_TREAT_VERBATIM;
+        assert_int_equal(read_block(&l, block.data, block.size, &back), ICMA_E_CORRUPT);
+        assert_int_equal(read_block(&l, listed.data, listed.size, &back), ICMA_E_CORRUPT);
+        for (size_t t = 0; t < TENSORS; t++)
+            l.g.treatment[t] = t == VERBATIM ? ICMA_TREAT_VERBATIM : ICMA_TREAT_OTHER;
+        icma_residual_free(&r);
+        icma_buffer_free(&block);
+        icma_buffer_free(&listed);
+    }
     free_lab(&l);
 }
 
@@ -427,7 +482,7 @@ static void memory_may_end(void **state) {
     lab l;
     icma_residual r, back;
     make_lab(&l, false);
-    make_residual(&l, tensors, COUNT(tensors), 9, &r);
+    make_residual(&l, tensors, COUNT(tensors), true, 9, &r);
     icma_buffer block = write_block(&l, &r);
     for (int reading = 0; reading < 2; reading++) {
         icma_status status = ICMA_E_MEMORY;
@@ -462,6 +517,7 @@ int main(void) {
         cmocka_unit_test(damage_is_seen),
         cmocka_unit_test(what_is_out_of_range_is_refused),
         cmocka_unit_test(what_no_writer_says_is_refused),
+        cmocka_unit_test(all_tensors_need_no_list),
         cmocka_unit_test(short_blocks_do_not_make_many_tensors),
         cmocka_unit_test(memory_may_end),
     };
