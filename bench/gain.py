@@ -79,8 +79,10 @@ def main():
     mean = np.mean(list(rows.values()), 0)
     print('| **mean** | ' + ' | '.join(f'{x:.4f}' for x in mean) + ' |')
     n = len(o.steps)
-    print(f'\nRestored: mean {mean[:n].mean():.4f}. Average adapter at checkpoint-{last}: {mean[n]:.4f}. '
-          f'Samples at checkpoint-{last}: mean {mean[n + 1:].mean():.4f}, worst {min(min(r[n + 1:]) for r in rows.values()):.4f}.')
+    print(f'\nRestored: mean {mean[:n].mean():.4f}. Average adapter at checkpoint-{last}: {mean[n]:.4f}.', end='')
+    if o.seeds:
+        print(f' Samples at checkpoint-{last}: mean {mean[n + 1:].mean():.4f}, worst {min(min(r[n + 1:]) for r in rows.values()):.4f}.', end='')
+    print()
 
 
 if __name__ == '__main__':
