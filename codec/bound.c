@@ -77,12 +77,12 @@ static bool is_plain(const icma_bounded *b) {
 
 /* Symbols of (target - prediction) / step, and the integers that they stand for. False if one is out of range. */
 static bool quantise(search *s, const float *prediction, size_t count, float step, double price, unsigned *context, double *bits) {
-    float worst = 0;
+    bool fits = true;
     for (size_t i = 0; i < count; i++) {
         s->values[i] = (s->target[i] - prediction[i]) / step;
-        worst = fmaxf(worst, fabsf(s->values[i]));
+        fits = fits && fabsf(s->values[i]) < 2 * ICMA_TRELLIS_LARGEST - 4; /* NaN does not */
     }
-    if (!(worst < 2 * ICMA_TRELLIS_LARGEST - 4))
+    if (!fits)
         return false;
     if (!is_plain(s->b)) {
         *context = icma_trellis_quantise(s->values, count, price, s->symbols, s->scratch, bits);

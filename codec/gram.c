@@ -12,7 +12,6 @@
 enum { TILE_COLUMNS = 4096, FEWEST_ELEMENTS = 16 };
 static const uint64_t most_elements = UINT64_C(1) << 26, most_other_elements = UINT64_C(1) << 20;
 enum { TILE_CELLS = 1 << 25 }; /* floats in memory at a time */
-enum { SCALE_WEIGHTS = 4096 }; /* a tensor of so many weights has its rms as scale */
 
 typedef struct scan {
     icma_group *group;
@@ -197,7 +196,7 @@ static icma_status scan_tensor(scan *s, size_t t, icma_error *error) {
     double energy = 0;
     for (size_t i = 0; i < n; i++)
         energy += s->tensor[i * n + i];
-    float scale = stay ? (float)sqrt(energy / ((double)stay * SCALE_WEIGHTS)) : 0;
+    float scale = stay ? (float)sqrt(energy / ((double)stay * ICMA_SCALE_WEIGHTS)) : 0;
     if (!isnormal(scale) || is_constant(s)) {
         forget_exceptions(s, t);
         return ICMA_OK;

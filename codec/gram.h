@@ -12,6 +12,8 @@
 
 #include "dataset.h"
 
+enum { ICMA_SCALE_WEIGHTS = 4096 }; /* a tensor of so many weights has its rms as scale; standardised, every tensor has this energy */
+
 typedef struct icma_gram {
     size_t count;                  /* n: sources that take part */
     uint32_t *rows;                /* which; ascending; owned */

@@ -392,7 +392,7 @@ static icma_status pack_all(icma_packer *p, const char *path, icma_error *error)
 static icma_status check_options(const icma_pack_options *o, icma_error *error) {
     if (o->tier > ICMA_TIER_LOSSLESS)
         return icma_fail(error, ICMA_E_USAGE, NULL, "this tier cannot be asked for; use generate, latent, bounded or lossless");
-    if (o->tier == ICMA_TIER_BOUNDED && (o->bound.kind == ICMA_BOUND_NONE || o->bound.kind > ICMA_BOUND_ABS || !(o->bound.value > 0)))
+    if (o->tier == ICMA_TIER_BOUNDED && (o->bound.kind == ICMA_BOUND_NONE || o->bound.kind > ICMA_BOUND_ABS || !(o->bound.value > 0 && isfinite(o->bound.value))))
         return icma_fail(error, ICMA_E_USAGE, NULL, "tier bounded needs a bound above 0");
     if (!(o->target_bits >= 0) || (o->target_bits > 0 && o->tier != ICMA_TIER_BOUNDED))
         return icma_fail(error, ICMA_E_USAGE, NULL, "target bits belong to tier bounded");

@@ -320,7 +320,7 @@ static icma_status upload_targets(trainer *t, icma_error *error) {
     uint64_t weights = 0;
     for (size_t i = 0; i < t->group->signature.tensor_count; i++)
         if (icma_generator_is_modelled(t->generator, i))
-            weights += t->group->signature.tensors[i].count;
+            weights += ICMA_SCALE_WEIGHTS; /* standardised, a mean square of 1 */
     for (size_t j = 0; !status && j < k; j++) {
         double square = t->sigma[j] * t->sigma[j];
         w[j] = (float)(t->options->loss == ICMA_LOSS_PAPER ? square / (double)weights : square / (2 * t->plan.theta));
