@@ -260,9 +260,9 @@ static icma_status process_checkpoint(icma_part_writer *w, size_t i, icma_error 
     icma_status status = icma_pack_encode_checkpoint(w, i, error);
     if (!status)
         status = icma_pack_read_original(w, i, &size, error);
-    bool good = true;
-    /* In a series the generator alone is mostly good enough. */
-    if (!status)
+    /* In a series the generator alone is mostly good enough; without one there is nothing to measure before the residual. */
+    bool good = w->table.list[i].tier != ICMA_TIER_BOUNDED || w->g->generator.kind == ICMA_GENERATOR_BASIS;
+    if (!status && good)
         status = measure_checkpoint(w, i, w->originals[i], size, &good, error);
     if (!status && !good && w->table.list[i].tier == ICMA_TIER_BOUNDED) {
         status = bound_checkpoint(w, i, size, error);

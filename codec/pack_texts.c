@@ -54,10 +54,9 @@ const icma_buffer *icma_pack_text(const icma_part_writer *w, uint64_t index) {
     return index < shared ? &w->g->texts.list[index] : &w->texts.list[index - shared];
 }
 
-icma_status icma_pack_take_side_files(icma_part_writer *w, const icma_input_checkpoint *input, icma_checkpoint *c, icma_error *error) {
+/* Names and contents of a checkpoint's side files, in turn. */
+static icma_status gather(const icma_input_checkpoint *input, icma_text_pool *out, icma_error *error) {
     icma_status status = ICMA_OK;
-    if (input->side_file_count && !(c->files = icma_alloc_array(input->side_file_count, 2 * sizeof *c->files)))
-        return no_memory(error);
     for (size_t f = 0; !status && f < input->side_file_count; f++) {
         const icma_input_side_file *side = &input->side_files[f];
         uint8_t *data;
@@ -65,12 +64,24 @@ icma_status icma_pack_take_side_files(icma_part_writer *w, const icma_input_chec
         status = icma_file_read_all(side->path, MOST_SIDE_FILE, &data, &size, error);
         if (status)
             break;
-        status = intern(w, side->name, strlen(side->name), &c->files[2 * f], error);
+        status = add_text(out, side->name, strlen(side->name), error);
         if (!status)
-            status = intern(w, data, size, &c->files[2 * f + 1], error);
+            status = add_text(out, data, size, error);
         icma_free(data);
-        c->file_count = f + 1;
     }
+    return status;
+}
+
+icma_status icma_pack_take_side_files(icma_part_writer *w, const icma_input_checkpoint *input, icma_checkpoint *c, icma_error *error) {
+    icma_text_pool side = {0};
+    if (input->side_file_count && !(c->files = icma_alloc_array(input->side_file_count, 2 * sizeof *c->files)))
+        return no_memory(error);
+    icma_status status = gather(input, &side, error);
+    for (size_t i = 0; !status && i < side.count; i++)
+        status = intern(w, side.list[i].data, side.list[i].size, &c->files[i], error);
+    if (!status)
+        c->file_count = side.count / 2;
+    icma_text_pool_free(&side);
     return status;
 }
 
@@ -97,23 +108,6 @@ icma_status icma_pack_write_texts(icma_part_writer *w, icma_error *error) {
 
 /* --- shared by tasks --------------------------------------------------------------------------------------------- */
 
-static icma_status gather(const icma_input_checkpoint *input, icma_text_pool *out, icma_error *error) {
-    icma_status status = ICMA_OK;
-    for (size_t f = 0; !status && f < input->side_file_count; f++) {
-        const icma_input_side_file *side = &input->side_files[f];
-        uint8_t *data;
-        size_t size;
-        status = icma_file_read_all(side->path, MOST_SIDE_FILE, &data, &size, error);
-        if (status)
-            break;
-        status = add_text(out, side->name, strlen(side->name), error);
-        if (!status)
-            status = add_text(out, data, size, error);
-        icma_free(data);
-    }
-    return status;
-}
-
 /* What the first and the last task have alike, nearly all will: only these two are looked at. */
 icma_status icma_pack_shared_texts(icma_packer *p, icma_pack_group *g, icma_error *error) {
     const icma_source *sources = g->group->sources, *last = &sources[g->group->count - 1];
@@ -133,7 +127,7 @@ icma_status icma_pack_shared_texts(icma_packer *p, icma_pack_group *g, icma_erro
 }
 
 icma_status icma_pack_take_header(icma_part_writer *w, size_t i, const uint8_t *original, icma_error *error) {
-    uint64_t index;
+    uint64_t index = 0;
     if (!w->sources[i]->own_header)
         return ICMA_OK;
     icma_status status = intern(w, original + 8, (size_t)w->sources[i]->data_offset - 8, &index, error);
