@@ -50,15 +50,8 @@ static icma_status remember(icma_part *p, size_t index, uint8_t *data, uint64_t 
 
 /* What the generator makes of the checkpoint, as a further tap. */
 static icma_status decode_model(icma_bundle *b, const icma_part *p, const icma_checkpoint *c, uint8_t *data, icma_error *error) {
-    icma_group_state *g = &b->groups[p->group];
-    float *q = icma_alloc_array(g->generator.total + 1, sizeof *q);
-    icma_status status = q ? icma_bundle_open_decoder(b, p->group, error) : icma_fail(error, ICMA_E_MEMORY, NULL, "no memory for coefficients");
-    if (!status)
-        status = icma_decoder_coefficients(g->decoder, &p->table, c, q, error);
-    if (!status)
-        status = icma_decoder_tensors(g->decoder, q, NULL, NULL, 0, data, error);
-    icma_free(q);
-    return status;
+    icma_status status = icma_bundle_open_decoder(b, p->group, error);
+    return status ? status : icma_decoder_model(b->groups[p->group].decoder, &p->table, c, data, error);
 }
 
 static icma_status decode_link(icma_bundle *b, uint32_t task, icma_part *p, size_t index, uint8_t *model, uint8_t *data, icma_error *error) {

@@ -281,3 +281,12 @@ icma_status icma_decoder_tensors(icma_decoder *d, const float *q, const icma_res
     }
     return status;
 }
+
+icma_status icma_decoder_model(icma_decoder *d, const icma_checkpoints *task, const icma_checkpoint *checkpoint, uint8_t *data, icma_error *error) {
+    float *q = icma_alloc_array(d->generator->total + 1, sizeof *q);
+    icma_status status = q ? icma_decoder_coefficients(d, task, checkpoint, q, error) : icma_fail(error, ICMA_E_MEMORY, NULL, "no memory for coefficients");
+    if (!status)
+        status = icma_decoder_tensors(d, q, NULL, NULL, 0, data, error);
+    icma_free(q);
+    return status;
+}

@@ -36,6 +36,8 @@ icma_status icma_decoder_coefficients(icma_decoder *decoder, const icma_checkpoi
  * cast is ICMA_E_CORRUPT. `residual` may be NULL. */
 icma_status icma_decoder_tensors(icma_decoder *decoder, const float *q, const icma_residual *residual, const uint32_t *exceptions, size_t exception_count,
                                  uint8_t *data, icma_error *error);
+/* What the generator alone makes of a stored checkpoint: its coefficients, no residual, no exceptions. */
+icma_status icma_decoder_model(icma_decoder *decoder, const icma_checkpoints *task, const icma_checkpoint *checkpoint, uint8_t *data, icma_error *error);
 /* What the generator alone makes of one modelled tensor, before the cast; values has room for its elements. */
 icma_status icma_decoder_predict(icma_decoder *decoder, const float *q, size_t tensor, float *values, icma_error *error);
 

@@ -19,12 +19,6 @@ static icma_status no_memory(icma_error *error) {
     return icma_fail(error, ICMA_E_MEMORY, NULL, "no memory for a lossless checkpoint");
 }
 
-static icma_status decode_model(chain *c, const icma_checkpoint *checkpoint, icma_error *error) {
-    icma_part_writer *w = c->w;
-    icma_status status = icma_decoder_coefficients(w->g->decoder, &w->table, checkpoint, w->q, error);
-    return status ? status : icma_decoder_tensors(w->g->decoder, w->q, NULL, NULL, 0, c->model, error);
-}
-
 /* Decodes what was just encoded and compares every bit. */
 static icma_status prove(const chain *c, const icma_lossless_link *link, size_t i, icma_error *error) {
     const icma_safetensors *s = &c->w->g->group->signature;
@@ -45,7 +39,7 @@ static icma_status link_checkpoint(chain *c, size_t i, size_t size, icma_error *
     checkpoint->taps = (uint8_t)(place < ICMA_CHAIN_TAPS ? place : ICMA_CHAIN_TAPS);
     for (; count < checkpoint->taps; count++)
         taps[count] = w->data[i + 1 + count];
-    icma_status status = c->model ? decode_model(c, checkpoint, error) : ICMA_OK;
+    icma_status status = c->model ? icma_decoder_model(w->g->decoder, &w->table, checkpoint, c->model, error) : ICMA_OK;
     if (c->model)
         taps[count++] = c->model;
     icma_lossless_link link = {.signature = &w->g->group->signature, .coded = c->coded, .taps = taps, .tap_count = count};
