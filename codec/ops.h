@@ -33,8 +33,25 @@ typedef struct icma_matrix {
 
 typedef struct icma_adam {
     float learning_rate, beta1, beta2, epsilon;
-    uint64_t step; /* from 1 */
+    float weight_decay; /* decoupled (AdamW: Loshchilov and Hutter 2019, algorithm 2): 0 is Adam */
+    uint64_t step;      /* from 1 */
 } icma_adam;
+
+/*
+ * Convolutions. A batch of sequences is a matrix, channels last: row b * length + p is position p of sequence b, a column is a channel. Weights of a layer are a matrix of
+ * (width * inputs) x outputs: row t * inputs + i is tap t of input channel i. The width is odd, the padding (width - 1) / 2, written P below. Taps that would reach beyond the ends of a sequence
+ * are left out, never multiplied by zero.
+ */
+typedef struct icma_conv {
+    size_t batch; /* sequences; rows of x and y are multiples of it */
+    size_t width; /* taps, odd */
+} icma_conv;
+
+typedef enum icma_activation {
+    ICMA_ACTIVATION_NONE,
+    ICMA_ACTIVATION_LEAKY_RELU, /* x > 0 ? x : x / 100 */
+    ICMA_ACTIVATION_ELU,        /* the op `elu` */
+} icma_activation;
 
 typedef struct icma_ops {
     const char *name; /* "reference", "cpu", "cuda:0" */
@@ -75,8 +92,28 @@ typedef struct icma_ops {
     void (*squared_error_backward)(void *device, icma_matrix p, icma_matrix q, icma_matrix weight, float scale, icma_matrix dq);
     /* dx = dy / (1 + |x|)^2; in place (dx = dy) is fine */
     void (*softsign_backward)(void *device, icma_matrix x, icma_matrix dy, icma_matrix dx);
-    /* Adam (Kingma and Ba 2015, algorithm 1, with bias correction) on one parameter with its two moments. */
+    /* Adam (Kingma and Ba 2015, algorithm 1, with bias correction) on one parameter with its two moments, elements in any number. With weight_decay w, parameter -= learning_rate * w * parameter first. */
     void (*adam)(void *device, icma_adam options, icma_matrix gradient, icma_matrix moment1, icma_matrix moment2, icma_matrix parameter);
+
+    /* --- training: convolutions --------------------------------------------------------------------------- */
+    /* Stride 2, half as many rows: y[b, p, o] = sum over t, i of x[b, 2 p + t - P, i] w[t, i, o]. Its backward with respect to x is conv_up with turned weights, and that of conv_up is this with turned weights. */
+    void (*conv_down)(void *device, icma_conv shape, icma_matrix x, icma_matrix w, icma_matrix y);
+    /* out[t', o, i] = w[t, i, o]: t' = width - 1 - t where `flip` is set, else t. For backwards: conv's is conv with turned and flipped weights. */
+    void (*turn_weights)(void *device, icma_conv shape, icma_matrix w, bool flip, icma_matrix out);
+    /* Gradient of a layer's weights, from its longer side x (stride * length rows a sequence) and its shorter one y: g[t, i, j] = sum over b, p of x[b, stride p + t - P, i] y[b, p, j]; `turned`: stored as
+     * [t, j, i]. conv_down: (x, dy, not turned); conv_up: (dy, x, turned); conv (stride 1): (x, dy, not turned). `scratch` has icma_conv_scratch elements and is overwritten. */
+    void (*conv_weights)(void *device, icma_conv shape, size_t stride, icma_matrix x, icma_matrix y, bool turned, icma_tensor *scratch, icma_matrix g);
+    /* Training batch norm (Ioffe and Szegedy 2015) and activation: mean and (biased) variance of each column over all rows, y = act(gamma (x - mean) / sqrt(variance + epsilon) + beta). */
+    void (*batch_norm)(void *device, icma_matrix x, icma_matrix gamma, icma_matrix beta, float epsilon, icma_activation act, icma_matrix mean, icma_matrix variance, icma_matrix y);
+    /* The same with given statistics. */
+    void (*batch_norm_given)(void *device, icma_matrix x, icma_matrix gamma, icma_matrix beta, float epsilon, icma_activation act, icma_matrix mean, icma_matrix variance, icma_matrix y);
+    /* Backward of batch_norm (through the statistics too): from dy to dgamma, dbeta and dx; in place (dx = dy) is fine. */
+    void (*batch_norm_backward)(void *device, icma_matrix x, icma_matrix gamma, icma_matrix beta, float epsilon, icma_activation act, icma_matrix mean, icma_matrix variance, icma_matrix dy, icma_matrix dgamma,
+                                icma_matrix dbeta, icma_matrix dx);
+    /* dx = dy act'(x); in place (dx = dy) is fine. */
+    void (*activation_backward)(void *device, icma_activation act, icma_matrix x, icma_matrix dy, icma_matrix dx);
+    /* y = keep * y + add * x */
+    void (*blend)(void *device, float keep, float add, icma_matrix x, icma_matrix y);
 
     /* --- exact (spec 4.5): the same bits on every device --------------------------------------------------- */
     /* y = x / (1 + |x|): one addition, one division; in place is fine. */
@@ -85,9 +122,18 @@ typedef struct icma_ops {
     void (*linear)(void *device, icma_matrix x, icma_matrix w, icma_matrix bias, icma_matrix y);
     /* y[i, l] = scale * chain of fma(q[i, k] * step[0, k], (float)head[k, l], acc) over k ascending, from +0. head is I16. */
     void (*basis)(void *device, icma_matrix q, icma_matrix step, icma_matrix head, float scale, icma_matrix y);
+    /* Stride 1: y[b, p, o] = chain over t, then i, ascending, of fma(x[b, p + t - P, i], w[t, i, o], acc), from bias[0, o] (bias.tensor NULL: from +0). */
+    void (*conv)(void *device, icma_conv shape, icma_matrix x, icma_matrix w, icma_matrix bias, icma_matrix y);
+    /* Transposed, stride 2, twice as many rows: y[b, 2 p + t - P, o] takes x[b, p, i] w[t, i, o]; for each output, chain over t, then i, ascending, of fma, from bias as above. */
+    void (*conv_up)(void *device, icma_conv shape, icma_matrix x, icma_matrix w, icma_matrix bias, icma_matrix y);
+    /* y = x where x >= 0, else exp(x) - 1 as a polynomial (spec 4.15; NaN stays NaN); in place is fine. */
+    void (*elu)(void *device, icma_matrix x, icma_matrix y);
     /* y = fma((float)integers, step, y), element by element. integers is I16. */
     void (*dequantise)(void *device, icma_matrix integers, float step, icma_matrix y);
 } icma_ops;
+
+/* Elements of the scratch of conv_weights for so many channels on both sides. */
+size_t icma_conv_scratch(size_t width, size_t inputs, size_t outputs);
 
 /* The whole of a fresh tensor as a matrix, or a block of rows x columns at (row, column) of a view. */
 icma_matrix icma_matrix_of(icma_tensor *tensor, size_t rows, size_t columns);

@@ -414,7 +414,7 @@ static icma_status run_step(trainer *t, icma_cvae_batch *b, uint64_t step, uint6
     }
     icma_cvae_backward(t->cvae, b);
     double rate = t->options->learning_rate * 0.5 * (1 + cos(3.14159265358979323846 * (double)(step - 1) / (double)steps));
-    icma_adam adam = {(float)rate, 0.9F, 0.999F, 1e-8F, step};
+    icma_adam adam = {.learning_rate = (float)rate, .beta1 = 0.9F, .beta2 = 0.999F, .epsilon = 1e-8F, .step = step};
     icma_cvae_adam(t->cvae, adam, icma_matrix_of(t->trainable, t->training->task_count, t->generator->coordinates));
     return status;
 }

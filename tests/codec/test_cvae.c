@@ -270,7 +270,7 @@ static void adam_steps_as_written(void **state) {
     }
     float before[MOST_CELLS], after[MOST_CELLS];
     for (uint64_t step = 1; step <= 3; step++) {
-        icma_adam options = {0.01F, 0.9F, 0.999F, 1e-8F, step};
+        icma_adam options = {.learning_rate = 0.01F, .beta1 = 0.9F, .beta2 = 0.999F, .epsilon = 1e-8F, .step = step};
         twin_loss(&c->t, NULL, NULL);
         twin_backward(&c->t, c->coordinates.gradient);
         float held[ICMA_PARAMETERS][MOST_CELLS];

@@ -600,7 +600,7 @@ static void adam_steps(void **state) {
     bench b = {.random = 19};
     for (int trial = 0; trial < 60; trial++) {
         size_t rows = any_size(&b, 65), columns = any_size(&b, 129);
-        icma_adam o = {0.01F, 0.9F, 0.999F, 1e-8F, 1 + pick(&b, 1000)};
+        icma_adam o = {.learning_rate = 0.01F, .beta1 = 0.9F, .beta2 = 0.999F, .epsilon = 1e-8F, .step = 1 + pick(&b, 1000)};
         operand *g = normals(&b, rows, columns, false), *m = normals(&b, rows, columns, true),
                 *v = begin(&b, ICMA_ELEMENT_F32, rows, columns, true);
         FOR_EACH_CELL(v)
