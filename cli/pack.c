@@ -7,6 +7,7 @@
 #include "message.h"
 #include "progress.h"
 #include "source.h"
+#include "terminal.h"
 #include "verbs.h"
 
 #include <float.h>
@@ -16,10 +17,10 @@
 typedef struct pack_arguments {
     cli_common common;
     const char *output;
-    bool force, dry_run, scalar;
-    const char *tier, *generator, *preset, *max_error, *checkpoints, *keep, *device;
-    cli_whole components, restart, epochs, seed, latent_dim, batch, threads;
-    cli_real explain, target_bits, kld_weight, learning_rate;
+    bool force, dry_run, scalar, resume;
+    const char *tier, *generator, *preset, *max_error, *checkpoints, *keep, *device, *channels, *weights, *training;
+    cli_whole components, restart, epochs, seed, latent_dim, batch, threads, layers, kernel, patience;
+    cli_real explain, target_bits, kld_weight, learning_rate, weight_decay, save_every;
 } pack_arguments;
 
 #define AT(field) offsetof(pack_arguments, field)
@@ -54,16 +55,34 @@ static const cli_option pack_options[] = {
                   "basis rows a role, instead of --explain and, in tiers latent and\n"
                   "generate, --max-error"),
     CLI_ROW(CLI_TEXT, 0, "generator", "KIND", AT(generator),
-            "auto: a basis where it pays (default); basis; none: residuals alone"),
+            "auto: a basis where it pays (default); basis; none: residuals alone;\n"
+            "conv: the convolutional CVAE of the ICM-LoRA paper; diffusion: latent\n"
+            "diffusion after COND P-DIFF; soup: each task's average"),
     CLI_ROW_HEADING("Training"),
-    CLI_ROW(CLI_TEXT, 0, "preset", "NAME", AT(preset), "paper: the loss of the ICM-LoRA paper"),
+    CLI_ROW(CLI_TEXT, 0, "preset", "NAME", AT(preset),
+            "paper: --generator conv with the ICM-LoRA paper's loss and numbers;\n"
+            "with --generator basis, its loss"),
     CLI_ROW_RANGE(CLI_WHOLE, 0, "epochs", "N", AT(epochs), 1, 1e9, "passes over the checkpoints"),
     CLI_ROW_RANGE(CLI_WHOLE, 0, "batch", "N", AT(batch), 1, 1e6, "checkpoints in a training step"),
     CLI_ROW_RANGE(CLI_REAL, 0, "lr", "X", AT(learning_rate), 1e-12, 1e3, "learning rate"),
     CLI_ROW_RANGE(CLI_WHOLE, 0, "latent-dim", "N", AT(latent_dim), 1, 1024, "latent dimensions"),
     CLI_ROW_RANGE(CLI_REAL, 0, "kld-weight", "X", AT(kld_weight), 0, 1e9,
                   "weight of the KL term, with --preset paper"),
+    CLI_ROW_RANGE(CLI_REAL, 0, "weight-decay", "X", AT(weight_decay), 0, 1e3, "conv, diffusion: AdamW with this decay (default 0: Adam)"),
+    CLI_ROW_RANGE(CLI_WHOLE, 0, "patience", "N", AT(patience), 1, 1e9,
+                  "conv, diffusion: stop after N epochs that have not lowered the loss\n"
+                  "by a thousandth (default: never)"),
     CLI_ROW(CLI_WHOLE, 0, "seed", "N", AT(seed), "seed of every random choice"),
+    CLI_ROW_HEADING("Convolutional networks (conv, diffusion)"),
+    CLI_ROW_RANGE(CLI_WHOLE, 0, "layers", "N", AT(layers), 1, 16, "convolutions of the encoder, and of the decoder"),
+    CLI_ROW(CLI_TEXT, 0, "channels", "N,N,...", AT(channels), "channels of the encoder's layers (default 8,16,32 ... 256 ... 16,8)"),
+    CLI_ROW_RANGE(CLI_WHOLE, 0, "kernel", "N", AT(kernel), 1, 31, "taps of a convolution, an odd number"),
+    CLI_ROW(CLI_TEXT, 0, "weights", "KIND", AT(weights),
+            "how the decoder's weights are stored: auto (quantised, as coarsely as\n"
+            "its error hardly shows; default), bf16, f32"),
+    CLI_ROW_FLAG(0, "resume", AT(resume), "go on with an interrupted training, to the same archive"),
+    CLI_ROW(CLI_TEXT, 0, "training", "FILE", AT(training), "where its state is kept (default: the archive's name with .training);\nit is removed when the archive is there"),
+    CLI_ROW_RANGE(CLI_REAL, 0, "save-every", "SECONDS", AT(save_every), 0, 1e9, "time between saves"),
     CLI_ROW_HEADING("Machine"),
     CLI_ROW(CLI_TEXT, 0, "device", "NAME", AT(device), "auto, cpu, cuda or cuda:N (default auto)"),
     CLI_ROW_RANGE(CLI_WHOLE, 'T', "threads", "N", AT(threads), 1, 4096,
@@ -94,6 +113,9 @@ static void tell_default(const cli_option *option, char *text, size_t size) {
         {AT(kld_weight), standard.kld_weight},
         {AT(explain), standard.explain},
         {AT(restart), (double)standard.restart},
+        {AT(layers), (double)standard.layers},
+        {AT(kernel), (double)standard.kernel},
+        {AT(save_every), standard.save_seconds},
     };
     for (size_t i = 0; i < sizeof values / sizeof values[0]; i++)
         if (option->kind != CLI_HEADING && option->target == values[i].target && values[i].value != ICMA_AUTO)
@@ -118,18 +140,75 @@ static icma_status read_tier(const char *tier, icma_pack_options *options, icma_
 }
 
 static icma_status read_generator(const char *generator, icma_pack_options *options, icma_error *error) {
-    static const char *const now[] = {[ICMA_CHOOSE_AUTO] = "auto", [ICMA_CHOOSE_BASIS] = "basis", [ICMA_CHOOSE_NONE] = "none"};
-    static const char *const later[] = {"conv", "soup", "diffusion"};
-    for (size_t i = 0; i < sizeof now / sizeof now[0]; i++)
-        if (!generator || strcmp(generator, now[i]) == 0) {
-            options->generator = (icma_generator_choice)i;
+    static const char *const names[] = {[ICMA_CHOOSE_AUTO] = "auto", [ICMA_CHOOSE_BASIS] = "basis", [ICMA_CHOOSE_NONE] = "none",
+                                        [ICMA_CHOOSE_CONV] = "conv", [ICMA_CHOOSE_DIFFUSION] = "diffusion", [ICMA_CHOOSE_SOUP] = "soup"};
+    for (size_t i = 0; generator && i < sizeof names / sizeof names[0]; i++)
+        if (strcmp(generator, names[i]) == 0) {
+            icma_pack_use_generator(options, (icma_generator_choice)i);
             return ICMA_OK;
         }
-    for (size_t i = 0; i < sizeof later / sizeof later[0]; i++)
-        if (strcmp(generator, later[i]) == 0)
-            return icma_fail(error, ICMA_E_UNSUPPORTED, NULL,
-                             "--generator %s is not in this version; use --generator basis", generator);
-    return icma_fail(error, ICMA_E_USAGE, NULL, "--generator takes auto, basis or none, not \"%s\"", generator);
+    if (!generator)
+        return ICMA_OK;
+    return icma_fail(error, ICMA_E_USAGE, NULL, "--generator takes auto, basis, conv, diffusion, soup or none, not \"%s\"", generator);
+}
+
+static bool is_network(const icma_pack_options *options) {
+    return options->generator == ICMA_CHOOSE_CONV || options->generator == ICMA_CHOOSE_DIFFUSION;
+}
+
+/* "8,16,32": a number a layer. */
+static icma_status read_channels(const pack_arguments *a, icma_pack_options *options, icma_error *error) {
+    const char *text = a->channels;
+    size_t count = 0;
+    while (text && *text) {
+        char digits[8];
+        size_t length = strcspn(text, ",");
+        uint64_t value = 0;
+        if (length < sizeof digits) {
+            memcpy(digits, text, length);
+            digits[length] = '\0';
+        }
+        if (length >= sizeof digits || !cli_parse_whole(digits, &value) || value < 1 || value > 1024 || count == ICMA_MOST_LAYERS)
+            return icma_fail(error, ICMA_E_USAGE, NULL, "--channels takes up to 16 numbers from 1 to 1024 with commas between them, not \"%s\"", a->channels);
+        options->channels[count++] = (size_t)value;
+        text += length + (text[length] == ',');
+    }
+    if (count && a->layers.given && a->layers.value != count)
+        return usage(error, "--channels and --layers do not agree; leave out --layers");
+    if (count)
+        options->layers = count;
+    return ICMA_OK;
+}
+
+static icma_status read_weights(const char *weights, icma_pack_options *options, icma_error *error) {
+    static const char *const names[] = {[ICMA_WEIGHTS_QUANTISED] = "auto", [ICMA_WEIGHTS_BF16] = "bf16", [ICMA_WEIGHTS_F32] = "f32"};
+    for (size_t i = 0; i < sizeof names / sizeof names[0]; i++)
+        if (!weights || strcmp(weights, names[i]) == 0) {
+            options->weights = (icma_weights)i;
+            return ICMA_OK;
+        }
+    return icma_fail(error, ICMA_E_USAGE, NULL, "--weights takes auto, bf16 or f32, not \"%s\"", weights);
+}
+
+static icma_status read_network(const pack_arguments *a, icma_pack_options *options, icma_error *error) {
+    bool asked = a->layers.given || a->channels || a->kernel.given || a->weights || a->resume || a->training || a->save_every.given || a->patience.given || a->weight_decay.given;
+    if (asked && !is_network(options))
+        return usage(error, "--layers, --channels, --kernel, --weights, --patience, --weight-decay, --training, --save-every and --resume belong to --generator conv or diffusion");
+    if (a->layers.given)
+        options->layers = (size_t)a->layers.value;
+    if (a->kernel.given && a->kernel.value % 2 == 0)
+        return usage(error, "--kernel takes an odd number");
+    if (a->kernel.given)
+        options->kernel = (size_t)a->kernel.value;
+    if (a->patience.given)
+        options->patience = (size_t)a->patience.value;
+    if (a->weight_decay.given)
+        options->weight_decay = a->weight_decay.value;
+    if (a->save_every.given)
+        options->save_seconds = a->save_every.value;
+    options->resume = a->resume;
+    icma_status status = read_weights(a->weights, options, error);
+    return status ? status : read_channels(a, options, error);
 }
 
 static icma_status read_selection(const pack_arguments *a, icma_pack_options *options, icma_error *error) {
@@ -224,11 +303,13 @@ static icma_status read_options(const pack_arguments *a, icma_pack_options *opti
         return usage(error, "the output's name is empty; name a file with -o");
     if (a->output && strcmp(a->output, "-") == 0)
         return usage(error, "an archive cannot be written to a pipe; name a file with -o");
-    icma_status status = read_training(a, options, error); /* the preset comes before what overrides it */
+    icma_status status = read_generator(a->generator, options, error); /* each comes before what overrides it */
+    if (!status)
+        status = read_training(a, options, error);
+    if (!status)
+        status = read_network(a, options, error);
     if (!status)
         status = read_tier(a->tier, options, error);
-    if (!status)
-        status = read_generator(a->generator, options, error);
     if (!status)
         status = read_selection(a, options, error);
     if (!status)
@@ -240,14 +321,31 @@ static icma_status read_options(const pack_arguments *a, icma_pack_options *opti
     return status;
 }
 
-static icma_status pack_found(const pack_arguments *a, const icma_inputs *inputs,
-                              const icma_pack_options *options, icma_error *error) {
+/* The training's state lies beside the archive, unless told otherwise. */
+static char *name_training(const pack_arguments *a) {
+    icma_buffer name = {0};
+    cli_append(&name, "%s.training", a->output);
+    icma_write_u8(&name, 0);
+    char *copy = name.failed ? NULL : icma_copy_string((const char *)name.data);
+    icma_buffer_free(&name);
+    return copy;
+}
+
+static icma_status pack_saving(const pack_arguments *a, const icma_inputs *inputs, icma_pack_options *options, const struct icma_ops *ops, icma_pack_result *result, icma_error *error) {
+    char *name = a->training ? NULL : name_training(a);
+    options->training_file = a->training ? a->training : name;
+    icma_status status = options->training_file ? icma_pack(inputs, a->output, options, ops, result, error) : icma_fail(error, ICMA_E_MEMORY, NULL, "no memory for a name");
+    icma_free(name);
+    return status;
+}
+
+static icma_status pack_found(const pack_arguments *a, const icma_inputs *inputs, icma_pack_options *options, icma_error *error) {
     const struct icma_ops *ops;
     icma_status status = icma_device_open(a->device ? a->device : "auto", &ops, error);
     if (status)
         return status;
     icma_pack_result result;
-    status = icma_pack(inputs, a->output, options, ops, &result, error);
+    status = is_network(options) ? pack_saving(a, inputs, options, ops, &result, error) : icma_pack(inputs, a->output, options, ops, &result, error);
     cli_progress_clear();
     if (status)
         return status;
@@ -288,8 +386,8 @@ const cli_verb cli_verb_pack = {
                                       "icma pack loras --dry-run", "what would be packed",
                                       "icma pack cat dog -o pets.icma --keep last",
                                       "train on all checkpoints, keep each task's last",
-                                      "icma pack loras -o paper.icma --preset paper",
-                                      "with the loss of the paper, to compare", NULL},
+                                      "icma pack loras -o conv.icma --generator conv --epochs 100",
+                                      "the paper's network; --resume goes on after Ctrl-C", NULL},
     .exits = (const int[]){0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, -1},
     .least_operands = 1,
     .most_operands = SIZE_MAX,

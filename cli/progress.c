@@ -101,7 +101,7 @@ void cli_progress_show(const char *phase, double done, double total, const char 
 }
 
 static void library_update(void *context, const char *phase, double done, double total, const char *note) {
-    static const char *const units[][2] = {{"gram", "tensors"}, {"basis", "tensors"}, {"train", "epochs"}};
+    static const char *const units[][2] = {{"gram", "tensors"}, {"basis", "tensors"}, {"train", "epochs"}, {"denoise", "epochs"}};
     const char *unit = NULL;
     (void)context;
     for (size_t i = 0; i < sizeof units / sizeof units[0]; i++)

@@ -261,7 +261,7 @@ static icma_status load_part(icma_bundle *b, uint32_t task_index, icma_part *p, 
     icma_status status = load_group(b, p->group, error);
     if (!status)
         status = single(b, ICMA_SECTION_CONDITION, p->group, task_index, &condition, error);
-    if (!status && !condition && g->kind == ICMA_GENERATOR_BASIS)
+    if (!status && !condition && icma_generator_predicts(g))
         status = icma_bundle_corrupt(b, error, "a task without a condition");
     if (!status && condition) {
         status = icma_container_load(b->container, condition, MOST_TABLE, &raw, error);
@@ -476,18 +476,24 @@ icma_status icma_bundle_check_section(icma_bundle *b, size_t index, icma_error *
     return icma_container_check(b->container, icma_container_section(b->container, index), error);
 }
 
+static const char *kind_name(const icma_generator *g) {
+    if (g->kind == ICMA_GENERATOR_CONV)
+        return g->prior == ICMA_PRIOR_DIFFUSION ? "diffusion" : "conv";
+    return g->kind == ICMA_GENERATOR_BASIS ? "basis" : "none";
+}
+
 icma_status icma_bundle_generator(icma_bundle *b, uint32_t index, icma_generator_info *info, icma_error *error) {
     memset(info, 0, sizeof *info);
     icma_status status = load_group(b, index, error);
     if (status)
         return status;
     const icma_group_state *g = &b->groups[index];
-    *info = (icma_generator_info){.kind = g->generator.kind == ICMA_GENERATOR_BASIS ? "basis" : "none",
+    *info = (icma_generator_info){.kind = kind_name(&g->generator),
                                   .components_a = g->generator.components[ICMA_ROLE_A], .components_b = g->generator.components[ICMA_ROLE_B],
                                   .components_other = g->generator.components[ICMA_ROLE_OTHER], .latent_dim = g->generator.latent,
                                   .condition_dim = g->generator.coordinates, .hidden = g->generator.hidden,
-                                  .hidden_layers = g->generator.kind == ICMA_GENERATOR_BASIS ? 2 : 0,
-                                  .trunk_parameters = icma_generator_trunk_parameters(&g->generator), .tensors = g->signature.tensor_count};
+                                  .hidden_layers = g->generator.kind == ICMA_GENERATOR_BASIS ? 2 : g->generator.conv.layers,
+                                  .trunk_parameters = icma_generator_trunk_parameters(&g->generator) + icma_generator_network_parameters(&g->generator), .tensors = g->signature.tensor_count};
     for (size_t t = 0; t < g->signature.tensor_count; t++)
         if (icma_generator_is_modelled(&g->generator, t))
             info->modelled_parameters += g->signature.tensors[t].count;

@@ -84,7 +84,7 @@ static icma_status decode_and_remember(icma_bundle *b, uint32_t task, icma_part 
     size_t size = (size_t)g->signature.data_size;
     uint8_t *data = icma_alloc_zeroed(size + 1, 1), *model = NULL;
     icma_status status = data ? ICMA_OK : icma_fail(error, ICMA_E_MEMORY, NULL, "no memory for a lossless checkpoint");
-    if (!status && g->generator.kind == ICMA_GENERATOR_BASIS && !(model = icma_alloc_zeroed(size + 1, 1)))
+    if (!status && icma_generator_predicts(&g->generator) && !(model = icma_alloc_zeroed(size + 1, 1)))
         status = icma_fail(error, ICMA_E_MEMORY, NULL, "no memory for a lossless checkpoint");
     if (!status)
         status = decode_link(b, task, p, index, model, data, error);

@@ -117,7 +117,7 @@ typedef icma_status (*coefficient_source)(icma_group_state *g, const icma_part *
 
 static icma_status stored_coefficients(icma_group_state *g, const icma_part *p, const icma_checkpoint *c, const void *context, float *q, icma_error *error) {
     (void)context;
-    return icma_decoder_coefficients(g->decoder, &p->table, c, q, error);
+    return icma_decoder_code(g->decoder, &p->table, c, q, error);
 }
 
 /* spec 4.8: z from the seed alone, one normal variate a dimension, in order. */
@@ -129,7 +129,7 @@ static icma_status sampled_coefficients(icma_group_state *g, const icma_part *p,
         return icma_fail(error, ICMA_E_MEMORY, NULL, "no memory for a latent");
     for (size_t j = 0; j < g->generator.latent; j++)
         z[j] = icma_rng_normal(&rng);
-    icma_status status = icma_decoder_trunk(g->decoder, z, p->table.condition, p->table.origin == ICMA_CONDITION_LEARNED, q, error);
+    icma_status status = icma_decoder_sample(g->decoder, z, p->table.condition, p->table.origin == ICMA_CONDITION_LEARNED, q, error);
     icma_free(z);
     return status;
 }
@@ -145,8 +145,8 @@ static icma_status decode_place(icma_bundle *b, size_t task_index, icma_place at
         status = check_cost(b, p, c, error);
     if (!status)
         status = icma_bundle_open_decoder(b, p->group, error);
-    if (!status && g->generator.kind == ICMA_GENERATOR_BASIS) {
-        q = icma_alloc_array(g->generator.total, sizeof *q);
+    if (!status && icma_generator_predicts(&g->generator)) {
+        q = icma_alloc_array(icma_generator_code_size(&g->generator) + 1, sizeof *q);
         status = q ? source(g, p, c, context, q, error) : icma_fail(error, ICMA_E_MEMORY, NULL, "no memory for coefficients");
     }
     if (!status)

@@ -33,7 +33,7 @@ float icma_round_error_up(double value) {
 }
 
 bool icma_has_coefficients(const icma_generator *generator, const icma_checkpoint *checkpoint) {
-    return generator->kind == ICMA_GENERATOR_BASIS && checkpoint->tier >= ICMA_TIER_LATENT && checkpoint->tier <= ICMA_TIER_LOSSLESS;
+    return icma_generator_predicts(generator) && checkpoint->tier >= ICMA_TIER_LATENT && checkpoint->tier <= ICMA_TIER_LOSSLESS;
 }
 
 void icma_mark_linked(const icma_safetensors *signature, bool *coded) {
@@ -132,7 +132,7 @@ static icma_status no_memory(icma_error *error) {
 static size_t condition_size(const icma_generator *g, int origin) {
     if (origin == ICMA_CONDITION_LEARNED)
         return g->coordinates;
-    return g->kind == ICMA_GENERATOR_BASIS ? g->condition_size : SIZE_MAX;
+    return icma_generator_predicts(g) ? g->condition_size : SIZE_MAX;
 }
 
 icma_status icma_condition_read(const void *data, size_t size, const icma_generator *g, icma_checkpoints *out, icma_error *error) {
@@ -257,7 +257,7 @@ static icma_status make_integers(const icma_generator *g, icma_checkpoints *c, s
         if (!icma_has_coefficients(g, p))
             continue;
         p->latent = icma_alloc_array(g->latent ? g->latent : 1, sizeof *p->latent);
-        p->correction = icma_alloc_array(g->total, sizeof *p->correction);
+        p->correction = icma_alloc_array(g->total ? g->total : 1, sizeof *p->correction);
         if (!p->latent || !p->correction)
             return no_memory(error);
     }

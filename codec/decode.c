@@ -24,6 +24,10 @@ struct icma_decoder {
     uint64_t loaded;  /* bytes of rows on the device */
     uint64_t max_memory;
     icma_trunk *trunk;
+    icma_conv_engine *engine;
+    float *ran;         /* the code that the engine has run on; NULL before */
+    icma_matrix output; /* what came of it, times r_t: all modelled tensors end to end */
+    icma_tensor *rms, *zero; /* one r_t a tensor; an index of 0 */
     icma_tensor *q, *steps, *y; /* K; K; the widest modelled tensor */
     icma_tensor *integers;      /* of a residual; the widest modelled tensor */
     float *values;      /* the widest modelled tensor */
@@ -31,6 +35,14 @@ struct icma_decoder {
 
 static size_t rows_of(const icma_decoder *d, size_t tensor) {
     return d->generator->components[d->generator->treatment[tensor]];
+}
+
+/* Where a modelled tensor's weights start among those of all. */
+static size_t place_of(const icma_decoder *d, size_t tensor) {
+    size_t place = 0;
+    for (size_t t = 0; t < tensor; t++)
+        place += icma_generator_is_modelled(d->generator, t) ? (size_t)d->signature->tensors[t].count : 0;
+    return place;
 }
 
 static size_t widest(const icma_decoder *d) {
@@ -54,9 +66,49 @@ static icma_status check_chunks(const icma_decoder *d, icma_error *error) {
         next += chunk->count;
     }
     for (; next < d->signature->tensor_count; next++)
-        if (icma_generator_is_modelled(d->generator, next) && rows_of(d, next))
+        if (d->generator->kind == ICMA_GENERATOR_BASIS && icma_generator_is_modelled(d->generator, next) && rows_of(d, next))
             return icma_fail(error, ICMA_E_CORRUPT, NULL, "head: no rows for a modelled tensor");
     return ICMA_OK;
+}
+
+static icma_status create_basis(icma_decoder *d, icma_error *error) {
+    const icma_ops *ops = d->ops;
+    size_t total = d->generator->total;
+    icma_status status = icma_trunk_upload(d->generator, ops, &d->trunk, error);
+    if (!status)
+        status = ops->alloc(ops->device, ICMA_ELEMENT_F32, total, &d->q, error);
+    if (!status)
+        status = ops->alloc(ops->device, ICMA_ELEMENT_F32, total, &d->steps, error);
+    return status ? status : ops->upload(ops->device, d->steps, 0, d->generator->head_step, total, error);
+}
+
+/* Bytes of the two largest activations next to each other. */
+static double activation_bytes(const icma_conv_decoder *c) {
+    double most = 0;
+    for (size_t l = 0; l < c->layers; l++)
+        most = fmax(most, ldexp((double)c->start, (int)l) * (double)(c->channels[l] + 2 * c->channels[l + 1]));
+    return most * sizeof(float);
+}
+
+static icma_status create_conv(icma_decoder *d, icma_error *error) {
+    const icma_ops *ops = d->ops;
+    const uint32_t zero = 0;
+    size_t tensors = d->signature->tensor_count;
+    double memory = activation_bytes(&d->generator->conv);
+    if (memory > (double)d->max_memory)
+        return icma_fail(error, ICMA_E_LIMIT, NULL, "a decoder that works in %.0f bytes; raise --max-output if you trust the file", memory);
+    icma_status status = icma_conv_engine_create(&d->generator->conv, ops, &d->engine, error);
+    if (!status)
+        status = ops->alloc(ops->device, ICMA_ELEMENT_F32, tensors, &d->rms, error);
+    for (size_t t = 0; !status && t < tensors; t++) {
+        if (!icma_generator_is_modelled(d->generator, t))
+            continue;
+        float rms = icma_generator_rms(d->generator->scale[t], d->signature->tensors[t].count);
+        status = ops->upload(ops->device, d->rms, t, &rms, 1, error);
+    }
+    if (!status)
+        status = ops->alloc(ops->device, ICMA_ELEMENT_U32, 1, &d->zero, error);
+    return status ? status : ops->upload(ops->device, d->zero, 0, &zero, 1, error);
 }
 
 icma_status icma_decoder_create(const icma_ops *ops, const icma_safetensors *signature, const icma_generator *generator,
@@ -73,15 +125,10 @@ icma_status icma_decoder_create(const icma_ops *ops, const icma_safetensors *sig
     d->values = icma_alloc_array(widest(d), sizeof *d->values);
     if (!status && (!d->rows || !d->values))
         status = icma_fail(error, ICMA_E_MEMORY, NULL, "no memory for the decoder");
-    if (!status && generator->kind == ICMA_GENERATOR_BASIS) {
-        status = icma_trunk_upload(generator, ops, &d->trunk, error);
-        if (!status)
-            status = ops->alloc(ops->device, ICMA_ELEMENT_F32, generator->total, &d->q, error);
-        if (!status)
-            status = ops->alloc(ops->device, ICMA_ELEMENT_F32, generator->total, &d->steps, error);
-        if (!status)
-            status = ops->upload(ops->device, d->steps, 0, generator->head_step, generator->total, error);
-    }
+    if (!status && generator->kind == ICMA_GENERATOR_BASIS)
+        status = create_basis(d, error);
+    if (!status && generator->kind == ICMA_GENERATOR_CONV)
+        status = create_conv(d, error);
     if (!status)
         status = ops->alloc(ops->device, ICMA_ELEMENT_F32, widest(d), &d->y, error);
     if (status)
@@ -105,6 +152,10 @@ void icma_decoder_free(icma_decoder *d) {
         if (d->chunks[c].first < d->signature->tensor_count && d->chunks[c].count <= d->signature->tensor_count - d->chunks[c].first)
             forget_chunk(d, &d->chunks[c]);
     icma_trunk_free(d->trunk);
+    icma_conv_engine_free(d->engine);
+    icma_free(d->ran);
+    d->ops->release(d->ops->device, d->rms);
+    d->ops->release(d->ops->device, d->zero);
     d->ops->release(d->ops->device, d->q);
     d->ops->release(d->ops->device, d->steps);
     d->ops->release(d->ops->device, d->y);
@@ -116,6 +167,10 @@ void icma_decoder_free(icma_decoder *d) {
 
 uint64_t icma_decode_work(const icma_safetensors *signature, const icma_generator *generator) {
     uint64_t work = icma_generator_trunk_parameters(generator);
+    if (generator->kind == ICMA_GENERATOR_CONV) {
+        uint64_t decoder = icma_conv_decoder_work(&generator->conv), prior = icma_denoiser_work(&generator->denoiser);
+        return decoder > UINT64_MAX - prior ? UINT64_MAX : decoder + prior;
+    }
     for (size_t t = 0; t < signature->tensor_count; t++) {
         uint64_t count = signature->tensors[t].count;
         uint64_t k = icma_generator_is_modelled(generator, t) ? generator->components[generator->treatment[t]] : 0;
@@ -168,30 +223,63 @@ static icma_status load_chunk(icma_decoder *d, const icma_section *chunk, icma_e
     return status;
 }
 
-/* --- coefficients ------------------------------------------------------------------------------------------------ */
+/* --- codes ------------------------------------------------------------------------------------------------------- */
 
-icma_status icma_decoder_trunk(icma_decoder *d, const float *z, const float *condition, bool learned, float *q, icma_error *error) {
-    float *a = icma_alloc_array(d->generator->coordinates + 1, sizeof *a);
+/* The code of a latent and the condition's coordinates, without corrections. */
+static icma_status code_of(icma_decoder *d, const float *z, const float *a, float *code, icma_error *error) {
+    const icma_generator *g = d->generator;
+    if (g->kind == ICMA_GENERATOR_BASIS)
+        return icma_trunk_evaluate(d->trunk, z, a, code, error);
+    memcpy(code, z, g->latent * sizeof *z);
+    if (g->prior == ICMA_PRIOR_NORMAL)
+        memcpy(code + g->latent, a, g->coordinates * sizeof *a);
+    return ICMA_OK;
+}
+
+/* z by the prior from noise. */
+static icma_status draw(icma_decoder *d, const float *noise, const float *a, float *z, icma_error *error) {
+    const icma_generator *g = d->generator;
+    if (g->kind == ICMA_GENERATOR_CONV && g->prior == ICMA_PRIOR_DIFFUSION)
+        return icma_denoiser_sample(&g->denoiser, d->ops, noise, a, z, error);
+    memcpy(z, noise, g->latent * sizeof *z);
+    return ICMA_OK;
+}
+
+/* a and z in one allocation, owned by the caller; NULL: no memory. */
+static float *make_inputs(const icma_generator *g, const float *condition, bool learned, float **z) {
+    float *a = icma_alloc_zeroed(g->coordinates + g->latent + 1, sizeof *a);
+    if (a) {
+        icma_generator_coordinates(g, condition, learned, a);
+        *z = a + g->coordinates;
+    }
+    return a;
+}
+
+icma_status icma_decoder_sample(icma_decoder *d, const float *noise, const float *condition, bool learned, float *code, icma_error *error) {
+    float *z, *a = make_inputs(d->generator, condition, learned, &z);
     if (!a)
-        return icma_fail(error, ICMA_E_MEMORY, NULL, "no memory for a condition");
-    icma_generator_coordinates(d->generator, condition, learned, a);
-    icma_status status = icma_trunk_evaluate(d->trunk, z, a, q, error);
+        return icma_fail(error, ICMA_E_MEMORY, NULL, "no memory for a code");
+    icma_status status = draw(d, noise, a, z, error);
+    if (!status)
+        status = code_of(d, z, a, code, error);
     icma_free(a);
     return status;
 }
 
-icma_status icma_decoder_coefficients(icma_decoder *d, const icma_checkpoints *task, const icma_checkpoint *checkpoint, float *q, icma_error *error) {
+icma_status icma_decoder_code(icma_decoder *d, const icma_checkpoints *task, const icma_checkpoint *checkpoint, float *code, icma_error *error) {
     const icma_generator *g = d->generator;
+    float *z, *a = make_inputs(g, task->condition, task->origin == ICMA_CONDITION_LEARNED, &z);
+    if (!a)
+        return icma_fail(error, ICMA_E_MEMORY, NULL, "no memory for a code");
     bool stored = icma_has_coefficients(g, checkpoint);
-    float *z = icma_alloc_zeroed(g->latent + 1, sizeof *z);
-    if (!z)
-        return icma_fail(error, ICMA_E_MEMORY, NULL, "no memory for a latent");
+    icma_status status = stored ? ICMA_OK : draw(d, z, a, z, error); /* z is 0 */
     for (size_t j = 0; stored && j < g->latent; j++)
         z[j] = (float)checkpoint->latent[j] * g->latent_step[j];
-    icma_status status = icma_decoder_trunk(d, z, task->condition, task->origin == ICMA_CONDITION_LEARNED, q, error);
+    if (!status)
+        status = code_of(d, z, a, code, error);
     for (size_t k = 0; !status && stored && k < g->total; k++)
-        q[k] = fmaf((float)checkpoint->correction[k], g->correction_step[k], q[k]);
-    icma_free(z);
+        code[k] = fmaf((float)checkpoint->correction[k], g->correction_step[k], code[k]);
+    icma_free(a);
     return status;
 }
 
@@ -208,11 +296,22 @@ static bool all_finite(const float *values, size_t count) {
     return !(carry & 0x80000000U);
 }
 
-/* y on the device = the basis' prediction of a tensor from the coefficients that are there; zeros without rows. */
+/* y on the device = a modelled tensor's part of the output. Copied, because a residual is added in place. */
+static void copy_output(icma_decoder *d, size_t t) {
+    size_t count = (size_t)d->signature->tensors[t].count;
+    icma_matrix from = {d->output.tensor, d->output.offset + place_of(d, t), 1, count, count};
+    d->ops->gather_rows(d->ops->device, from, d->zero, 0, icma_matrix_of(d->y, 1, count));
+}
+
+/* y on the device = the generator's prediction of a tensor from the code that is there; zeros without rows. */
 static icma_status predict_tensor(icma_decoder *d, size_t t, icma_error *error) {
     const icma_ops *ops = d->ops;
     size_t k = rows_of(d, t), count = (size_t)d->signature->tensors[t].count, first = icma_generator_first(d->generator, d->generator->treatment[t]);
     icma_matrix y = icma_matrix_of(d->y, 1, count);
+    if (d->generator->kind == ICMA_GENERATOR_CONV) {
+        copy_output(d, t);
+        return ICMA_OK;
+    }
     if (k == 0) {
         ops->fill(ops->device, 0, y);
         return ICMA_OK;
@@ -241,12 +340,41 @@ static icma_status add_residual(icma_decoder *d, const icma_residual *residual, 
     return status;
 }
 
-static icma_status upload_coefficients(icma_decoder *d, const float *q, icma_error *error) {
-    return d->generator->kind == ICMA_GENERATOR_BASIS ? d->ops->upload(d->ops->device, d->q, 0, q, d->generator->total, error) : ICMA_OK;
+/* Runs the decoder, unless this code was the last one. */
+static icma_status run_engine(icma_decoder *d, const float *code, icma_error *error) {
+    const icma_ops *ops = d->ops;
+    size_t size = d->generator->conv.inputs;
+    if (d->ran && memcmp(d->ran, code, size * sizeof *code) == 0)
+        return ICMA_OK;
+    float *ran = d->ran;
+    d->ran = NULL; /* what was there is gone, also if this fails */
+    if (!ran && !(ran = icma_alloc_array(size + 1, sizeof *ran)))
+        return icma_fail(error, ICMA_E_MEMORY, NULL, "no memory for a code");
+    memcpy(ran, code, size * sizeof *code);
+    icma_status status = icma_conv_engine_run(d->engine, code, &d->output, error);
+    for (size_t t = 0, place = 0; !status && t < d->signature->tensor_count; t++) {
+        if (!icma_generator_is_modelled(d->generator, t))
+            continue;
+        size_t count = (size_t)d->signature->tensors[t].count;
+        icma_matrix rms = icma_matrix_block(icma_matrix_of(d->rms, 1, d->signature->tensor_count), 0, t, 1, 1);
+        ops->multiply(ops->device, rms, (icma_matrix){d->output.tensor, d->output.offset + place, count, 1, 1});
+        place += count;
+    }
+    if (status)
+        icma_free(ran);
+    else
+        d->ran = ran;
+    return status;
 }
 
-icma_status icma_decoder_predict(icma_decoder *d, const float *q, size_t tensor, float *values, icma_error *error) {
-    icma_status status = upload_coefficients(d, q, error);
+static icma_status take_code(icma_decoder *d, const float *code, icma_error *error) {
+    if (d->generator->kind == ICMA_GENERATOR_CONV)
+        return run_engine(d, code, error);
+    return d->generator->kind == ICMA_GENERATOR_BASIS ? d->ops->upload(d->ops->device, d->q, 0, code, d->generator->total, error) : ICMA_OK;
+}
+
+icma_status icma_decoder_predict(icma_decoder *d, const float *code, size_t tensor, float *values, icma_error *error) {
+    icma_status status = take_code(d, code, error);
     if (!status)
         status = predict_tensor(d, tensor, error);
     return status ? status : d->ops->download(d->ops->device, d->y, 0, values, (size_t)d->signature->tensors[tensor].count, error);
@@ -266,9 +394,9 @@ static icma_status decode_tensor(icma_decoder *d, size_t t, const icma_residual 
     return status;
 }
 
-icma_status icma_decoder_tensors(icma_decoder *d, const float *q, const icma_residual *residual, const uint32_t *exceptions, size_t exception_count,
+icma_status icma_decoder_tensors(icma_decoder *d, const float *code, const icma_residual *residual, const uint32_t *exceptions, size_t exception_count,
                                  uint8_t *data, icma_error *error) {
-    icma_status status = upload_coefficients(d, q, error);
+    icma_status status = take_code(d, code, error);
     size_t next = 0, part = 0, parts = residual ? residual->count : 0;
     for (size_t t = 0; !status && t < d->signature->tensor_count; t++) {
         while (next < exception_count && exceptions[next] < t)
@@ -283,10 +411,10 @@ icma_status icma_decoder_tensors(icma_decoder *d, const float *q, const icma_res
 }
 
 icma_status icma_decoder_model(icma_decoder *d, const icma_checkpoints *task, const icma_checkpoint *checkpoint, uint8_t *data, icma_error *error) {
-    float *q = icma_alloc_array(d->generator->total + 1, sizeof *q);
-    icma_status status = q ? icma_decoder_coefficients(d, task, checkpoint, q, error) : icma_fail(error, ICMA_E_MEMORY, NULL, "no memory for coefficients");
+    float *code = icma_alloc_array(icma_generator_code_size(d->generator) + 1, sizeof *code);
+    icma_status status = code ? icma_decoder_code(d, task, checkpoint, code, error) : icma_fail(error, ICMA_E_MEMORY, NULL, "no memory for a code");
     if (!status)
-        status = icma_decoder_tensors(d, q, NULL, NULL, 0, data, error);
-    icma_free(q);
+        status = icma_decoder_tensors(d, code, NULL, NULL, 0, data, error);
+    icma_free(code);
     return status;
 }

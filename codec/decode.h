@@ -19,8 +19,8 @@ typedef struct icma_section_loader {
 typedef struct icma_decoder icma_decoder;
 
 /* `signature`, `generator`, `chunks` (the group's HEAD sections, ascending) and `ops` must outlive the decoder. Head chunks are loaded when first
- * needed and kept while they fit a budget of 1 GiB; one whose integers take more than `max_memory` bytes is ICMA_E_LIMIT. ICMA_E_CORRUPT if the chunks do not
- * cover the modelled tensors exactly. */
+ * needed and kept while they fit a budget of 1 GiB; one whose integers take more than `max_memory` bytes is ICMA_E_LIMIT, as is a convolutional decoder whose activations do. ICMA_E_CORRUPT if the
+ * chunks do not cover the modelled tensors exactly. */
 icma_status icma_decoder_create(const icma_ops *ops, const icma_safetensors *signature, const icma_generator *generator, const icma_section *chunks,
                                 size_t chunk_count, icma_section_loader loader, uint64_t max_memory, icma_decoder **out, icma_error *error);
 void icma_decoder_free(icma_decoder *decoder); /* NULL is fine */
@@ -28,17 +28,18 @@ void icma_decoder_free(icma_decoder *decoder); /* NULL is fine */
 /* Multiply-adds that decoding one checkpoint takes, an integer of the head counting as many as its decoding is worth; saturates. */
 uint64_t icma_decode_work(const icma_safetensors *signature, const icma_generator *generator);
 
-/* q[K] from latents z and a condition (condition_size or coordinates numbers): the trunk alone. */
-icma_status icma_decoder_trunk(icma_decoder *decoder, const float *z, const float *condition, bool learned, float *q, icma_error *error);
-/* q[K] of a stored checkpoint: z from its integers (0 under tier generate), the trunk, the corrections. */
-icma_status icma_decoder_coefficients(icma_decoder *decoder, const icma_checkpoints *task, const icma_checkpoint *checkpoint, float *q, icma_error *error);
+/* The code (icma_generator_code_size numbers) of an adapter that is not stored: from `noise` (latent numbers: variates of N(0, 1), or zeros), which the prior makes a latent of, and a condition
+ * (condition_size or coordinates numbers). */
+icma_status icma_decoder_sample(icma_decoder *decoder, const float *noise, const float *condition, bool learned, float *code, icma_error *error);
+/* The code of a stored checkpoint: z from its integers (under tier generate as icma_decoder_sample without noise), the trunk and the corrections where there are any. */
+icma_status icma_decoder_code(icma_decoder *decoder, const icma_checkpoints *task, const icma_checkpoint *checkpoint, float *code, icma_error *error);
 /* Writes every modelled tensor into `data` (signature->data_size bytes), except those listed in exceptions. A value that is not finite before the
  * cast is ICMA_E_CORRUPT. `residual` may be NULL. */
-icma_status icma_decoder_tensors(icma_decoder *decoder, const float *q, const icma_residual *residual, const uint32_t *exceptions, size_t exception_count,
+icma_status icma_decoder_tensors(icma_decoder *decoder, const float *code, const icma_residual *residual, const uint32_t *exceptions, size_t exception_count,
                                  uint8_t *data, icma_error *error);
-/* What the generator alone makes of a stored checkpoint: its coefficients, no residual, no exceptions. */
+/* What the generator alone makes of a stored checkpoint: no residual, no exceptions. */
 icma_status icma_decoder_model(icma_decoder *decoder, const icma_checkpoints *task, const icma_checkpoint *checkpoint, uint8_t *data, icma_error *error);
 /* What the generator alone makes of one modelled tensor, before the cast; values has room for its elements. */
-icma_status icma_decoder_predict(icma_decoder *decoder, const float *q, size_t tensor, float *values, icma_error *error);
+icma_status icma_decoder_predict(icma_decoder *decoder, const float *code, size_t tensor, float *values, icma_error *error);
 
 #endif

@@ -16,7 +16,7 @@
 #include "ops.h"
 #include "rng.h"
 
-enum { ICMA_DENOISER_LAYERS = 4, ICMA_DENOISER_MOST_STEPS = 1024, ICMA_DENOISER_MOST_EMBEDDING = 256, ICMA_DENOISER_MOST_HIDDEN = 4096 };
+enum { ICMA_DENOISER_LAYERS = 4, ICMA_DENOISER_TIMES = 1000, ICMA_DENOISER_MOST_STEPS = 1024, ICMA_DENOISER_MOST_EMBEDDING = 256, ICMA_DENOISER_MOST_HIDDEN = 4096 };
 
 typedef struct icma_denoiser {
     size_t latent, coordinates, embedding, hidden, steps;
@@ -26,6 +26,8 @@ typedef struct icma_denoiser {
     float *weight[ICMA_DENOISER_LAYERS], *bias[ICMA_DENOISER_LAYERS]; /* inputs x outputs, row-major; owned */
 } icma_denoiser;
 
+/* Rows and columns of layer 0 .. 3: U1 .. U4. */
+void icma_denoiser_layer_shape(const icma_denoiser *denoiser, int layer, size_t *rows, size_t *columns);
 icma_status icma_denoiser_allocate(icma_denoiser *denoiser, icma_error *error); /* for the sizes set; on failure everything is freed */
 void icma_denoiser_free(icma_denoiser *denoiser); /* leaves it zeroed */
 /* Multiply-adds of sampling once; saturates. */

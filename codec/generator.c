@@ -3,6 +3,7 @@
 
 #include "coarse.h"
 #include "memory.h"
+#include "numbers.h"
 
 #include <math.h>
 #include <string.h>
@@ -34,8 +35,35 @@ size_t icma_generator_trunk_parameters(const icma_generator *generator) {
     return sum;
 }
 
+size_t icma_generator_network_parameters(const icma_generator *g) {
+    const icma_denoiser *d = &g->denoiser;
+    size_t denoiser = (d->latent + d->coordinates + d->embedding + 2 * d->hidden + 3) * d->hidden + (d->hidden + 1) * d->latent;
+    return g->kind == ICMA_GENERATOR_CONV ? icma_conv_decoder_parameters(&g->conv) + denoiser : 0;
+}
+
 bool icma_generator_is_modelled(const icma_generator *generator, size_t tensor) {
     return generator->treatment[tensor] != ICMA_TREAT_VERBATIM;
+}
+
+bool icma_generator_predicts(const icma_generator *generator) {
+    return generator->kind != ICMA_GENERATOR_NONE;
+}
+
+size_t icma_generator_code_size(const icma_generator *generator) {
+    return generator->kind == ICMA_GENERATOR_CONV ? generator->conv.inputs : generator->total;
+}
+
+float icma_generator_rms(float scale, uint64_t count) {
+    float root = sqrtf((float)count), factor = 64 / root;
+    return scale * factor;
+}
+
+uint64_t icma_generator_modelled_weights(const icma_generator *generator, const icma_safetensors *signature) {
+    uint64_t sum = 0; /* at most the file's bytes */
+    for (size_t t = 0; t < signature->tensor_count; t++)
+        if (icma_generator_is_modelled(generator, t))
+            sum += signature->tensors[t].count;
+    return sum;
 }
 
 /* Zeroed floats; an array of none is not an error, and is NULL. */
@@ -78,30 +106,35 @@ void icma_generator_free(icma_generator *g) {
     icma_free(g->head_step);
     for (int part = 0; part < ICMA_TRUNK_PARTS; part++)
         icma_free(g->trunk[part]);
+    icma_conv_decoder_free(&g->conv);
+    icma_denoiser_free(&g->denoiser);
     memset(g, 0, sizeof *g);
 }
 
 /* --- payload (spec 4.3) ---------------------------------------------------------------------------------------- */
 
 /* The large matrices of the trunk are stored as bfloat16: what its rounding costs, the corrections carry (spec 4.3). */
-static bool stored_as_bf16(int part) {
-    return part == ICMA_TRUNK_V1 || part == ICMA_TRUNK_V2 || part == ICMA_TRUNK_V3;
+static icma_dtype stored_as(int part) {
+    return part == ICMA_TRUNK_V1 || part == ICMA_TRUNK_V2 || part == ICMA_TRUNK_V3 ? ICMA_BF16 : ICMA_F32;
 }
 
-/* Numbers of an archive are normal or zero: some processors flush denormals, and no weight needs them. */
-static float flush(float value) {
-    return isnormal(value) ? value : 0;
+static void write_projection(icma_generator *g, icma_buffer *out) {
+    icma_write_varint(out, g->condition_size);
+    icma_write_varint(out, g->given_coordinates);
+    for (size_t k = 0; k < g->given_coordinates; k++)
+        icma_coarse_write(out, g->projection + k * g->condition_size, g->condition_size);
 }
 
-static void write_floats(icma_buffer *out, float *values, size_t count, bool bf16) {
-    for (size_t i = 0; i < count; i++) {
-        uint16_t bits = icma_f32_to_bf16(values[i]);
-        values[i] = flush(bf16 ? icma_bf16_to_f32(bits) : values[i]);
-        if (bf16)
-            icma_write_u16(out, icma_f32_to_bf16(values[i]));
-        else
-            icma_write_f32(out, values[i]);
-    }
+static icma_status write_conv(icma_generator *g, icma_buffer *out, icma_error *error) {
+    icma_write_varint(out, g->latent);
+    icma_write_varint(out, g->coordinates);
+    write_projection(g, out);
+    icma_write_u8(out, (uint8_t)g->prior);
+    icma_write_floats(out, g->latent_step, g->latent, ICMA_F32);
+    icma_status status = icma_conv_decoder_write(&g->conv, g->coding, g->coding_noise, out, error);
+    if (!status && g->prior == ICMA_PRIOR_DIFFUSION)
+        icma_denoiser_write(&g->denoiser, out);
+    return status;
 }
 
 static void write_basis(icma_generator *g, icma_buffer *out) {
@@ -110,105 +143,144 @@ static void write_basis(icma_generator *g, icma_buffer *out) {
     icma_write_varint(out, g->latent);
     icma_write_varint(out, g->coordinates);
     icma_write_varint(out, g->hidden);
-    icma_write_varint(out, g->condition_size);
-    icma_write_varint(out, g->given_coordinates);
-    for (size_t k = 0; k < g->given_coordinates; k++)
-        icma_coarse_write(out, g->projection + k * g->condition_size, g->condition_size);
-    write_floats(out, g->latent_step, g->latent, false);
-    write_floats(out, g->correction_step, g->total, false);
-    write_floats(out, g->head_step, g->total, false);
+    write_projection(g, out);
+    icma_write_floats(out, g->latent_step, g->latent, ICMA_F32);
+    icma_write_floats(out, g->correction_step, g->total, ICMA_F32);
+    icma_write_floats(out, g->head_step, g->total, ICMA_F32);
     for (int part = 0; part < ICMA_TRUNK_PARTS; part++) {
         size_t rows, columns;
         icma_trunk_shape(g, part, &rows, &columns);
-        write_floats(out, g->trunk[part], rows * columns, stored_as_bf16(part));
+        icma_write_floats(out, g->trunk[part], rows * columns, stored_as(part));
     }
 }
 
-void icma_generator_write(icma_generator *g, icma_buffer *out) {
+icma_status icma_generator_write(icma_generator *g, icma_buffer *out, icma_error *error) {
+    icma_status status = ICMA_OK;
     icma_write_u8(out, (uint8_t)g->kind);
     icma_write_varint(out, g->tensor_count);
     icma_write_bytes(out, g->treatment, g->tensor_count);
     for (size_t t = 0; t < g->tensor_count; t++)
         if (icma_generator_is_modelled(g, t))
-            write_floats(out, &g->scale[t], 1, false);
+            icma_write_floats(out, &g->scale[t], 1, ICMA_F32);
     if (g->kind == ICMA_GENERATOR_BASIS)
         write_basis(g, out);
+    if (g->kind == ICMA_GENERATOR_CONV)
+        status = write_conv(g, out, error);
+    return status ? status : icma_buffer_status(out, error);
 }
 
 static icma_status corrupt(icma_error *error, const char *what) {
     return icma_fail(error, ICMA_E_CORRUPT, NULL, "generator: %s", what);
 }
 
-/* False when the cursor ran dry or a number is not finite, or denormal. */
-static bool read_floats(icma_cursor *from, float *values, size_t count, bool bf16) {
-    const uint8_t *bytes = count ? icma_read_bytes(from, count * (bf16 ? 2 : 4)) : NULL;
-    if (!bytes)
-        return count == 0;
-    icma_load_floats(bf16 ? ICMA_BF16 : ICMA_F32, bytes, count, values);
-    for (size_t i = 0; i < count; i++)
-        if (values[i] != 0 && !isnormal(values[i]))
-            return false;
-    return true;
-}
-
-static bool all_positive(const float *values, size_t count) {
-    for (size_t i = 0; i < count; i++)
-        if (!(values[i] > 0))
-            return false;
-    return true;
+/* Reads `count` sizes and compares each with its limit. */
+static icma_status read_limited(icma_cursor *from, const uint64_t *limits, int count, size_t *sizes, icma_error *error) {
+    for (int i = 0; i < count; i++) {
+        uint64_t size = icma_read_varint(from);
+        if (from->failed)
+            return corrupt(error, "truncated");
+        if (size > limits[i])
+            return icma_fail(error, ICMA_E_LIMIT, NULL, "generator: size %d is %llu, the limit is %llu", i, (unsigned long long)size, (unsigned long long)limits[i]);
+        sizes[i] = (size_t)size;
+    }
+    return ICMA_OK;
 }
 
 /* Reads the sizes of a basis generator; what they imply is allocated only when the section has bytes enough for it. */
 static icma_status read_sizes(icma_cursor *from, icma_generator *g, icma_error *error) {
-    uint64_t sizes[8];
-    for (int i = 0; i < 8; i++)
-        sizes[i] = icma_read_varint(from);
-    const uint64_t limits[8] = {ICMA_MAX_COMPONENTS, ICMA_MAX_COMPONENTS, ICMA_MAX_COMPONENTS, ICMA_MAX_LATENT,
-                                ICMA_MAX_COORDINATES, ICMA_MAX_HIDDEN, ICMA_MAX_CONDITION, ICMA_MAX_COORDINATES};
-    if (from->failed)
-        return corrupt(error, "truncated");
-    for (int i = 0; i < 8; i++)
-        if (sizes[i] > limits[i])
-            return icma_fail(error, ICMA_E_LIMIT, NULL, "generator: size %d is %llu, the limit is %llu", i,
-                             (unsigned long long)sizes[i], (unsigned long long)limits[i]);
-    for (int role = 0; role < ICMA_ROLE_COUNT; role++)
-        g->components[role] = (size_t)sizes[role];
-    g->latent = (size_t)sizes[3];
-    g->coordinates = (size_t)sizes[4];
-    g->hidden = (size_t)sizes[5];
-    g->condition_size = (size_t)sizes[6];
-    g->given_coordinates = (size_t)sizes[7];
+    static const uint64_t limits[8] = {ICMA_MAX_COMPONENTS, ICMA_MAX_COMPONENTS, ICMA_MAX_COMPONENTS, ICMA_MAX_LATENT,
+                                       ICMA_MAX_COORDINATES, ICMA_MAX_HIDDEN, ICMA_MAX_CONDITION, ICMA_MAX_COORDINATES};
+    size_t sizes[8];
+    icma_status status = read_limited(from, limits, 8, sizes, error);
+    if (status)
+        return status;
+    memcpy(g->components, sizes, sizeof g->components);
+    g->latent = sizes[3];
+    g->coordinates = sizes[4];
+    g->hidden = sizes[5];
+    g->condition_size = sizes[6];
+    g->given_coordinates = sizes[7];
     g->total = icma_generator_first(g, ICMA_ROLE_COUNT);
-    if (g->total == 0 || g->hidden == 0 || g->given_coordinates > g->coordinates ||
-        (g->given_coordinates == 0) != (g->condition_size == 0))
+    if (g->total == 0 || g->hidden == 0)
         return corrupt(error, "sizes that do not fit together");
-    size_t bytes = g->given_coordinates * g->condition_size; /* capped above: below 2^30 */
-    if (bytes > from->left || icma_generator_trunk_parameters(g) > from->left / 2)
+    if (icma_generator_trunk_parameters(g) > from->left / 2)
         return corrupt(error, "truncated");
     return ICMA_OK;
+}
+
+static icma_status read_conv_sizes(icma_cursor *from, icma_generator *g, icma_error *error) {
+    static const uint64_t limits[4] = {ICMA_MAX_LATENT, ICMA_MAX_COORDINATES, ICMA_MAX_CONDITION, ICMA_MAX_COORDINATES};
+    size_t sizes[4];
+    icma_status status = read_limited(from, limits, 4, sizes, error);
+    if (status)
+        return status;
+    g->latent = sizes[0];
+    g->coordinates = sizes[1];
+    g->condition_size = sizes[2];
+    g->given_coordinates = sizes[3];
+    return g->latent > from->left / 4 ? corrupt(error, "truncated") : ICMA_OK;
+}
+
+/* What both kinds have: M has a byte a number. */
+static icma_status check_projection(const icma_cursor *from, const icma_generator *g, icma_error *error) {
+    if (g->given_coordinates > g->coordinates || (g->given_coordinates == 0) != (g->condition_size == 0))
+        return corrupt(error, "sizes that do not fit together");
+    size_t bytes = g->given_coordinates * g->condition_size; /* capped above: at most 2^30 */
+    return bytes > from->left ? corrupt(error, "truncated") : ICMA_OK;
 }
 
 static icma_status read_scales(icma_cursor *from, const uint8_t *treatment, size_t tensors, float **scale, icma_error *error) {
     if (tensors && !(*scale = icma_alloc_zeroed(tensors, sizeof **scale)))
         return icma_fail(error, ICMA_E_MEMORY, NULL, "no memory for the generator");
     for (size_t t = 0; t < tensors; t++)
-        if (treatment[t] != ICMA_TREAT_VERBATIM && !(read_floats(from, &(*scale)[t], 1, false) && (*scale)[t] > 0))
+        if (treatment[t] != ICMA_TREAT_VERBATIM && !(icma_read_floats(from, &(*scale)[t], 1, ICMA_F32) && (*scale)[t] > 0))
             return corrupt(error, "truncated, or a scale that is not a positive normal number");
     return ICMA_OK;
 }
 
-static bool read_numbers(icma_cursor *from, icma_generator *g) {
+static bool read_projection(icma_cursor *from, icma_generator *g) {
     for (size_t k = 0; k < g->given_coordinates; k++)
         if (!icma_coarse_read(from, g->projection + k * g->condition_size, g->condition_size))
             return false;
-    if (!read_floats(from, g->latent_step, g->latent, false) || !all_positive(g->latent_step, g->latent) ||
-        !read_floats(from, g->correction_step, g->total, false) || !all_positive(g->correction_step, g->total) ||
-        !read_floats(from, g->head_step, g->total, false) || !all_positive(g->head_step, g->total))
+    return true;
+}
+
+/* The decoder must be made for the code, and for so many weights and no more. */
+static icma_status check_decoder(const icma_generator *g, const icma_safetensors *signature, icma_error *error) {
+    const icma_conv_decoder *d = &g->conv;
+    size_t inputs = g->latent + (g->prior == ICMA_PRIOR_NORMAL ? g->coordinates : 0);
+    uint64_t weights = icma_generator_modelled_weights(g, signature), factor = UINT64_C(1) << d->layers;
+    if (d->inputs != inputs || weights == 0 || d->start != (weights - 1) / factor + 1)
+        return corrupt(error, "a decoder that does not fit the tensors");
+    return ICMA_OK;
+}
+
+static icma_status read_conv(icma_cursor *from, icma_generator *g, const icma_safetensors *signature, icma_error *error) {
+    if (!read_projection(from, g))
+        return corrupt(error, "truncated, or a number out of range");
+    uint8_t prior = icma_read_u8(from);
+    if (!from->failed && prior > ICMA_PRIOR_DIFFUSION)
+        return icma_fail(error, ICMA_E_UNSUPPORTED, NULL, "generator: unknown prior %u; a newer icma may know it", prior);
+    g->prior = prior;
+    if (from->failed || !icma_read_floats(from, g->latent_step, g->latent, ICMA_F32) || !icma_all_positive(g->latent_step, g->latent))
+        return corrupt(error, "truncated, or a step that is not positive and normal");
+    icma_status status = icma_conv_decoder_read(from, &g->conv, error);
+    if (!status)
+        status = check_decoder(g, signature, error);
+    if (!status && g->prior == ICMA_PRIOR_DIFFUSION)
+        status = icma_denoiser_read(from, g->latent, g->coordinates, &g->denoiser, error);
+    return status;
+}
+
+static bool read_numbers(icma_cursor *from, icma_generator *g) {
+    if (!read_projection(from, g) || !icma_read_floats(from, g->latent_step, g->latent, ICMA_F32) || !icma_all_positive(g->latent_step, g->latent) ||
+        !icma_read_floats(from, g->correction_step, g->total, ICMA_F32) || !icma_all_positive(g->correction_step, g->total) ||
+        !icma_read_floats(from, g->head_step, g->total, ICMA_F32) || !icma_all_positive(g->head_step, g->total))
         return false;
     for (int part = 0; part < ICMA_TRUNK_PARTS; part++) {
         size_t rows, columns;
         icma_trunk_shape(g, part, &rows, &columns);
-        if (!read_floats(from, g->trunk[part], rows * columns, stored_as_bf16(part)))
+        if (!icma_read_floats(from, g->trunk[part], rows * columns, stored_as(part)))
             return false;
     }
     return true;
@@ -234,7 +306,7 @@ icma_status icma_generator_read(const void *data, size_t size, const icma_safete
     icma_cursor from = icma_cursor_over(data, size);
     icma_generator g = {.kind = icma_read_u8(&from)};
     memset(out, 0, sizeof *out);
-    if (g.kind > ICMA_GENERATOR_BASIS)
+    if (g.kind > ICMA_GENERATOR_CONV)
         return icma_fail(error, ICMA_E_UNSUPPORTED, NULL, "generator: unknown kind %d; a newer icma may know it", g.kind);
     uint64_t tensors = icma_read_varint(&from);
     const uint8_t *treatment = NULL;
@@ -247,6 +319,10 @@ icma_status icma_generator_read(const void *data, size_t size, const icma_safete
         status = read_scales(&from, treatment, (size_t)tensors, &g.scale, error);
     if (!status && g.kind == ICMA_GENERATOR_BASIS)
         status = read_sizes(&from, &g, error);
+    if (!status && g.kind == ICMA_GENERATOR_CONV)
+        status = read_conv_sizes(&from, &g, error);
+    if (!status && g.kind != ICMA_GENERATOR_NONE)
+        status = check_projection(&from, &g, error);
     g.tensor_count = (size_t)tensors;
     if (!status)
         status = icma_generator_allocate(&g, error); /* frees all on failure */
@@ -257,6 +333,8 @@ icma_status icma_generator_read(const void *data, size_t size, const icma_safete
     memcpy(g.treatment, treatment, g.tensor_count);
     if (g.kind == ICMA_GENERATOR_BASIS && !read_numbers(&from, &g))
         status = corrupt(error, "truncated, or a number that is not finite, denormal, or not positive where it must be");
+    if (!status && g.kind == ICMA_GENERATOR_CONV)
+        status = read_conv(&from, &g, signature, error);
     if (!status && !icma_cursor_finished(&from))
         status = corrupt(error, "bytes after its end");
     if (status)

@@ -344,3 +344,21 @@ double icma_within_task(const double *gram, const uint32_t *task, size_t count) 
     }
     return within;
 }
+
+icma_status icma_gram_measure(const icma_group *group, const icma_gram *gram, double *within, double *energy, icma_error *error) {
+    size_t n = gram->count;
+    uint32_t *task = icma_alloc_array(n + 1, sizeof *task);
+    *within = *energy = 0;
+    if (!task)
+        return icma_fail(error, ICMA_E_MEMORY, NULL, "no memory for the tasks");
+    for (size_t i = 0; i < n; i++)
+        task[i] = group->sources[gram->rows[i]].task;
+    for (int role = 0; role < ICMA_ROLE_COUNT; role++) {
+        const double *matrix = gram->matrix[role];
+        *within += matrix ? icma_within_task(matrix, task, n) / (double)n : 0;
+        for (size_t i = 0; matrix && i < n; i++)
+            *energy += matrix[i * n + i] / (double)n;
+    }
+    icma_free(task);
+    return ICMA_OK;
+}

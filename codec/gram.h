@@ -30,6 +30,8 @@ typedef struct icma_gram {
 icma_status icma_gram_compute(icma_group *group, const icma_ops *ops, size_t limit, uint64_t seed, const icma_progress *progress,
                               icma_generator *generator, icma_gram *out, icma_error *error);
 void icma_gram_free(icma_gram *gram); /* leaves it zeroed */
+/* Within-task variance and energy of a sampled source, means over them, all roles together. */
+icma_status icma_gram_measure(const icma_group *group, const icma_gram *gram, double *within, double *energy, icma_error *error);
 
 typedef struct icma_eigen {
     size_t count, rank; /* rank: eigenvalues over n eps max */

@@ -61,6 +61,9 @@ typedef enum icma_generator_choice {
     ICMA_CHOOSE_AUTO,  /* a basis, where it pays */
     ICMA_CHOOSE_BASIS, /* a basis with at least one row a role */
     ICMA_CHOOSE_NONE,  /* residuals alone */
+    ICMA_CHOOSE_CONV,  /* the convolutional CVAE of ICM-LoRA */
+    ICMA_CHOOSE_DIFFUSION, /* a convolutional autoencoder, and a denoiser over its latents, after COND P-DIFF */
+    ICMA_CHOOSE_SOUP,  /* each task's average (Wortsman et al. 2022) */
 } icma_generator_choice;
 
 typedef enum icma_loss {
@@ -68,7 +71,10 @@ typedef enum icma_loss {
     ICMA_LOSS_PAPER,       /* mean over the L weights of squared errors + kld_weight * KL (ICM-LoRA) */
 } icma_loss;
 
-enum { ICMA_AUTO = 0 };
+enum { ICMA_AUTO = 0, ICMA_MOST_LAYERS = 16 };
+
+/* How the weights of a convolutional decoder are stored. */
+typedef enum icma_weights { ICMA_WEIGHTS_QUANTISED, ICMA_WEIGHTS_BF16, ICMA_WEIGHTS_F32 } icma_weights;
 
 typedef struct icma_pack_options {
     icma_tier tier;      /* all but ICMA_TIER_VERBATIM */
@@ -86,9 +92,20 @@ typedef struct icma_pack_options {
     icma_loss loss;
     double kld_weight; /* of ICMA_LOSS_PAPER; the water-level loss weighs KL with 1 */
     size_t latent_dim;
-    size_t epochs;
+    size_t epochs; /* ICMA_AUTO: by the data */
     size_t batch;
-    double learning_rate;
+    double learning_rate; /* at the start; a cosine from there to 0 */
+    double weight_decay;  /* decoupled (AdamW); 0: Adam */
+    size_t patience;      /* convolutional generators: stop when so many epochs have not lowered the loss by a thousandth; 0: never */
+    /* Convolutional generators. */
+    size_t layers;                     /* 1 .. ICMA_MOST_LAYERS */
+    size_t channels[ICMA_MOST_LAYERS]; /* of the encoder's layers; channels[0] = ICMA_AUTO: 8, 16, 32, ... 256 ... 16, 8 */
+    size_t kernel;                     /* taps; odd */
+    icma_weights weights;
+    /* Training that takes long can be saved and continued (ICMA_CHOOSE_CONV, ICMA_CHOOSE_DIFFUSION). */
+    const char *training_file; /* its state is kept here and, one save older, in the same with ".old"; removed when the archive is there. NULL: nowhere */
+    double save_seconds;       /* between saves */
+    bool resume;               /* go on from the file, if it is there: to the same archive, bit for bit. Without it, a file that is there is ICMA_E_EXISTS (unless `overwrite`) */
     uint64_t seed;
     int threads; /* 0: as many as the machine has */
     bool overwrite;
@@ -97,6 +114,8 @@ typedef struct icma_pack_options {
 } icma_pack_options;
 
 icma_pack_options icma_pack_defaults(void);
+/* Chooses a generator with its own defaults of what depends on it: latent_dim, epochs, batch, learning_rate, kld_weight. */
+void icma_pack_use_generator(icma_pack_options *options, icma_generator_choice generator);
 /* Sets what `--preset NAME` sets ("paper"): ICMA_E_USAGE for an unknown name. */
 icma_status icma_pack_preset(const char *name, icma_pack_options *options, icma_error *error);
 

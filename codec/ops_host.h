@@ -49,4 +49,21 @@ void icma_basis_scalar(const float *a, size_t rows, const int16_t *head, size_t 
 void icma_linear_scalar(const float *x, size_t inputs, const float *w, size_t stride, size_t count, float *y);
 void icma_dequantise_scalar(const int16_t *integers, size_t count, float step, float *y);
 
+/* Partial sums of conv_weights, each in its own part of the scratch: a fixed number, so that results do not depend on threads. */
+enum { ICMA_CONV_CHUNKS = 16 };
+
+/* Entries of the reference table that live in ops_conv_ref.c. */
+void icma_conv_down_reference(void *device, icma_conv shape, icma_matrix x, icma_matrix w, icma_matrix y);
+void icma_conv_reference(void *device, icma_conv shape, icma_matrix x, icma_matrix w, icma_matrix bias, icma_matrix y);
+void icma_conv_up_reference(void *device, icma_conv shape, icma_matrix x, icma_matrix w, icma_matrix bias, icma_matrix y);
+void icma_turn_weights_reference(void *device, icma_conv shape, icma_matrix w, bool flip, icma_matrix out);
+void icma_conv_weights_reference(void *device, icma_conv shape, size_t stride, icma_matrix x, icma_matrix y, bool turned, icma_tensor *scratch, icma_matrix g);
+float icma_elu_scalar(float x);
+void icma_elu_reference(void *device, icma_matrix x, icma_matrix y);
+void icma_activation_backward_reference(void *device, icma_activation act, icma_matrix x, icma_matrix dy, icma_matrix dx);
+void icma_batch_norm_given_reference(void *device, icma_matrix x, icma_matrix gamma, icma_matrix beta, float epsilon, icma_activation act, icma_matrix mean, icma_matrix variance, icma_matrix y);
+void icma_batch_norm_reference(void *device, icma_matrix x, icma_matrix gamma, icma_matrix beta, float epsilon, icma_activation act, icma_matrix mean, icma_matrix variance, icma_matrix y);
+void icma_batch_norm_backward_reference(void *device, icma_matrix x, icma_matrix gamma, icma_matrix beta, float epsilon, icma_activation act, icma_matrix mean, icma_matrix variance, icma_matrix dy, icma_matrix dgamma, icma_matrix dbeta, icma_matrix dx);
+void icma_blend_reference(void *device, float keep, float add, icma_matrix x, icma_matrix y);
+
 #endif

@@ -211,8 +211,9 @@ static void ref_adam(void *device, icma_adam o, icma_matrix gradient, icma_matri
             float *m = icma_row(moment1, i) + j, *v = icma_row(moment2, i) + j;
             *m = o.beta1 * *m + (1 - o.beta1) * g;
             *v = o.beta2 * *v + (1 - o.beta2) * g * g;
-            icma_row(parameter, i)[j] -=
-                o.learning_rate * (*m / correct1) / (sqrtf(*v / correct2) + o.epsilon);
+            float *p = icma_row(parameter, i) + j;
+            *p -= o.learning_rate * o.weight_decay * *p;
+            *p -= o.learning_rate * (*m / correct1) / (sqrtf(*v / correct2) + o.epsilon);
         }
 }
 
@@ -298,9 +299,20 @@ const icma_ops *icma_ops_reference(void) {
         .squared_error_backward = ref_squared_error_backward,
         .softsign_backward = ref_softsign_backward,
         .adam = ref_adam,
+        .conv_down = icma_conv_down_reference,
+        .turn_weights = icma_turn_weights_reference,
+        .conv_weights = icma_conv_weights_reference,
+        .batch_norm = icma_batch_norm_reference,
+        .batch_norm_given = icma_batch_norm_given_reference,
+        .batch_norm_backward = icma_batch_norm_backward_reference,
+        .activation_backward = icma_activation_backward_reference,
+        .blend = icma_blend_reference,
         .softsign = ref_softsign,
         .linear = ref_linear,
         .basis = ref_basis,
+        .conv = icma_conv_reference,
+        .conv_up = icma_conv_up_reference,
+        .elu = icma_elu_reference,
         .dequantise = ref_dequantise,
     };
     return &table;

@@ -4,8 +4,10 @@
 
 #include "coarse.h"
 #include "compress.h"
+#include "conv_train.h"
 #include "memory.h"
 #include "npy.h"
+#include "training_file.h"
 
 #include <math.h>
 #include <string.h>
@@ -19,18 +21,31 @@ enum {
 
 icma_pack_options icma_pack_defaults(void) {
     return (icma_pack_options){.tier = ICMA_TIER_BOUNDED, .bound = {ICMA_BOUND_DW, 0x1.999998p-4F /* the f32 below 0.1 */}, .restart = 50, .explain = ICMA_AUTO, .max_error = 0.05, .loss = ICMA_LOSS_WATER_LEVEL, .kld_weight = 0.005,
-                               .latent_dim = 16, .batch = 32, .learning_rate = 2e-3, .seed = 1};
+                               .latent_dim = 16, .batch = 32, .learning_rate = 2e-3, .layers = 12, .kernel = 7, .save_seconds = 60, .seed = 1};
+}
+
+void icma_pack_use_generator(icma_pack_options *options, icma_generator_choice generator) {
+    icma_pack_options standard = icma_pack_defaults();
+    bool conv = generator == ICMA_CHOOSE_CONV || generator == ICMA_CHOOSE_DIFFUSION;
+    options->generator = generator;
+    options->loss = conv ? ICMA_LOSS_PAPER : standard.loss;
+    options->latent_dim = conv ? 256 : standard.latent_dim;
+    options->batch = conv ? 8 : standard.batch;
+    options->learning_rate = conv ? 1e-3 : standard.learning_rate;
 }
 
 icma_status icma_pack_preset(const char *name, icma_pack_options *options, icma_error *error) {
     if (strcmp(name, "paper") != 0)
         return icma_fail(error, ICMA_E_USAGE, NULL, "unknown preset \"%s\"; there is \"paper\"", name);
-    /* PAPER.md: loss, latent size, learning rate and batch of ICM-LoRA. Epochs stay ours: in coordinates the loss is flat long before 2,000. */
+    /* PAPER.md: generator, loss, latent size, learning rate, batch and epochs of ICM-LoRA. With a basis epochs stay ours: in coordinates the loss is flat long before 2,000. */
+    if (options->generator == ICMA_CHOOSE_AUTO)
+        icma_pack_use_generator(options, ICMA_CHOOSE_CONV);
     options->loss = ICMA_LOSS_PAPER;
     options->kld_weight = 0.005;
     options->latent_dim = 256;
     options->learning_rate = 2e-4;
     options->batch = 2;
+    options->epochs = options->generator == ICMA_CHOOSE_CONV ? 2000 : ICMA_AUTO;
     return ICMA_OK;
 }
 
@@ -155,15 +170,12 @@ static icma_basis_target target_of(const icma_pack_options *o) {
     return target;
 }
 
-/* Gram matrix, basis, head, CVAE: everything that is learned from a group. */
-static icma_status learn(icma_packer *p, icma_pack_group *g, icma_error *error) {
+/* Basis, head and the CVAE in its coordinates. */
+static icma_status learn_basis(icma_packer *p, icma_pack_group *g, icma_error *error) {
     const icma_pack_options *o = p->options;
     double now = 0;
     icma_lap(&now);
-    icma_status status = icma_gram_compute(g->group, p->ops, MOST_GRAM_SOURCES, o->seed, &o->progress, &g->generator, &g->gram, error);
-    p->result->seconds.gram += icma_lap(&now);
-    if (status || !has_modelled(g))
-        return status;
+    icma_status status = ICMA_OK;
     if (o->generator != ICMA_CHOOSE_NONE && !(o->tier == ICMA_TIER_LOSSLESS && o->generator == ICMA_CHOOSE_AUTO))
         status = icma_basis_choose(g->group, &g->gram, &g->generator, target_of(o), &g->basis, error);
     if (status)
@@ -185,11 +197,32 @@ static icma_status learn(icma_packer *p, icma_pack_group *g, icma_error *error) 
     return status;
 }
 
+static icma_status learn_conv(icma_packer *p, icma_pack_group *g, icma_error *error) {
+    double now = 0;
+    icma_lap(&now);
+    icma_status status = icma_gram_measure(g->group, &g->gram, &g->basis.within, &g->basis.energy, error);
+    if (!status)
+        status = icma_conv_train(g->group, g->index, &g->gram, p->conditions, p->options, p->ops, &g->generator, &g->training, error);
+    p->result->seconds.train += icma_lap(&now);
+    return status;
+}
+
+/* Everything that is learned from a group. */
+static icma_status learn(icma_packer *p, icma_pack_group *g, icma_error *error) {
+    const icma_pack_options *o = p->options;
+    double now = 0;
+    icma_lap(&now);
+    icma_status status = icma_gram_compute(g->group, p->ops, MOST_GRAM_SOURCES, o->seed, &o->progress, &g->generator, &g->gram, error);
+    p->result->seconds.gram += icma_lap(&now);
+    if (status || !has_modelled(g))
+        return status;
+    return o->generator == ICMA_CHOOSE_CONV || o->generator == ICMA_CHOOSE_DIFFUSION ? learn_conv(p, g, error) : learn_basis(p, g, error);
+}
+
 /* Writes the generator and goes on with what a reader will read, not with what was trained. */
 static icma_status settle_generator(icma_packer *p, icma_pack_group *g, icma_error *error) {
     icma_buffer payload = {0};
-    icma_generator_write(&g->generator, &payload);
-    icma_status status = icma_buffer_status(&payload, error);
+    icma_status status = icma_generator_write(&g->generator, &payload, error);
     if (!status)
         status = add_section(p, g->index, ICMA_SECTION_GENERATOR, payload.data, payload.size, error);
     icma_generator_free(&g->generator);
@@ -208,10 +241,10 @@ static void tell_group(icma_packer *p, const icma_pack_group *g) {
     r->has_generator |= g->generator.kind != ICMA_GENERATOR_NONE;
     r->components += g->generator.total;
     r->active_latents += g->generator.latent;
-    for (size_t s = 0; s < g->training.task_count; s++) {
-        icma_pack_task *task = &r->tasks[g->training.task[s]];
+    for (size_t s = 0; s < g->training.conditions.count; s++) {
+        icma_pack_task *task = &r->tasks[g->training.conditions.task[s]];
         task->latents_active += g->training.active[s];
-        task->condition_learned |= g->training.learned[s] != NULL;
+        task->condition_learned |= g->training.conditions.learned[s] != NULL;
     }
 }
 
@@ -400,6 +433,11 @@ static icma_status check_options(const icma_pack_options *o, icma_error *error) 
         return icma_fail(error, ICMA_E_USAGE, NULL, "a chain of checkpoints has at least one");
     if (o->generator == ICMA_CHOOSE_NONE && o->tier <= ICMA_TIER_LATENT)
         return icma_fail(error, ICMA_E_USAGE, NULL, "tiers generate and latent need a generator; leave out --generator none, or use tier bounded");
+    if (o->layers < 1 || o->layers > ICMA_MOST_LAYERS || o->kernel % 2 == 0 || o->kernel > ICMA_CONV_MOST_WIDTH || !(o->weight_decay >= 0) || o->latent_dim > ICMA_MAX_LATENT)
+        return icma_fail(error, ICMA_E_USAGE, NULL, "a network of this shape is out of range");
+    for (size_t l = 0; l < o->layers; l++)
+        if ((o->channels[0] != ICMA_AUTO) != (o->channels[l] != ICMA_AUTO) || o->channels[l] > ICMA_CONV_MOST_CHANNELS)
+            return icma_fail(error, ICMA_E_USAGE, NULL, "channels need a number for every layer, each at most %d", ICMA_CONV_MOST_CHANNELS);
     if (o->batch == 0 || !(o->learning_rate > 0) || !(o->max_error > 0) || !(o->explain >= 0 && o->explain <= 1) || !(o->kld_weight >= 0))
         return icma_fail(error, ICMA_E_USAGE, NULL, "a pack option is out of range; start from icma_pack_defaults()");
     return ICMA_OK;
@@ -489,6 +527,16 @@ static icma_status pack_to_size(const icma_inputs *inputs, const char *path, con
                                     options->target_bits);
 }
 
+/* The archive is there: what it could be made again from is not needed any more. */
+static void forget_trainings(const icma_pack_options *options, size_t groups) {
+    for (size_t g = 0; options->training_file && g < groups; g++) {
+        char *path = icma_conv_training_path(options, (uint32_t)g);
+        if (path)
+            icma_training_file_remove(path);
+        icma_free(path);
+    }
+}
+
 icma_status icma_pack(const icma_inputs *inputs, const char *path, const icma_pack_options *options, const icma_ops *ops, icma_pack_result *result,
                       icma_error *error) {
     attempt a = {0};
@@ -510,7 +558,9 @@ icma_status icma_pack(const icma_inputs *inputs, const char *path, const icma_pa
     a.result.seconds.write += icma_lap(&now);
     if (status)
         forget(&a);
-    else
+    else {
         *result = a.result;
+        forget_trainings(options, a.result.groups);
+    }
     return status;
 }

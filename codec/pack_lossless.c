@@ -11,7 +11,7 @@
 typedef struct chain {
     icma_part_writer *w;
     bool *coded;    /* one a tensor */
-    uint8_t *model; /* what the generator makes of a checkpoint; NULL without a basis */
+    uint8_t *model; /* what the generator makes of a checkpoint; NULL without a generator */
     uint8_t *check;
 } chain;
 
@@ -57,9 +57,9 @@ static icma_status chain_allocate(chain *c, icma_error *error) {
     size_t size = (size_t)g->group->signature.data_size;
     c->coded = icma_alloc_zeroed(g->group->signature.tensor_count + 1, sizeof *c->coded);
     c->check = icma_alloc(size + 1);
-    bool basis = g->generator.kind == ICMA_GENERATOR_BASIS;
-    c->model = basis ? icma_alloc_zeroed(size + 1, 1) : NULL;
-    if (!c->coded || !c->check || (basis && !c->model))
+    bool predicts = icma_generator_predicts(&g->generator);
+    c->model = predicts ? icma_alloc_zeroed(size + 1, 1) : NULL;
+    if (!c->coded || !c->check || (predicts && !c->model))
         return no_memory(error);
     icma_mark_linked(&g->group->signature, c->coded);
     return ICMA_OK;

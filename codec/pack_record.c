@@ -41,6 +41,20 @@ static cJSON *add_object(cJSON *list, bool *whole) {
     return NULL;
 }
 
+static void add_network(cJSON *options, const icma_packer *p, const icma_pack_group *g, bool *whole) {
+    const icma_pack_options *o = p->options;
+    add_text(options, "generator", g->generator.prior == ICMA_PRIOR_DIFFUSION ? "diffusion" : "conv", whole);
+    add_number(options, "layers", (double)g->generator.conv.layers, whole);
+    add_number(options, "kernel", (double)g->generator.conv.width, whole);
+    cJSON *channels = cJSON_AddArrayToObject(options, "channels");
+    note(whole, channels);
+    for (size_t l = g->generator.conv.layers; l-- > 0;) /* the encoder's; the decoder's are the same backwards */
+        note(whole, cJSON_AddItemToArray(channels, cJSON_CreateNumber((double)g->generator.conv.channels[l])) ? channels : NULL);
+    add_number(options, "weight_decay", o->weight_decay, whole);
+    add_number(options, "patience", (double)o->patience, whole);
+    add_number(options, "epochs_done", (double)g->training.epochs_done, whole);
+}
+
 static void add_options(cJSON *root, const icma_packer *p, const icma_pack_group *g, bool *whole) {
     const icma_pack_options *o = p->options;
     cJSON *options = cJSON_AddObjectToObject(root, "options");
@@ -53,6 +67,8 @@ static void add_options(cJSON *root, const icma_packer *p, const icma_pack_group
     }
     if (o->tier == ICMA_TIER_LOSSLESS)
         add_number(options, "restart", (double)o->restart, whole);
+    if (g->generator.kind == ICMA_GENERATOR_CONV)
+        add_network(options, p, g, whole);
     add_text(options, "loss", o->loss == ICMA_LOSS_PAPER ? "paper" : "water-level", whole);
     note(whole, cJSON_AddRawToObject(options, "seed", seed));
     add_number(options, "explain", o->explain, whole);
@@ -111,7 +127,7 @@ icma_status icma_pack_record(icma_packer *p, const icma_pack_group *g, icma_erro
     cJSON *root = cJSON_CreateObject();
     bool whole = root != NULL;
     add_options(root, p, g, &whole);
-    if (g->generator.kind == ICMA_GENERATOR_BASIS)
+    if (icma_generator_predicts(&g->generator))
         add_eigen(root, g, &whole);
     add_losses(root, &g->training, &whole);
     add_errors(root, g, &whole);

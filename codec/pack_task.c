@@ -50,7 +50,7 @@ static icma_status encode_coefficients(icma_part_writer *w, size_t source, icma_
     if (!c->latent || !c->correction)
         return no_memory(error);
     memcpy(c->latent, g->training.latent + source * latent, latent * sizeof *c->latent);
-    icma_status status = icma_decoder_coefficients(g->decoder, &w->table, c, w->q, error); /* corrections are still 0: the trunk alone */
+    icma_status status = icma_decoder_code(g->decoder, &w->table, c, w->q, error); /* corrections are still 0: the trunk alone */
     for (size_t k = 0; !status && k < total; k++) {
         double integer = round((g->basis.coordinates[source * total + k] - w->q[k]) / g->generator.correction_step[k]);
         if (!(fabs(integer) <= LARGEST_CORRECTION))
@@ -85,8 +85,8 @@ static icma_status predict(icma_part_writer *w, const icma_checkpoint *c, float 
     icma_pack_group *g = w->g;
     const icma_safetensors *signature = &g->group->signature;
     icma_status status = ICMA_OK;
-    if (g->generator.kind == ICMA_GENERATOR_BASIS)
-        status = icma_decoder_coefficients(g->decoder, &w->table, c, w->q, error);
+    if (icma_generator_predicts(&g->generator))
+        status = icma_decoder_code(g->decoder, &w->table, c, w->q, error);
     for (size_t t = 0; !status && t < signature->tensor_count; t++)
         if (icma_generator_is_modelled(&g->generator, t)) {
             status = icma_decoder_predict(g->decoder, w->q, t, values, error);
@@ -151,7 +151,7 @@ static void add_measures(icma_part_writer *w, icma_checkpoint *c, const icma_fid
     c->dw_error_max = icma_round_error_up(f->dw_error_max);
     for (size_t t = 0; t < f->tensor_count; t++) {
         icma_distance_add(&g->measures.tensors[t], &f->tensors[t]);
-        double scale = g->generator.kind == ICMA_GENERATOR_BASIS ? g->generator.scale[t] : 0;
+        double scale = icma_generator_predicts(&g->generator) ? g->generator.scale[t] : 0;
         if (scale > 0 && isfinite(f->tensors[t].error))
             g->measures.standard_error += f->tensors[t].error / (scale * scale);
     }
@@ -176,8 +176,8 @@ static icma_status measure_checkpoint(icma_part_writer *w, size_t i, const uint8
         return no_memory(error);
     memcpy(copy, original, size);
     icma_status status = ICMA_OK;
-    if (g->generator.kind == ICMA_GENERATOR_BASIS)
-        status = icma_decoder_coefficients(g->decoder, &w->table, c, w->q, error);
+    if (icma_generator_predicts(&g->generator))
+        status = icma_decoder_code(g->decoder, &w->table, c, w->q, error);
     if (!status)
         status = icma_decoder_tensors(g->decoder, w->q, &w->residual, c->exceptions, c->exception_count, copy + header, error);
     if (!status)
@@ -261,7 +261,7 @@ static icma_status process_checkpoint(icma_part_writer *w, size_t i, icma_error 
     if (!status)
         status = icma_pack_read_original(w, i, &size, error);
     /* In a series the generator alone is mostly good enough; without one there is nothing to measure before the residual. */
-    bool good = w->table.list[i].tier != ICMA_TIER_BOUNDED || w->g->generator.kind == ICMA_GENERATOR_BASIS;
+    bool good = w->table.list[i].tier != ICMA_TIER_BOUNDED || icma_generator_predicts(&w->g->generator);
     if (!status && good)
         status = measure_checkpoint(w, i, w->originals[i], size, &good, error);
     if (!status && !good && w->table.list[i].tier == ICMA_TIER_BOUNDED) {
@@ -304,10 +304,10 @@ static icma_status set_condition(icma_part_writer *w, icma_error *error) {
     const float *values = given->vector;
     size_t size = given->size;
     w->table.origin = values ? ICMA_CONDITION_GIVEN : ICMA_CONDITION_NONE;
-    for (size_t s = 0; s < g->training.task_count; s++)
-        if (g->training.task[s] == w->task && g->training.learned[s]) {
+    for (size_t s = 0; s < g->training.conditions.count; s++)
+        if (g->training.conditions.task[s] == w->task && g->training.conditions.learned[s]) {
             w->table.origin = ICMA_CONDITION_LEARNED;
-            values = g->training.learned[s];
+            values = g->training.conditions.learned[s];
             size = g->generator.coordinates;
         }
     w->table.condition_name = icma_copy_string(w->table.origin == ICMA_CONDITION_GIVEN ? (slash ? slash + 1 : name) : "");
@@ -379,7 +379,7 @@ static icma_status allocate_part(icma_part_writer *w, size_t first, size_t count
     w->source_index = icma_alloc_array(count, sizeof *w->source_index);
     w->originals = icma_alloc_zeroed(count, sizeof *w->originals);
     w->data = icma_alloc_zeroed(count, sizeof *w->data);
-    w->q = icma_alloc_array(w->g->generator.total + 1, sizeof *w->q);
+    w->q = icma_alloc_array(icma_generator_code_size(&w->g->generator) + 1, sizeof *w->q);
     w->blocks = icma_alloc_zeroed(count, sizeof *w->blocks);
     w->verbatim = icma_alloc_zeroed(w->g->generator.tensor_count + 1, sizeof *w->verbatim);
     w->any_modelled = modelled_weights(&w->g->group->signature, &w->g->generator) > 0;

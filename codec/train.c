@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "train.h"
 
-#include "coarse.h"
+#include "latents.h"
 #include "memory.h"
 
 #include <lapacke.h>
@@ -9,13 +9,6 @@
 #include <stdio.h>
 #include <string.h>
 
-enum {
-    MOST_GIVEN_COORDINATES = 64,  /* of the span of the given conditions, largest directions first */
-    MOST_LEARNED_COORDINATES = 32,
-    MOST_LANDMARKS = 1024,        /* given conditions that the projection is made from */
-};
-static const double condition_floor = 1e-4; /* directions of conditions below this share of the largest are noise */
-static const double active_variance = 0.01; /* Burda et al. 2016, section 2: a latent is active if its mean varies by more */
 static const double noise_share = 0.05;     /* of the leftover energy that coding noise may add */
 static const double noise_floor = 1e-8;     /* of the energy, where there is no leftover */
 
@@ -30,7 +23,6 @@ typedef struct trainer {
     icma_rng rng;
     double *sigma;      /* K: within-task spread of each coordinate */
     double *task_mean;  /* tasks x K */
-    float *table;       /* tasks x coordinates: conditions as the trunk sees them */
     icma_cvae *cvae;
     icma_tensor *p, *u, *weight, *rows, *tasks, *noise, *trainable;
     uint32_t *order, *order_task; /* of the current epoch */
@@ -43,12 +35,8 @@ static icma_status no_memory(icma_error *error) {
 }
 
 void icma_training_free(icma_training *t) {
-    for (size_t i = 0; t->learned && i < t->task_count; i++)
-        icma_free(t->learned[i]);
-    icma_free(t->learned);
-    icma_free(t->task);
+    icma_conditions_free(&t->conditions);
     icma_free(t->active);
-    icma_free(t->slot);
     icma_free(t->latent);
     memset(t, 0, sizeof *t);
 }
@@ -60,35 +48,16 @@ static void trainer_free(trainer *t) {
     icma_cvae_free(t->cvae);
     icma_free(t->sigma);
     icma_free(t->task_mean);
-    icma_free(t->table);
     icma_free(t->order);
     icma_free(t->order_task);
     icma_free(t->noise_values);
 }
 
-/* --- tasks and statistics ---------------------------------------------------------------------------------------- */
-
-static icma_status list_tasks(trainer *t, icma_error *error) {
-    icma_training *out = t->training;
-    size_t n = t->group->count;
-    out->slot = icma_alloc_array(n, sizeof *out->slot);
-    out->task = icma_alloc_array(n, sizeof *out->task);
-    if (!out->slot || !out->task)
-        return no_memory(error);
-    for (size_t i = 0; i < n; i++) {
-        uint32_t task = t->group->sources[i].task;
-        if (out->task_count == 0 || out->task[out->task_count - 1] != task)
-            out->task[out->task_count++] = task;
-        out->slot[i] = (uint32_t)(out->task_count - 1);
-    }
-    out->learned = icma_alloc_zeroed(out->task_count, sizeof *out->learned);
-    out->active = icma_alloc_zeroed(out->task_count, sizeof *out->active);
-    return out->learned && out->active ? ICMA_OK : no_memory(error);
-}
+/* --- statistics ---------------------------------------------------------------------------------------- */
 
 /* Task means and within-task spread of every coordinate; a coordinate that does not vary gets the coding noise as its spread. */
 static icma_status measure(trainer *t, icma_error *error) {
-    size_t n = t->group->count, k = t->basis->total, tasks = t->training->task_count;
+    size_t n = t->group->count, k = t->basis->total, tasks = t->training->conditions.count;
     const double *p = t->basis->coordinates;
     t->sigma = icma_alloc_zeroed(k, sizeof *t->sigma);
     t->task_mean = icma_alloc_zeroed(tasks * k, sizeof *t->task_mean);
@@ -98,13 +67,13 @@ static icma_status measure(trainer *t, icma_error *error) {
         return no_memory(error);
     }
     for (size_t i = 0; i < n; i++)
-        count[t->training->slot[i]]++;
+        count[t->training->conditions.slot[i]]++;
     for (size_t i = 0; i < n; i++)
         for (size_t j = 0; j < k; j++)
-            t->task_mean[t->training->slot[i] * k + j] += p[i * k + j] / count[t->training->slot[i]];
+            t->task_mean[t->training->conditions.slot[i] * k + j] += p[i * k + j] / count[t->training->conditions.slot[i]];
     for (size_t i = 0; i < n; i++)
         for (size_t j = 0; j < k; j++) {
-            double d = p[i * k + j] - t->task_mean[t->training->slot[i] * k + j];
+            double d = p[i * k + j] - t->task_mean[t->training->conditions.slot[i] * k + j];
             t->sigma[j] += d * d / (double)n;
         }
     for (size_t j = 0; j < k; j++)
@@ -142,145 +111,19 @@ static void make_plan(trainer *t, uint64_t head_bytes) {
     t->training->batch = t->plan.batch;
 }
 
-/* --- conditions -------------------------------------------------------------------------------------------------- */
-
-/* A vector of zeros, or none, has no direction: the task's condition is learned. */
-static bool is_given(const icma_condition *c) {
-    for (size_t i = 0; c->vector && i < c->size; i++)
-        if (c->vector[i] != 0)
-            return true;
-    return false;
-}
-
-static icma_status condition_sizes(trainer *t, const icma_condition *conditions, size_t *given, icma_error *error) {
-    size_t size = 0;
-    *given = 0;
-    for (size_t i = 0; i < t->training->task_count; i++) {
-        const icma_condition *c = &conditions[t->training->task[i]];
-        if (!is_given(c))
-            continue;
-        if (size && c->size != size)
-            return icma_fail(error, ICMA_E_UNSUPPORTED, NULL,
-                             "condition vectors of %zu and of %zu numbers in one group; use vectors of one encoder", size, c->size);
-        size = c->size;
-        ++*given;
-    }
-    t->generator->condition_size = size;
-    return ICMA_OK;
-}
-
-/* Gram matrix of the landmark conditions, each divided by the rms over all of them. */
-static double *landmark_gram(float *const *landmarks, size_t count, size_t size, double *rms) {
-    double *gram = icma_alloc_array(count * count, sizeof *gram), square = 0;
-    for (size_t i = 0; gram && i < count; i++)
-        for (size_t j = 0; j <= i; j++) {
-            double sum = 0;
-            for (size_t l = 0; l < size; l++)
-                sum += (double)landmarks[i][l] * landmarks[j][l];
-            gram[i * count + j] = gram[j * count + i] = sum;
-            square += i == j ? sum : 0;
-        }
-    *rms = sqrt(square / (double)(count * size));
-    for (size_t i = 0; gram && i < count * count; i++)
-        gram[i] /= *rms * *rms;
-    return gram;
-}
-
-/* M: directions of the given conditions, whitened: coordinates have a mean square of 1. Never centred, one task is legal. */
-static icma_status make_projection(trainer *t, float *const *landmarks, size_t count, icma_error *error) {
-    icma_generator *g = t->generator;
-    icma_eigen e = {0};
-    double rms, *gram = landmark_gram(landmarks, count, g->condition_size, &rms);
-    double *one = icma_alloc_array(count, sizeof *one);
-    icma_status status = gram && one ? ICMA_OK : no_memory(error);
-    for (size_t i = 0; !status && i < count; i++)
-        one[i] = 1;
-    if (!status)
-        status = icma_eigen_solve(gram, one, count, &e, error);
-    while (!status && g->given_coordinates < e.rank && g->given_coordinates < MOST_GIVEN_COORDINATES &&
-           e.values[g->given_coordinates] > condition_floor * e.values[0])
-        g->given_coordinates++;
-    if (!status && !(g->projection = icma_alloc_array(g->given_coordinates * g->condition_size, sizeof(float))))
-        status = no_memory(error);
-    for (size_t k = 0; !status && k < g->given_coordinates; k++)
-        for (size_t l = 0; l < g->condition_size; l++) {
-            double sum = 0;
-            for (size_t i = 0; i < count; i++)
-                sum += e.mixing[k * count + i] * landmarks[i][l] / rms;
-            /* generator sections hold no denormals */
-            float entry = (float)(sum * sqrt((double)count / e.values[k]) / rms);
-            g->projection[k * g->condition_size + l] = isnormal(entry) ? entry : 0;
-        }
-    for (size_t k = 0; !status && k < g->given_coordinates; k++)
-        icma_coarse_round(g->projection + k * g->condition_size, g->condition_size);
-    icma_eigen_free(&e);
-    icma_free(gram);
-    icma_free(one);
-    return status;
-}
-
-static icma_status prepare_projection(trainer *t, const icma_condition *conditions, size_t given, icma_error *error) {
-    size_t used = given < MOST_LANDMARKS ? given : MOST_LANDMARKS, seen = 0, taken = 0;
-    if (given == 0)
-        return ICMA_OK;
-    float **landmarks = icma_alloc_array(used, sizeof *landmarks);
-    if (!landmarks)
-        return no_memory(error);
-    for (size_t i = 0; i < t->training->task_count && taken < used; i++) {
-        const icma_condition *c = &conditions[t->training->task[i]];
-        if (is_given(c) && seen++ == taken * given / used)
-            landmarks[taken++] = (float *)c->vector;
-    }
-    icma_status status = make_projection(t, landmarks, taken, error);
-    icma_free(landmarks);
-    return status;
-}
-
-/* Projection of the given conditions, room for the learned ones, and the table of coordinates that training starts from. */
-static icma_status prepare_conditions(trainer *t, const icma_condition *conditions, icma_error *error) {
-    icma_generator *g = t->generator;
-    size_t given, tasks = t->training->task_count;
-    icma_status status = condition_sizes(t, conditions, &given, error);
-    if (!status)
-        status = prepare_projection(t, conditions, given, error);
-    if (status)
-        return status;
-    size_t learned = tasks - given;
-    g->coordinates = g->given_coordinates + (learned < MOST_LEARNED_COORDINATES ? learned : MOST_LEARNED_COORDINATES);
-    t->table = icma_alloc_zeroed(tasks * g->coordinates, sizeof *t->table);
-    if (!t->table)
-        return no_memory(error);
-    for (size_t i = 0, l = 0; i < tasks; i++) {
-        const icma_condition *c = &conditions[t->training->task[i]];
-        float *a = t->table + i * g->coordinates;
-        if (is_given(c)) {
-            icma_generator_coordinates(g, c->vector, false, a);
-            continue;
-        }
-        if (!(t->training->learned[i] = icma_alloc_zeroed(g->coordinates, sizeof(float))))
-            return no_memory(error);
-        /* Learned tasks start far from each other: an axis each, while there are axes; random directions beyond. */
-        for (size_t j = g->given_coordinates; j < g->coordinates; j++)
-            a[j] = learned <= MOST_LEARNED_COORDINATES ? (float)(j - g->given_coordinates == l) * sqrtf((float)learned)
-                                                       : icma_rng_normal(&t->rng);
-        l++;
-    }
-    return ICMA_OK;
-}
-
 /* --- the network's start ----------------------------------------------------------------------------------------- */
 
 /* S and b3 start as the least-squares map from conditions to task means, in spreads: the MLP has only to learn what varies within a task. */
 static icma_status start_from_means(trainer *t, icma_error *error) {
-    size_t m = t->generator->coordinates, k = t->basis->total, d = t->plan.latent, tasks = t->training->task_count;
+    size_t m = t->generator->coordinates, k = t->basis->total, d = t->plan.latent, tasks = t->training->conditions.count;
     double *normal = icma_alloc_zeroed(m * m, sizeof *normal), *right = icma_alloc_zeroed(m * k, sizeof *right);
     float *skip = icma_alloc_zeroed((d + m) * k, sizeof *skip);
     icma_status status = normal && right && skip ? ICMA_OK : no_memory(error);
     for (size_t i = 0; !status && i < tasks; i++)
         for (size_t a = 0; a < m; a++) {
-            double x = t->table[i * m + a];
+            double x = t->training->conditions.table[i * m + a];
             for (size_t b = 0; b < m; b++)
-                normal[a * m + b] += x * t->table[i * m + b];
+                normal[a * m + b] += x * t->training->conditions.table[i * m + b];
             for (size_t j = 0; j < k; j++)
                 right[a * k + j] += x * t->task_mean[i * k + j] / t->sigma[j];
         }
@@ -315,7 +158,7 @@ static icma_status upload_targets(trainer *t, icma_error *error) {
         for (size_t j = 0; j < k; j++) {
             double x = t->basis->coordinates[i * k + j];
             p[i * k + j] = (float)(x / t->sigma[j]);
-            u[i * k + j] = (float)((x - t->task_mean[t->training->slot[i] * k + j]) / t->sigma[j]);
+            u[i * k + j] = (float)((x - t->task_mean[t->training->conditions.slot[i] * k + j]) / t->sigma[j]);
         }
     uint64_t weights = 0;
     for (size_t i = 0; i < t->group->signature.tensor_count; i++)
@@ -338,13 +181,13 @@ static icma_status upload_targets(trainer *t, icma_error *error) {
 }
 
 static icma_status upload_trainable(trainer *t, icma_error *error) {
-    size_t tasks = t->training->task_count, m = t->generator->coordinates;
+    size_t tasks = t->training->conditions.count, m = t->generator->coordinates;
     float *mask = icma_alloc_zeroed(tasks * m, sizeof *mask);
     if (!mask)
         return no_memory(error);
     for (size_t i = 0; i < tasks; i++)
         for (size_t j = 0; j < m; j++)
-            mask[i * m + j] = t->training->learned[i] ? 1 : 0;
+            mask[i * m + j] = t->training->conditions.learned[i] ? 1 : 0;
     icma_status status = upload(t, &t->trainable, ICMA_ELEMENT_F32, mask, tasks * m, error);
     icma_free(mask);
     return status;
@@ -352,10 +195,10 @@ static icma_status upload_trainable(trainer *t, icma_error *error) {
 
 static icma_status prepare(trainer *t, icma_error *error) {
     size_t n = t->group->count;
-    icma_cvae_shape shape = {t->basis->total, t->plan.latent, t->generator->coordinates, t->plan.hidden, t->plan.encoder_hidden, t->training->task_count, n};
+    icma_cvae_shape shape = {t->basis->total, t->plan.latent, t->generator->coordinates, t->plan.hidden, t->plan.encoder_hidden, t->training->conditions.count, n};
     icma_status status = icma_cvae_create(t->ops, shape, &t->rng, &t->cvae, error);
     if (!status)
-        status = icma_cvae_set(t->cvae, ICMA_P_CONDITIONS, t->table, error);
+        status = icma_cvae_set(t->cvae, ICMA_P_CONDITIONS, t->training->conditions.table, error);
     if (!status)
         status = start_from_means(t, error);
     if (!status)
@@ -393,7 +236,7 @@ static icma_cvae_batch batch_at(trainer *t, size_t first, size_t count) {
 static icma_status upload_order(trainer *t, icma_error *error) {
     size_t n = t->group->count;
     for (size_t i = 0; i < n; i++)
-        t->order_task[i] = t->training->slot[t->order[i]];
+        t->order_task[i] = t->training->conditions.slot[t->order[i]];
     icma_status status = t->ops->upload(t->ops->device, t->rows, 0, t->order, n, error);
     return status ? status : t->ops->upload(t->ops->device, t->tasks, 0, t->order_task, n, error);
 }
@@ -415,7 +258,7 @@ static icma_status run_step(trainer *t, icma_cvae_batch *b, uint64_t step, uint6
     icma_cvae_backward(t->cvae, b);
     double rate = t->options->learning_rate * 0.5 * (1 + cos(3.14159265358979323846 * (double)(step - 1) / (double)steps));
     icma_adam adam = {.learning_rate = (float)rate, .beta1 = 0.9F, .beta2 = 0.999F, .epsilon = 1e-8F, .step = step};
-    icma_cvae_adam(t->cvae, adam, icma_matrix_of(t->trainable, t->training->task_count, t->generator->coordinates));
+    icma_cvae_adam(t->cvae, adam, icma_matrix_of(t->trainable, t->training->conditions.count, t->generator->coordinates));
     return status;
 }
 
@@ -471,44 +314,6 @@ static icma_status run_epochs(trainer *t, icma_error *error) {
 
 /* --- what was learned -------------------------------------------------------------------------------------------- */
 
-/* Variance of a latent's mean between one task's checkpoints. */
-static double task_variance(const trainer *t, const float *mu, size_t slot, size_t j) {
-    double sum = 0, square = 0, count = 0;
-    for (size_t i = 0; i < t->group->count; i++)
-        if (t->training->slot[i] == slot) {
-            double x = mu[i * t->plan.latent + j];
-            sum += x;
-            square += x * x;
-            count++;
-        }
-    return square / count - sum * sum / (count * count);
-}
-
-/* Keeps the latents that are active in some task; kept[] are their indices in the network. */
-static size_t find_active(trainer *t, const float *mu, size_t *kept) {
-    size_t count = 0;
-    for (size_t j = 0; j < t->plan.latent; j++) {
-        bool active = false;
-        for (size_t s = 0; s < t->training->task_count; s++)
-            if (task_variance(t, mu, s, j) > active_variance) {
-                t->training->active[s]++;
-                active = true;
-            }
-        if (active)
-            kept[count++] = j;
-    }
-    return count;
-}
-
-/* Half the posterior's mean spread, as a power of two: finer would store noise, coarser would shift what the trunk makes of it. */
-static float latent_step(const trainer *t, const float *logvar, size_t j) {
-    double mean = 0;
-    for (size_t i = 0; i < t->group->count; i++)
-        mean += exp(0.5 * logvar[i * t->plan.latent + j]) / (double)t->group->count;
-    int exponent = (int)floor(log2(fmin(1, fmax(mean, 0x1p-16)) / 2));
-    return ldexpf(1, exponent);
-}
-
 static icma_status read_parameter(trainer *t, icma_parameter which, float **out, size_t *rows, size_t *columns, icma_error *error) {
     icma_matrix m = icma_cvae_parameter(t->cvae, which);
     *rows = m.rows;
@@ -550,13 +355,9 @@ static icma_status copy_trunk(trainer *t, const size_t *kept, icma_error *error)
 }
 
 static icma_status copy_learned(trainer *t, icma_error *error) {
-    size_t m = t->generator->coordinates;
-    icma_status status = icma_cvae_get(t->cvae, ICMA_P_CONDITIONS, t->table, error);
-    for (size_t i = 0; !status && i < t->training->task_count; i++)
-        if (t->training->learned[i]) {
-            memcpy(t->training->learned[i], t->table + i * m, m * sizeof(float));
-            icma_coarse_round(t->training->learned[i], m);
-        }
+    icma_status status = icma_cvae_get(t->cvae, ICMA_P_CONDITIONS, t->training->conditions.table, error);
+    if (!status)
+        icma_conditions_settle(&t->training->conditions, t->generator->coordinates);
     return status;
 }
 
@@ -586,7 +387,8 @@ static icma_status finish(trainer *t, icma_error *error) {
     if (status)
         goto done;
     g->kind = ICMA_GENERATOR_BASIS;
-    g->latent = find_active(t, mu, kept);
+    icma_posterior posterior = {mu, logvar, n, d};
+    g->latent = icma_latents_active(&posterior, &t->training->conditions, t->training->active, kept);
     g->hidden = t->plan.hidden;
     status = icma_generator_allocate(g, error);
     if (status)
@@ -597,9 +399,9 @@ static icma_status finish(trainer *t, icma_error *error) {
         goto done;
     }
     for (size_t j = 0; j < g->latent; j++) {
-        g->latent_step[j] = latent_step(t, logvar, kept[j]);
+        g->latent_step[j] = icma_latents_step(&posterior, kept[j]);
         for (size_t i = 0; i < n; i++)
-            t->training->latent[i * g->latent + j] = (int32_t)lroundf(fmaxf(-16, fminf(16, mu[i * d + kept[j]])) / g->latent_step[j]);
+            t->training->latent[i * g->latent + j] = icma_latents_integer(mu[i * d + kept[j]], g->latent_step[j]);
     }
     for (size_t k = 0; k < g->total; k++)
         g->correction_step[k] = (float)sqrt(12 * t->plan.theta);
@@ -620,9 +422,9 @@ icma_status icma_train(const icma_group *group, const icma_basis *basis, const i
     trainer t = {.group = group, .basis = basis, .options = options, .ops = ops, .generator = generator, .training = out,
                  .rng = icma_rng_seed(options->seed)};
     memcpy(generator->components, basis->components, sizeof generator->components);
-    icma_status status = list_tasks(&t, error);
-    if (!status)
-        status = prepare_conditions(&t, conditions, error);
+    icma_status status = icma_conditions_prepare(group, conditions, &t.rng, generator, &out->conditions, error);
+    if (!status && !(out->active = icma_alloc_zeroed(out->conditions.count, sizeof *out->active)))
+        status = no_memory(error);
     if (!status) {
         make_plan(&t, head_bytes);
         status = measure(&t, error);

@@ -6,28 +6,20 @@
 #define ICMA_TRAIN_H
 
 #include "basis.h"
+#include "conditions.h"
 #include "cvae.h"
 #include "generator.h"
 #include "icma.h"
 
-/* A task's condition as it came; `vector` NULL: to be learned. */
-typedef struct icma_condition {
-    const float *vector;
-    size_t size;
-} icma_condition;
-
 enum { ICMA_LOSS_POINTS = 51 }; /* most points of a loss history */
 
 typedef struct icma_training {
-    /* Per task of the group, in order of its first source. */
-    size_t task_count;
-    uint32_t *task;          /* the inputs' task index; owned */
-    float **learned;         /* condition coordinates of a learned task, NULL for a given one; owned */
-    size_t *active;          /* latent dimensions whose mean varies between its checkpoints (variance over 0.01); owned */
-    uint32_t *slot;          /* per source: which of these tasks; owned */
+    icma_conditions conditions; /* owned */
+    size_t *active;          /* one a task: latent dimensions whose mean varies between its checkpoints (variance over 0.01); owned */
     int32_t *latent;         /* per source: generator->latent integers (z = integer * latent_step); owned */
     double theta;            /* water level: variance of the coding noise of a coefficient */
     size_t epochs, batch;
+    size_t epochs_done;      /* fewer, where a plateau has ended it */
     size_t loss_count;
     size_t loss_epoch[ICMA_LOSS_POINTS];
     double loss_reconstruction[ICMA_LOSS_POINTS], loss_kl[ICMA_LOSS_POINTS]; /* means over an epoch; not weighted */

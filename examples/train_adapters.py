@@ -5,6 +5,7 @@
   train_adapters.py OUT                            three tasks, rank 4, the last 5 checkpoints
   train_adapters.py OUT --keep 50 --tasks c,man    more checkpoints, other tasks
   train_adapters.py OUT --quick                    two minutes: for trying icma, not for measuring it
+  train_adapters.py OUT --base base.safetensors    adapters of a base that is there already
 
 A byte-level transformer (4 Llama layers, width 128, 0.69 M parameters) is trained from scratch on a
 mixture of all kinds of text below, then one LoRA a task on that task's text alone. OUT then holds
@@ -13,7 +14,9 @@ mixture of all kinds of text below, then one LoRA a task on that task's text alo
   <task>/checkpoint-<step>/adapter_config.json
   <task>/task_vector.safetensors                       one F32 tensor `task_vector`, 128 numbers
 
-which is what `icma pack OUT -o loras.icma` takes. The task vector is equation 1 of the ICM-LoRA
+which is what `icma pack OUT -o loras.icma` takes. A base.safetensors holds a pre-norm byte-level transformer with GELU, learned
+positions and a tied head (`e.weight`, `p.weight`, `layers.N.{n1,n2}.{weight,bias}`, `layers.N.{q,k,v,o,up,down}_proj.{w,b}`,
+`nf.{weight,bias}`; 4 heads); its adapters are on its six projections. The task vector is equation 1 of the ICM-LoRA
 paper: the mean, over samples of the task, of the base model's last hidden state at the last position.
 
 The same machine, text, seed and thread count give the same files. Packages: see examples/README.md.
@@ -25,6 +28,7 @@ import os
 import random
 import sys
 import time
+import types
 
 # The base model is made here and has no page on any hub; without this PEFT would go and look for one.
 os.environ.setdefault('HF_HUB_OFFLINE', '1')
@@ -36,6 +40,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 BASE_NAME = 'bytelm-example'
 CONTEXT = 128
+HEADS = 4
 TARGETS = ['q_proj', 'k_proj', 'v_proj', 'o_proj', 'gate_proj', 'up_proj', 'down_proj']
 
 # task: (folders, endings, Debian package that has more of it)
@@ -94,11 +99,61 @@ def windows(text, starts):
     return torch.stack([text[s:s + CONTEXT + 1] for s in starts]).long()
 
 
-def new_base():
+class Block(torch.nn.Module):
+    def __init__(self, width, inner):
+        super().__init__()
+        self.n1, self.n2 = torch.nn.LayerNorm(width), torch.nn.LayerNorm(width)
+        for name in ('q_proj', 'k_proj', 'v_proj', 'o_proj'):
+            setattr(self, name, torch.nn.Linear(width, width))
+        self.up_proj, self.down_proj = torch.nn.Linear(width, inner), torch.nn.Linear(inner, width)
+
+    def forward(self, x, mask):
+        n, length, width = x.shape
+        h = self.n1(x)
+        q, k, v = (p(h).view(n, length, HEADS, -1).transpose(1, 2) for p in (self.q_proj, self.k_proj, self.v_proj))
+        a = torch.softmax(q @ k.transpose(2, 3) / math.sqrt(width // HEADS) + mask, -1)
+        x = x + self.o_proj((a @ v).transpose(1, 2).reshape(n, length, width))
+        return x + self.down_proj(torch.nn.functional.gelu(self.up_proj(self.n2(x))))
+
+
+class ByteModel(torch.nn.Module):
+    """The transformer of a base.safetensors, called as the Llama is."""
+
+    def __init__(self, weights):
+        super().__init__()
+        (vocabulary, width), (inner, _) = weights['e.weight'].shape, weights['layers.0.up_proj.w'].shape
+        self.e, self.p = torch.nn.Embedding(vocabulary, width), torch.nn.Embedding(len(weights['p.weight']), width)
+        self.layers = torch.nn.ModuleList(Block(width, inner) for _ in range(sum(n.endswith('.q_proj.w') for n in weights)))
+        self.nf = torch.nn.LayerNorm(width)
+        rename = lambda n: n[:-1] + {'w': 'weight', 'b': 'bias'}[n[-1]] if n.endswith(('.w', '.b')) else n
+        self.load_state_dict({rename(n): w.float() for n, w in weights.items()})
+
+    def forward(self, input_ids, output_hidden_states=False):
+        length = input_ids.shape[1]
+        mask = torch.full((length, length), -1e9).triu(1)
+        x = self.e(input_ids) + self.p.weight[:length]
+        for layer in self.layers:
+            x = layer(x, mask)
+        x = self.nf(x)
+        return types.SimpleNamespace(logits=x @ self.e.weight.T, hidden_states=[x])
+
+
+def is_file(base):
+    return base is not None and base.endswith('.safetensors')
+
+
+def new_base(options):
+    """The base model: random, or as its file has it."""
+    if is_file(options.base):
+        return ByteModel(load_file(options.base))
     return LlamaForCausalLM(LlamaConfig(
-        vocab_size=256, hidden_size=128, intermediate_size=256, num_hidden_layers=4, num_attention_heads=4,
+        vocab_size=256, hidden_size=128, intermediate_size=256, num_hidden_layers=4, num_attention_heads=HEADS,
         max_position_embeddings=CONTEXT, tie_word_embeddings=True, use_cache=False, bos_token_id=None, eos_token_id=None,
         _name_or_path=BASE_NAME))
+
+
+def name_of(options):
+    return os.path.basename(options.base)[:-len('.safetensors')] if is_file(options.base) else BASE_NAME
 
 
 def loss_of(model, batch):
@@ -153,7 +208,9 @@ def task_vector(base, text, samples):
 
 def train_base(options, texts):
     torch.manual_seed(options.seed)
-    base = new_base()
+    base = new_base(options)
+    if is_file(options.base):
+        return base
     saved = options.base and os.path.join(options.base, 'model.safetensors')
     if saved and os.path.exists(saved):
         base.load_state_dict(load_file(saved), strict=False)  # the tied head is stored once
@@ -169,20 +226,27 @@ def save_checkpoint(model, folder):
     os.remove(os.path.join(folder, 'README.md'))  # PEFT's model card: a form with every field empty
 
 
+def make_model(options, base):
+    """The base with a new adapter on it."""
+    targets = TARGETS if not is_file(options.base) else [t for t in TARGETS if t != 'gate_proj']
+    model = get_peft_model(base, LoraConfig(task_type=None if is_file(options.base) else 'CAUSAL_LM', r=options.rank,
+                                            lora_alpha=2 * options.rank, lora_dropout=0.0, target_modules=targets))
+    model.peft_config['default'].target_modules = targets  # PEFT holds a set, whose order changes from run to run
+    return model
+
+
 def train_task(options, base_state, task, text, held_out, say):
     torch.manual_seed(options.seed)  # equal for all tasks: every A starts from the same values
-    base = new_base()
+    base = new_base(options)
     base.load_state_dict(base_state)
     folder = os.path.join(options.out, task)
     os.makedirs(folder, exist_ok=options.force)
     vector = task_vector(base, text, options.samples)
     # One key only: safetensors writes several in an order that changes from run to run.
     save_file({'task_vector': vector}, os.path.join(folder, 'task_vector.safetensors'),
-              {'encoder': f'{BASE_NAME}: last layer, last position, mean of {options.samples} samples'})
+              {'encoder': f'{name_of(options)}: last layer, last position, mean of {options.samples} samples'})
     before = bits_per_byte(base, held_out)
-    model = get_peft_model(base, LoraConfig(task_type='CAUSAL_LM', r=options.rank, lora_alpha=2 * options.rank,
-                                            lora_dropout=0.0, target_modules=TARGETS))
-    model.peft_config['default'].target_modules = TARGETS  # PEFT holds a set, whose order changes from run to run
+    model = make_model(options, base)
     steps = options.epochs * options.steps
     kept = {(options.epochs - i * options.save_every) * options.steps for i in range(options.keep)}
 
@@ -208,7 +272,8 @@ def parse():
     ap.add_argument('--batch', type=int, default=16, help='sequences of 128 bytes a step (default %(default)s)')
     ap.add_argument('--lr', type=float, default=2e-3, help='peak learning rate of the adapters (default %(default)s)')
     ap.add_argument('--final-lr', type=float, default=0.05, metavar='F', help='share of it left at the end (default %(default)s)')
-    ap.add_argument('--base', metavar='DIR', help='take the base model from DIR, or keep it there when it is not there yet')
+    ap.add_argument('--base', metavar='PATH',
+                    help='a folder: take the base model from it, or keep it there when it is not there yet; or a file as described above')
     ap.add_argument('--base-steps', type=int, default=1200, help='steps of base training (default %(default)s)')
     ap.add_argument('--samples', type=int, default=256, help='samples behind a task vector (default %(default)s)')
     ap.add_argument('--seed', type=int, default=0)
