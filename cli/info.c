@@ -75,6 +75,11 @@ static void print_generator(const icma_generator_info *g) {
         label("head");
         printf("%s for %s parameters of each adapter\n", cli_size(g->head_bytes).text,
                cli_whole_text(g->modelled_parameters).text);
+    } else if (g->trunk_parameters) {
+        label("");
+        printf("%zu latent dimension%s, %zu condition coordinate%s\n", g->latent_dim, cli_plural(g->latent_dim), g->condition_dim, cli_plural(g->condition_dim));
+        label("decoder");
+        printf("%zu layers, %s parameters for %s of each adapter\n", g->hidden_layers, cli_whole_text(g->trunk_parameters).text, cli_whole_text(g->modelled_parameters).text);
     }
     label("tensors");
     printf("%zu, of which %zu verbatim\n", g->tensors, g->tensors_verbatim);

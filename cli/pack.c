@@ -3,6 +3,7 @@
 #include "pack.h"
 
 #include "device.h"
+#include "evaluate.h"
 #include "memory.h"
 #include "message.h"
 #include "progress.h"
@@ -18,7 +19,7 @@ typedef struct pack_arguments {
     cli_common common;
     const char *output;
     bool force, dry_run, scalar, resume;
-    const char *tier, *generator, *preset, *max_error, *checkpoints, *keep, *device, *channels, *weights, *training;
+    const char *tier, *generator, *preset, *max_error, *checkpoints, *keep, *device, *channels, *weights, *training, *eval;
     cli_whole components, restart, epochs, seed, latent_dim, batch, threads, layers, kernel, patience;
     cli_real explain, target_bits, kld_weight, learning_rate, weight_decay, save_every;
 } pack_arguments;
@@ -58,6 +59,9 @@ static const cli_option pack_options[] = {
             "auto: a basis where it pays (default); basis; none: residuals alone;\n"
             "conv: the convolutional CVAE of the ICM-LoRA paper; diffusion: latent\n"
             "diffusion after COND P-DIFF; soup: each task's average"),
+    CLI_ROW(CLI_TEXT, 0, "eval", "COMMAND", AT(eval),
+            "soup: a greedy one, by the number that COMMAND prints last (lower is\n"
+            "better), with {adapter} and {task} replaced"),
     CLI_ROW_HEADING("Training"),
     CLI_ROW(CLI_TEXT, 0, "preset", "NAME", AT(preset),
             "paper: --generator conv with the ICM-LoRA paper's loss and numbers;\n"
@@ -207,6 +211,8 @@ static icma_status read_network(const pack_arguments *a, icma_pack_options *opti
     if (a->save_every.given)
         options->save_seconds = a->save_every.value;
     options->resume = a->resume;
+    if (a->eval && options->generator != ICMA_CHOOSE_SOUP)
+        return usage(error, "--eval judges the checkpoints of a soup; add --generator soup");
     icma_status status = read_weights(a->weights, options, error);
     return status ? status : read_channels(a, options, error);
 }
@@ -345,8 +351,16 @@ static icma_status pack_found(const pack_arguments *a, const icma_inputs *inputs
     if (status)
         return status;
     icma_pack_result result;
+    cli_evaluator *evaluator = NULL;
+    if (a->eval) {
+        status = cli_evaluate_open(a->eval, &evaluator, error);
+        if (status)
+            return status;
+        options->scorer = cli_evaluator_scorer(evaluator);
+    }
     status = is_network(options) ? pack_saving(a, inputs, options, ops, &result, error) : icma_pack(inputs, a->output, options, ops, &result, error);
     cli_progress_clear();
+    cli_evaluator_close(evaluator);
     if (status)
         return status;
     status = cli_pack_tell_result(a->output, &result, &a->common, error);

@@ -55,8 +55,10 @@ static void print_generator(const icma_pack_result *r) {
                 r->tier == ICMA_TIER_LOSSLESS ? "files are predicted from one another" : "residuals alone, as asked for or because they take fewer bytes");
         return;
     }
-    fprintf(stderr, "%-11sbasis, %zu component%s, %zu active latent dimension%s\n", "generator",
-            r->components, cli_plural(r->components), r->active_latents, cli_plural(r->active_latents));
+    fprintf(stderr, "%-11s%s, ", "generator", r->generator);
+    if (r->components)
+        fprintf(stderr, "%zu component%s, ", r->components, cli_plural(r->components));
+    fprintf(stderr, "%zu latent dimension%s kept\n", r->active_latents, cli_plural(r->active_latents));
     if (!isnan(r->within_task_explained))
         fprintf(stderr, r->within_task_explained > 0 ? "%-11sexplains %.1f %% of the variance within tasks\n"
                                                      : "%-11stells checkpoints of a task hardly apart: they differ by less than the bound\n",
@@ -128,7 +130,7 @@ static void tasks_to_json(const icma_pack_result *result, cJSON *root) {
 
 static void generator_to_json(const icma_pack_result *r, cJSON *root) {
     cJSON *object = cli_json_add_object(root, "generator");
-    cli_json_text(object, "kind", r->has_generator ? "basis" : "none");
+    cli_json_text(object, "kind", r->generator ? r->generator : "none");
     cli_json_whole(object, "components", r->components);
     cli_json_whole(object, "active_latents", r->active_latents);
     cli_json_real(object, "within_task_explained", r->within_task_explained);

@@ -32,8 +32,9 @@ const cJSON *cli_record_list(const cJSON *object, const char *key) {
     return cJSON_IsArray(item) ? item : NULL;
 }
 
-static double loss_at(const cJSON *point) {
-    return cli_record_number(point, "reconstruction") + cli_record_number(point, "kl");
+static double loss_at(const cJSON *record, const cJSON *point) {
+    double weight = cli_record_number(cJSON_GetObjectItemCaseSensitive(record, "options"), "kld_weight");
+    return cli_record_number(point, "reconstruction") + (isnan(weight) ? 1 : weight) * cli_record_number(point, "kl");
 }
 
 bool cli_record_losses(const cJSON *record, double *first, double *last) {
@@ -41,9 +42,9 @@ bool cli_record_losses(const cJSON *record, double *first, double *last) {
     const cJSON *point = losses ? losses->child : NULL;
     if (!point)
         return false;
-    *first = loss_at(point);
+    *first = loss_at(record, point);
     while (point->next)
         point = point->next;
-    *last = loss_at(point);
+    *last = loss_at(record, point);
     return !isnan(*first) && !isnan(*last);
 }

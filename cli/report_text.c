@@ -39,21 +39,38 @@ static void print_sizes(const cli_report *r, FILE *out) {
             cli_percent((double)r->bytes.total, (double)r->measure->zstd_bytes).text);
 }
 
+/* Where training started and where it ended, and how it got there at about a quarter, a half and three. */
+static void print_losses(const cJSON *record, FILE *out) {
+    const cJSON *losses = cli_record_list(record, "losses");
+    int count = losses ? cJSON_GetArraySize(losses) : 0;
+    for (int i = 0, told = -1; i <= 4 && count > 0; i++) {
+        int at = (count - 1) * i / 4;
+        if (at == told)
+            continue;
+        const cJSON *point = cJSON_GetArrayItem(losses, at);
+        label(told < 0 ? "training" : "", out);
+        fprintf(out, "epoch %.0f: reconstruction %.3g, KL %.3g\n", cli_record_number(point, "epoch"), cli_record_number(point, "reconstruction"), cli_record_number(point, "kl"));
+        told = at;
+    }
+}
+
 static void print_generator(const cli_report_group *group, size_t index, FILE *out) {
     const icma_generator_info *g = &group->generator;
     size_t components = g->components_a + g->components_b + g->components_other;
     char name[32];
     snprintf(name, sizeof name, "group %zu", index);
     label(name, out);
-    if (!components) {
-        fprintf(out, "no generator; %zu tensors, all verbatim\n", g->tensors);
+    if (!components && !g->trunk_parameters) {
+        fprintf(out, "no generator; %zu of %zu tensors verbatim\n", g->tensors_verbatim, g->tensors);
         return;
     }
-    fprintf(
-        out,
-        "%s: %zu components (%zu A, %zu B, %zu other), %zu latent dimension%s; %zu of %zu tensors verbatim\n",
-        g->kind, components, g->components_a, g->components_b, g->components_other, g->latent_dim,
-        cli_plural(g->latent_dim), g->tensors_verbatim, g->tensors);
+    fprintf(out, "%s: ", g->kind);
+    if (components)
+        fprintf(out, "%zu components (%zu A, %zu B, %zu other)", components, g->components_a, g->components_b, g->components_other);
+    else
+        fprintf(out, "%zu layers, %s parameters", g->hidden_layers, cli_whole_text(g->trunk_parameters).text);
+    fprintf(out, ", %zu latent dimension%s; %zu of %zu tensors verbatim\n", g->latent_dim, cli_plural(g->latent_dim), g->tensors_verbatim, g->tensors);
+    print_losses(group->record, out);
     double explained = cli_record_number(group->record, "within_task_explained");
     double active = cli_record_number(group->record, "active_latents");
     if (!isnan(active)) {

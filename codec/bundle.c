@@ -476,19 +476,13 @@ icma_status icma_bundle_check_section(icma_bundle *b, size_t index, icma_error *
     return icma_container_check(b->container, icma_container_section(b->container, index), error);
 }
 
-static const char *kind_name(const icma_generator *g) {
-    if (g->kind == ICMA_GENERATOR_CONV)
-        return g->prior == ICMA_PRIOR_DIFFUSION ? "diffusion" : "conv";
-    return g->kind == ICMA_GENERATOR_BASIS ? "basis" : "none";
-}
-
 icma_status icma_bundle_generator(icma_bundle *b, uint32_t index, icma_generator_info *info, icma_error *error) {
     memset(info, 0, sizeof *info);
     icma_status status = load_group(b, index, error);
     if (status)
         return status;
     const icma_group_state *g = &b->groups[index];
-    *info = (icma_generator_info){.kind = kind_name(&g->generator),
+    *info = (icma_generator_info){.kind = icma_generator_name(&g->generator),
                                   .components_a = g->generator.components[ICMA_ROLE_A], .components_b = g->generator.components[ICMA_ROLE_B],
                                   .components_other = g->generator.components[ICMA_ROLE_OTHER], .latent_dim = g->generator.latent,
                                   .condition_dim = g->generator.coordinates, .hidden = g->generator.hidden,

@@ -65,7 +65,7 @@ uint64_t icma_conv_decoder_work(const icma_conv_decoder *d) {
 static void buffer_sizes(const icma_conv_decoder *d, size_t sizes[2]) {
     sizes[0] = sizes[1] = 0;
     for (size_t l = 0; l <= d->layers + 1; l++) {
-        size_t count = l <= d->layers ? times(positions(d, l), d->channels[l]) : times(positions(d, d->layers), d->outputs);
+        size_t count = times(positions(d, l <= d->layers ? l : d->layers), l <= d->layers ? d->channels[l] : 1);
         sizes[l % 2] = count > sizes[l % 2] ? count : sizes[l % 2];
     }
 }
@@ -568,17 +568,38 @@ struct icma_conv_engine {
     icma_tensor *input, *activation[2];
 };
 
-static icma_status upload_layer(icma_conv_engine *e, const icma_conv_decoder *d, size_t layer, icma_error *error) {
-    const icma_ops *ops = e->ops;
+/* Columns of a layer that the engine computes: of the last one the mean alone. */
+static size_t engine_columns(const icma_conv_decoder *d, size_t layer) {
     size_t rows, columns;
     icma_conv_layer_shape(d, layer, &rows, &columns);
-    icma_status status = ops->alloc(ops->device, ICMA_ELEMENT_F32, columns, &e->bias[layer], error);
+    return layer <= d->layers ? columns : 1;
+}
+
+static icma_status upload_last(icma_conv_engine *e, const icma_conv_decoder *d, size_t rows, icma_error *error) {
+    float *mean = icma_alloc_array(rows, sizeof *mean);
+    if (!mean)
+        return no_memory(error);
+    for (size_t r = 0; r < rows; r++)
+        mean[r] = d->weight[d->layers + 1][r * d->outputs];
+    icma_status status = e->ops->upload(e->ops->device, e->weight[d->layers + 1], 0, mean, rows, error);
+    icma_free(mean);
+    return status;
+}
+
+static icma_status upload_layer(icma_conv_engine *e, const icma_conv_decoder *d, size_t layer, icma_error *error) {
+    const icma_ops *ops = e->ops;
+    size_t rows, columns, used = engine_columns(d, layer);
+    icma_conv_layer_shape(d, layer, &rows, &columns);
+    icma_status status = ops->alloc(ops->device, ICMA_ELEMENT_F32, used, &e->bias[layer], error);
     if (!status)
-        status = ops->upload(ops->device, e->bias[layer], 0, d->bias[layer], columns, error);
-    if (!status && rows)
-        status = ops->alloc(ops->device, ICMA_ELEMENT_F32, rows * columns, &e->weight[layer], error);
-    if (!status && rows)
-        status = ops->upload(ops->device, e->weight[layer], 0, d->weight[layer], rows * columns, error);
+        status = ops->upload(ops->device, e->bias[layer], 0, d->bias[layer], used, error);
+    if (status || rows == 0)
+        return status;
+    status = ops->alloc(ops->device, ICMA_ELEMENT_F32, rows * used, &e->weight[layer], error);
+    if (!status && used < columns)
+        status = upload_last(e, d, rows, error);
+    else if (!status)
+        status = ops->upload(ops->device, e->weight[layer], 0, d->weight[layer], rows * used, error);
     return status;
 }
 
@@ -631,8 +652,7 @@ static icma_matrix run_layer(icma_conv_engine *e, size_t layer) {
     const icma_ops *ops = e->ops;
     const icma_conv_decoder *d = &e->shape;
     const icma_conv shape = {.batch = 1, .width = d->width};
-    size_t rows, columns, before = layer - 1, after = layer <= d->layers ? layer : d->layers;
-    icma_conv_layer_shape(d, layer, &rows, &columns);
+    size_t before = layer - 1, after = layer <= d->layers ? layer : d->layers, rows = d->width * d->channels[before], columns = engine_columns(d, layer);
     icma_matrix x = icma_matrix_of(e->activation[before % 2], positions(d, before), d->channels[before]);
     icma_matrix y = icma_matrix_of(e->activation[layer % 2], positions(d, after), columns);
     icma_matrix w = icma_matrix_of(e->weight[layer], rows, columns), bias = icma_matrix_of(e->bias[layer], 1, columns);

@@ -488,19 +488,26 @@ static void sample(icma_conv_net *net, const icma_conv_batch *b) {
     put_condition(net, b, view(net, SLOT_Z, n), net->shape.latent);
 }
 
-/* The padding of y is set to zero, as that of x is: it adds nothing to a squared error, nor to its gradient. */
+/* Zero beyond L in what is laid out as y. */
+static void clear_padding(icma_conv_net *net, icma_matrix y, size_t count) {
+    const icma_conv_shape *s = &net->shape;
+    size_t outputs = output_channels(s);
+    if (s->length > s->used)
+        net->ops->fill(net->ops->device, 0, icma_matrix_block(reshape(y, count, s->length * outputs), 0, s->used * outputs, count, (s->length - s->used) * outputs));
+}
+
+/* The padding of y is cleared, as that of x is: so it adds nothing to a squared error, nor to its gradient. */
 static void decode(icma_conv_net *net, const icma_conv_batch *b, bool training) {
     const icma_ops *ops = net->ops;
     const icma_conv_shape *s = &net->shape;
-    size_t n = b->count, outputs = output_channels(s);
+    size_t n = b->count;
     icma_matrix g0 = view(net, SLOT_G0, n);
     dense(net, view(net, SLOT_Z, n), ICMA_CONV_WD, g0);
     icma_matrix g = reshape(g0, n * start_of(s), s->channels[s->layers - 1]);
     for (size_t l = s->layers; l < 2 * s->layers; l++)
         g = run_layer(net, &net->layers[l], g, n, training);
     ops->conv(ops->device, conv_of(net, n), g, parameter(net, ICMA_CONV_FINAL_W, 0), parameter(net, ICMA_CONV_FINAL_B, 0), icma_conv_output(net, n));
-    if (s->length > s->used)
-        ops->fill(ops->device, 0, icma_matrix_block(view(net, SLOT_Y, n), 0, s->used * outputs, n, (s->length - s->used) * outputs));
+    clear_padding(net, icma_conv_output(net, n), n);
 }
 
 void icma_conv_forward(icma_conv_net *net, const icma_conv_batch *b, bool training) {
@@ -533,8 +540,8 @@ static icma_matrix blocks(const icma_conv_net *net, icma_matrix m, size_t count)
 static void block_losses(icma_conv_net *net, const icma_conv_batch *b) {
     const icma_ops *ops = net->ops;
     size_t n = b->count;
-    icma_matrix out = icma_matrix_of(net->slots[SLOT_BLOCK_LOSS], n * start_of(&net->shape), 1);
-    ops->squared_error(ops->device, blocks(net, b->x, n), blocks(net, icma_conv_output(net, n), n), view(net, SLOT_ONES, 1), out);
+    icma_matrix x = blocks(net, b->x, n), y = blocks(net, icma_conv_output(net, n), n), out = icma_matrix_of(net->slots[SLOT_BLOCK_LOSS], x.rows, 1);
+    ops->squared_error(ops->device, x, y, view(net, SLOT_ONES, 1), out);
 }
 
 icma_status icma_conv_loss(icma_conv_net *net, const icma_conv_batch *b, double *reconstruction, double *kl, icma_error *error) {
@@ -565,8 +572,9 @@ static icma_matrix gradient_slot(icma_conv_net *net, size_t k, size_t rows, size
 static void output_backward(icma_conv_net *net, const icma_conv_batch *b, icma_matrix dy) {
     const icma_ops *ops = net->ops;
     size_t n = b->count;
+    icma_matrix x = blocks(net, b->x, n), y = blocks(net, icma_conv_output(net, n), n);
     float scale = (float)(1 / ((double)n * (double)net->shape.used));
-    ops->squared_error_backward(ops->device, blocks(net, b->x, n), blocks(net, icma_conv_output(net, n), n), view(net, SLOT_ONES, 1), scale, blocks(net, dy, n));
+    ops->squared_error_backward(ops->device, x, y, view(net, SLOT_ONES, 1), scale, blocks(net, dy, n));
 }
 
 /* Gradients of y = x W + b: of W and b (the next part) from dy, and dx = (beta dx +) dy W^T for the inputs that dx has columns for. */

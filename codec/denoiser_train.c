@@ -193,9 +193,9 @@ icma_status icma_denoising_create(const icma_ops *ops, const float *z, const flo
     if (!status)
         status = initialise(t, rng, error);
     if (!status) {
-        standardise(t, z);
         if (coordinates)
             memcpy(t->a, a, count * coordinates * sizeof *t->a);
+        standardise(t, z);
         *out = t;
     } else
         icma_denoising_free(t);

@@ -45,6 +45,12 @@ bool icma_generator_is_modelled(const icma_generator *generator, size_t tensor) 
     return generator->treatment[tensor] != ICMA_TREAT_VERBATIM;
 }
 
+const char *icma_generator_name(const icma_generator *g) {
+    if (g->kind == ICMA_GENERATOR_CONV)
+        return g->prior == ICMA_PRIOR_DIFFUSION ? "diffusion" : "conv";
+    return g->kind == ICMA_GENERATOR_BASIS ? "basis" : "none";
+}
+
 bool icma_generator_predicts(const icma_generator *generator) {
     return generator->kind != ICMA_GENERATOR_NONE;
 }

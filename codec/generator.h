@@ -95,6 +95,8 @@ size_t icma_generator_trunk_parameters(const icma_generator *generator);
 /* Weights of a convolutional decoder and its denoiser. */
 size_t icma_generator_network_parameters(const icma_generator *generator);
 bool icma_generator_is_modelled(const icma_generator *generator, size_t tensor);
+/* "none", "basis", "conv" or "diffusion". */
+const char *icma_generator_name(const icma_generator *generator);
 /* Whether it predicts anything: kinds but ICMA_GENERATOR_NONE. */
 bool icma_generator_predicts(const icma_generator *generator);
 /* Numbers in a code: K, or inputs of the decoder; 0 without a generator. */

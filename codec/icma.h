@@ -76,6 +76,13 @@ enum { ICMA_AUTO = 0, ICMA_MOST_LAYERS = 16 };
 /* How the weights of a convolutional decoder are stored. */
 typedef enum icma_weights { ICMA_WEIGHTS_QUANTISED, ICMA_WEIGHTS_BF16, ICMA_WEIGHTS_F32 } icma_weights;
 
+/* Scores an adapter for a task: lower is better, and finite. `file` is a complete safetensors file; `like` is a checkpoint whose side files (adapter_config.json) fit it. */
+typedef struct icma_scorer {
+    icma_status (*score)(void *context, const char *task, const uint8_t *file, size_t size, const icma_input_checkpoint *like, double *score,
+                         icma_error *error);
+    void *context;
+} icma_scorer;
+
 typedef struct icma_pack_options {
     icma_tier tier;      /* all but ICMA_TIER_VERBATIM */
     icma_bound bound;    /* of ICMA_TIER_BOUNDED */
@@ -97,6 +104,7 @@ typedef struct icma_pack_options {
     double learning_rate; /* at the start; a cosine from there to 0 */
     double weight_decay;  /* decoupled (AdamW); 0: Adam */
     size_t patience;      /* convolutional generators: stop when so many epochs have not lowered the loss by a thousandth; 0: never */
+    icma_scorer scorer;   /* ICMA_CHOOSE_SOUP: if there is one, a greedy soup by its scores; score NULL: the average of all of a task's checkpoints */
     /* Convolutional generators. */
     size_t layers;                     /* 1 .. ICMA_MOST_LAYERS */
     size_t channels[ICMA_MOST_LAYERS]; /* of the encoder's layers; channels[0] = ICMA_AUTO: 8, 16, 32, ... 256 ... 16, 8 */
@@ -147,6 +155,7 @@ typedef struct icma_pack_result {
     icma_tier tier;
     icma_bound bound; /* under ICMA_TIER_BOUNDED: as asked for, or as found for target_bits */
     bool has_generator;
+    const char *generator;        /* "basis", "conv", "diffusion", "soup"; "none"; of the last group that has one. Static */
     size_t components;            /* rows over all roles and groups */
     size_t active_latents;        /* over all groups */
     double within_task_explained; /* share of the within-task variance that the decoded files explain; NAN
@@ -228,12 +237,12 @@ icma_section_info icma_bundle_section(const icma_bundle *bundle, size_t index);
 icma_status icma_bundle_check_section(icma_bundle *bundle, size_t index, icma_error *error);
 
 typedef struct icma_generator_info {
-    const char *kind; /* "basis" or "none" */
+    const char *kind; /* "none", "basis", "conv", "diffusion" */
     size_t components_a, components_b, components_other;
     size_t latent_dim;    /* as stored: inactive dimensions are not */
     size_t condition_dim; /* coordinates that the trunk sees */
-    size_t hidden, hidden_layers;
-    uint64_t head_bytes, trunk_parameters, modelled_parameters;
+    size_t hidden, hidden_layers; /* of a convolutional decoder: its layers */
+    uint64_t head_bytes, trunk_parameters /* of whatever network there is */, modelled_parameters;
     size_t tensors, tensors_verbatim;
 } icma_generator_info;
 icma_status icma_bundle_generator(icma_bundle *bundle, uint32_t group, icma_generator_info *info,

@@ -129,7 +129,7 @@ void icma_elu_reference(void *device, icma_matrix x, icma_matrix y) {
             icma_row(y, i)[j] = icma_elu_scalar(icma_row(x, i)[j]);
 }
 
-static float activate(icma_activation act, float x) {
+float icma_activate_scalar(icma_activation act, float x) {
     switch (act) {
     case ICMA_ACTIVATION_LEAKY_RELU:
         return x > 0 ? x : 0.01F * x;
@@ -140,7 +140,7 @@ static float activate(icma_activation act, float x) {
     }
 }
 
-static float slope(icma_activation act, float x) {
+float icma_slope_scalar(icma_activation act, float x) {
     switch (act) {
     case ICMA_ACTIVATION_LEAKY_RELU:
         return x > 0 ? 1 : 0.01F;
@@ -155,7 +155,7 @@ void icma_activation_backward_reference(void *device, icma_activation act, icma_
     (void)device;
     for (size_t i = 0; i < x.rows; i++)
         for (size_t j = 0; j < x.columns; j++)
-            icma_row(dx, i)[j] = icma_row(dy, i)[j] * slope(act, icma_row(x, i)[j]);
+            icma_row(dx, i)[j] = icma_row(dy, i)[j] * icma_slope_scalar(act, icma_row(x, i)[j]);
 }
 
 void icma_batch_norm_given_reference(void *device, icma_matrix x, icma_matrix gamma, icma_matrix beta, float epsilon, icma_activation act, icma_matrix mean, icma_matrix variance, icma_matrix y) {
@@ -163,7 +163,7 @@ void icma_batch_norm_given_reference(void *device, icma_matrix x, icma_matrix ga
     for (size_t j = 0; j < x.columns; j++) {
         float scale = icma_row(gamma, 0)[j] / sqrtf(icma_row(variance, 0)[j] + epsilon);
         for (size_t i = 0; i < x.rows; i++)
-            icma_row(y, i)[j] = activate(act, fmaf(icma_row(x, i)[j] - icma_row(mean, 0)[j], scale, icma_row(beta, 0)[j]));
+            icma_row(y, i)[j] = icma_activate_scalar(act, fmaf(icma_row(x, i)[j] - icma_row(mean, 0)[j], scale, icma_row(beta, 0)[j]));
     }
 }
 
@@ -190,7 +190,7 @@ void icma_batch_norm_backward_reference(void *device, icma_matrix x, icma_matrix
         double sum = 0, product = 0;
         for (size_t i = 0; i < x.rows; i++) {
             float apart = icma_row(x, i)[j] - centre;
-            float d = icma_row(dy, i)[j] * slope(act, fmaf(apart, scale, icma_row(beta, 0)[j]));
+            float d = icma_row(dy, i)[j] * icma_slope_scalar(act, fmaf(apart, scale, icma_row(beta, 0)[j]));
             sum += (double)d;
             product += (double)d * (double)(apart * inverse);
         }
@@ -199,7 +199,7 @@ void icma_batch_norm_backward_reference(void *device, icma_matrix x, icma_matrix
         double rows = (double)x.rows;
         for (size_t i = 0; i < x.rows; i++) {
             float apart = icma_row(x, i)[j] - centre;
-            float d = icma_row(dy, i)[j] * slope(act, fmaf(apart, scale, icma_row(beta, 0)[j]));
+            float d = icma_row(dy, i)[j] * icma_slope_scalar(act, fmaf(apart, scale, icma_row(beta, 0)[j]));
             icma_row(dx, i)[j] = scale * (float)((double)d - sum / rows - (double)(apart * inverse) * (product / rows));
         }
     }

@@ -79,19 +79,19 @@ __attribute__((target("avx2,fma"))) static void dequantise_avx2(const int16_t *i
 
 size_t icma_kernels_all(icma_kernels list[ICMA_KERNEL_SETS]) {
     size_t count = 0;
-    list[count++] = (icma_kernels){"scalar", icma_basis_scalar, icma_linear_scalar, icma_dequantise_scalar};
+    list[count++] = (icma_kernels){"scalar", icma_basis_scalar, icma_linear_scalar, icma_dequantise_scalar, icma_conv_kernels_portable()};
     if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma"))
         return count;
-    list[count++] = (icma_kernels){"avx2", basis_avx2, linear_avx2, dequantise_avx2};
+    list[count++] = (icma_kernels){"avx2", basis_avx2, linear_avx2, dequantise_avx2, icma_conv_kernels_avx2()};
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw"))
-        list[count++] = (icma_kernels){"avx512", basis_avx512, linear_avx2, dequantise_avx2};
+        list[count++] = (icma_kernels){"avx512", basis_avx512, linear_avx2, dequantise_avx2, icma_conv_kernels_avx512()};
     return count;
 }
 
 #else
 
 size_t icma_kernels_all(icma_kernels list[ICMA_KERNEL_SETS]) {
-    list[0] = (icma_kernels){"scalar", icma_basis_scalar, icma_linear_scalar, icma_dequantise_scalar};
+    list[0] = (icma_kernels){"scalar", icma_basis_scalar, icma_linear_scalar, icma_dequantise_scalar, icma_conv_kernels_portable()};
     return 1;
 }
 

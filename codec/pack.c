@@ -7,6 +7,7 @@
 #include "conv_train.h"
 #include "memory.h"
 #include "npy.h"
+#include "soup.h"
 #include "training_file.h"
 
 #include <math.h>
@@ -170,6 +171,13 @@ static icma_basis_target target_of(const icma_pack_options *o) {
     return target;
 }
 
+static icma_status write_head(icma_packer *p, icma_pack_group *g, icma_error *error) {
+    memcpy(g->generator.components, g->basis.components, sizeof g->basis.components);
+    g->generator.head_step = g->basis.step; /* moves */
+    g->basis.step = NULL;
+    return icma_basis_write_head(g->group, g->index, &g->gram, &g->generator, p->ops, &p->options->progress, &g->basis, p->writer, &g->chunks, &g->chunk_count, error);
+}
+
 /* Basis, head and the CVAE in its coordinates. */
 static icma_status learn_basis(icma_packer *p, icma_pack_group *g, icma_error *error) {
     const icma_pack_options *o = p->options;
@@ -182,17 +190,52 @@ static icma_status learn_basis(icma_packer *p, icma_pack_group *g, icma_error *e
         return status;
     if (g->basis.total == 0 && g->gram.count == g->group->count)
         return ICMA_OK; /* residuals alone, and no source that has not been looked at */
-    memcpy(g->generator.components, g->basis.components, sizeof g->basis.components);
-    g->generator.head_step = g->basis.step; /* moves */
-    g->basis.step = NULL;
-    status = icma_basis_write_head(g->group, g->index, &g->gram, &g->generator, p->ops, &o->progress, &g->basis, p->writer, &g->chunks, &g->chunk_count,
-                                   error);
+    status = write_head(p, g, error);
     p->result->seconds.encode += icma_lap(&now);
     uint64_t head_bytes = 0;
     for (size_t c = 0; c < g->chunk_count; c++)
         head_bytes += g->chunks[c].stored_size;
     if (!status && g->basis.total)
         status = icma_train(g->group, &g->basis, p->conditions, o, head_bytes, p->ops, &g->generator, &g->training, error);
+    p->result->seconds.train += icma_lap(&now);
+    return status;
+}
+
+/* The 5 % of the leftover that coding noise may add, as in training; a floor where there is none. */
+static double soup_theta(const icma_basis *basis) {
+    return fmax(0.05 * basis->leftover, 1e-8 * basis->energy) / (double)basis->total;
+}
+
+static icma_status brew(icma_packer *p, icma_pack_group *g, double *weight, icma_error *error) {
+    const icma_pack_options *o = p->options;
+    icma_training *t = &g->training;
+    icma_rng rng = icma_rng_seed(o->seed);
+    icma_status status = ICMA_OK;
+    icma_soup_uniform(g->group, weight);
+    if (o->scorer.score)
+        status = icma_soup_greedy(g->group, &g->generator, p->inputs, o->scorer, &o->progress, weight, error);
+    if (!status)
+        status = icma_conditions_prepare(g->group, p->conditions, &rng, &g->generator, &t->conditions, error);
+    if (!status)
+        status = icma_soup_basis(g->group, &g->gram, &g->generator, weight, o->max_error, &g->basis, error);
+    if (status)
+        return status;
+    icma_conditions_settle(&t->conditions, g->generator.coordinates);
+    t->active = icma_alloc_zeroed(t->conditions.count, sizeof *t->active);
+    t->latent = icma_alloc_zeroed(1, sizeof *t->latent); /* no dimensions */
+    if (!t->active || !t->latent)
+        return icma_fail(error, ICMA_E_MEMORY, NULL, "no memory for a soup");
+    status = write_head(p, g, error);
+    if (!status)
+        status = icma_soup_trunk(g->group, &g->basis, weight, &t->conditions, soup_theta(&g->basis), &g->generator, error);
+    return status;
+}
+
+static icma_status learn_soup(icma_packer *p, icma_pack_group *g, icma_error *error) {
+    double now = 0, *weight = icma_alloc_array(g->group->count, sizeof *weight);
+    icma_lap(&now);
+    icma_status status = weight ? brew(p, g, weight, error) : icma_fail(error, ICMA_E_MEMORY, NULL, "no memory for a soup");
+    icma_free(weight);
     p->result->seconds.train += icma_lap(&now);
     return status;
 }
@@ -216,6 +259,8 @@ static icma_status learn(icma_packer *p, icma_pack_group *g, icma_error *error) 
     p->result->seconds.gram += icma_lap(&now);
     if (status || !has_modelled(g))
         return status;
+    if (o->generator == ICMA_CHOOSE_SOUP)
+        return learn_soup(p, g, error);
     return o->generator == ICMA_CHOOSE_CONV || o->generator == ICMA_CHOOSE_DIFFUSION ? learn_conv(p, g, error) : learn_basis(p, g, error);
 }
 
@@ -238,7 +283,9 @@ static icma_status settle_generator(icma_packer *p, icma_pack_group *g, icma_err
 
 static void tell_group(icma_packer *p, const icma_pack_group *g) {
     icma_pack_result *r = p->result;
-    r->has_generator |= g->generator.kind != ICMA_GENERATOR_NONE;
+    r->has_generator |= icma_generator_predicts(&g->generator);
+    if (icma_generator_predicts(&g->generator) || !r->generator)
+        r->generator = p->options->generator == ICMA_CHOOSE_SOUP ? "soup" : icma_generator_name(&g->generator);
     r->components += g->generator.total;
     r->active_latents += g->generator.latent;
     for (size_t s = 0; s < g->training.conditions.count; s++) {

@@ -67,6 +67,8 @@ static void add_options(cJSON *root, const icma_packer *p, const icma_pack_group
     }
     if (o->tier == ICMA_TIER_LOSSLESS)
         add_number(options, "restart", (double)o->restart, whole);
+    if (o->generator == ICMA_CHOOSE_SOUP)
+        add_text(options, "generator", o->scorer.score ? "greedy soup" : "soup", whole);
     if (g->generator.kind == ICMA_GENERATOR_CONV)
         add_network(options, p, g, whole);
     add_text(options, "loss", o->loss == ICMA_LOSS_PAPER ? "paper" : "water-level", whole);

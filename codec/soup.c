@@ -303,6 +303,8 @@ icma_status icma_soup_basis(const icma_group *group, const icma_gram *gram, cons
     if (!status) {
         choose_step(&s, max_error);
         status = keep(&s, out, error);
+        if (!status && out->total == 0)
+            status = icma_fail(error, ICMA_E_UNSUPPORTED, NULL, "every task's average is zero, so there is nothing to make a soup of; use another --generator");
     }
     soup_free(&s);
     if (status)

@@ -16,13 +16,6 @@
 /* The uniform soup: all of a task's checkpoints alike. */
 void icma_soup_uniform(const icma_group *group, double *weight);
 
-/* Scores an adapter for a task: lower is better, and finite. `file` is a complete safetensors file; `like` is a checkpoint whose side files (adapter_config.json) fit it. */
-typedef struct icma_scorer {
-    icma_status (*score)(void *context, const char *task, const uint8_t *file, size_t size, const icma_input_checkpoint *like, double *score,
-                         icma_error *error);
-    void *context;
-} icma_scorer;
-
 /*
  * The greedy soup (Wortsman et al. 2022, recipe 1): a task's checkpoints are scored one by one (the later of equal ones comes first); from the best on, each joins if the average's
  * score does not get worse. That takes 2 n - 1 scores for a task's n checkpoints in this group. What is scored is the task's last file with the average of each modelled tensor

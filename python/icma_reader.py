@@ -40,6 +40,9 @@ GENERATE, LATENT, BOUNDED, LOSSLESS, KEPT = 0, 1, 2, 3, 15
 TIERS = {GENERATE: 'generate', LATENT: 'latent', BOUNDED: 'bounded', LOSSLESS: 'lossless', KEPT: 'verbatim'}
 # 4.12
 MOST_TAPS = 3
+# 4.3: kinds of generator; priors of the third
+NO_GENERATOR, BASIS, CONV = range(3)
+NORMAL, DIFFUSION = range(2)
 # 4.11
 MOST_CODE, STREAM = 640, 1 << 18
 SIXTEENTHS = (0x3f800000, 0x3f85aac3, 0x3f8b95c2, 0x3f91c3d3, 0x3f9837f0, 0x3f9ef532, 0x3fa5fed7, 0x3fad583f,
@@ -527,11 +530,27 @@ def softsign(v):
     return v / (numpy.float32(1) + numpy.abs(v))
 
 
+def elu(x):
+    """4.15"""
+    v = numpy.where(x < -32, numpy.float32(-32), x)
+    n = fma32(v, ELU_INVERSE, numpy.full_like(v, ELU_ROUND))
+    k = n - ELU_ROUND
+    r = fma32(k, -ELU_LOW, fma32(k, -ELU_HIGH, v))
+    p = numpy.full_like(r, ELU_TERMS[0])
+    for term in ELU_TERMS[1:]:
+        p = fma32(p, r, numpy.full_like(r, term))
+    power = (n.view(numpy.uint32) - ELU_ROUND.view(numpy.uint32) + numpy.uint32(127) << numpy.uint32(23)).view(numpy.float32)
+    return numpy.where(x >= 0, x, fma32(power, fma32(r * r, p, r), power - numpy.float32(1)))
+
+
 def to_bfloat16(x):
     words = x.view(numpy.uint32).astype(numpy.uint64)
     return ((words + 0x7fff + (words >> 16 & 1)) >> 16).astype('<u2')
 
 
+ELU_INVERSE, ELU_ROUND = numpy.float32(float.fromhex('0x1.715476p0')), numpy.float32(float.fromhex('0x1.8p23'))
+ELU_HIGH, ELU_LOW = numpy.float32(float.fromhex('0x1.62e4p-1')), numpy.float32(float.fromhex('0x1.7f7d1cp-20'))
+ELU_TERMS = [numpy.float32(1 / k) for k in (5040, 720, 120, 24, 6, 2)]
 CASTS = {'F32': lambda x: x.astype('<f4'), 'F16': lambda x: x.astype('<f2'), 'BF16': to_bfloat16}
 
 
@@ -589,6 +608,143 @@ def plain(values, what, positive=False):
     return values
 
 
+def size(cursor, most, least=0):
+    """A size of the generator: over its limit, or too small"""
+    value = cursor.varint()
+    if value < least:
+        corrupt(f'{cursor.what} has a size that cannot be')
+    if value > most:
+        limit(f'{cursor.what} has a size over its limit')
+    return value
+
+
+def cut(runs):
+    """4.11: runs of whole sequences, cut into streams"""
+    left, room = [[]], STREAM
+    for count, context in runs:
+        while count:
+            if not room:
+                left.append([])
+                room = STREAM
+            part = min(count, room)
+            left[-1].append((part, context))
+            count, room = count - part, room - part
+    return left
+
+
+class Decoder:
+    """4.15"""
+
+    def __init__(self, cursor):
+        coding = cursor.u8()
+        if coding > 2:
+            unsupported(f'a decoder of coding {coding}')
+        self.inputs, self.start, self.n = size(cursor, 2048), size(cursor, 1 << 28, 1), size(cursor, 16, 1)
+        self.width = size(cursor, 31, 1)
+        self.channels = [size(cursor, 1024, 1) for _ in range(self.n + 1)]
+        self.outputs = size(cursor, 2, 1)
+        if self.width % 2 == 0:
+            corrupt('a decoder with an even width')
+        self.shapes = [(self.inputs, self.start * self.channels[0])]
+        self.shapes += [(self.width * before, after) for before, after in zip(self.channels, [*self.channels[1:], self.outputs])]
+        numbers = sum((rows + 1) * columns for rows, columns in self.shapes)
+        if numbers > 1 << 28:
+            limit('a decoder of too many numbers')
+        left = len(cursor.data) - cursor.at
+        if numbers > (1024 * left if coding == 2 else left // (2 if coding else 4)):
+            corrupt('a decoder of more numbers than it has room for')
+        if coding == 2:
+            self.read_quantised(cursor)
+            return
+        self.biases, self.weights = [], []
+        for rows, columns in self.shapes:
+            self.biases.append(plain(cursor.array('<f4', columns), 'a decoder'))
+            self.weights.append(plain(cursor.array('<u2' if coding else '<f4', rows * columns), 'a decoder').reshape(rows, columns))
+
+    def read_quantised(self, cursor):
+        counts = []
+        for l, (rows, columns) in enumerate(self.shapes):
+            counts += [rows] * columns if l else [columns] * rows
+            counts.append(columns)
+        if len(counts) > (len(cursor.data) - cursor.at) // 2:
+            corrupt('a decoder of more vectors than it has room for')
+        codes, code = [], 0
+        for _ in counts:
+            code += cursor.signed()
+            if abs(code) > MOST_CODE:
+                corrupt('a decoder has a step out of its range')
+            codes.append(code)
+        contexts = cursor.take(len(counts))
+        streams, numbers = cut(zip(counts, contexts)), []
+        for runs, length in list(zip(streams, [cursor.varint() for _ in streams])):
+            try:
+                numbers += rans.decode(cursor.take(length), runs)
+            except rans.Corrupt as error:
+                corrupt(f'a decoder: {error}')
+        vectors, at = [], 0
+        for count, code, context in zip(counts, codes, contexts):
+            step = residual_step(numpy.float32(1), code)
+            vectors.append(numpy.array(expand(numbers[at:at + count], context), numpy.float32) * step)
+            at += count
+        self.biases, self.weights = [], []
+        for l, (rows, columns) in enumerate(self.shapes):
+            own, vectors = vectors[:columns if l else rows], vectors[columns if l else rows:]
+            self.biases.append(vectors.pop(0))
+            matrix = numpy.array(own, numpy.float32).reshape(len(own), rows if l else columns)
+            self.weights.append(matrix.T if l else matrix)
+
+    def layer(self, l, g):
+        """g_l of g_(l-1), before elu; the output of g_N: one tap after the other, all positions that it reaches at once"""
+        up, padding = l <= self.n, (self.width - 1) // 2
+        after = len(g) * (2 if up else 1)
+        y = numpy.tile(self.biases[l], (after, 1))
+        for tap in range(self.width):
+            to = (2 * numpy.arange(len(g)) + tap if up else numpy.arange(len(g)) + 2 * padding - tap) - padding
+            inside = (to >= 0) & (to < after)
+            for i in range(g.shape[1]):
+                y[to[inside]] = fma32(g[inside, i, None], self.weights[l][tap * g.shape[1] + i], y[to[inside]])
+        return y
+
+    def run(self, x):
+        """The first channel of y"""
+        with numpy.errstate(all='ignore'):
+            g = linear(x, self.weights[0], self.biases[0]).reshape(self.start, self.channels[0])
+            for l in range(1, self.n + 1):
+                g = elu(self.layer(l, g))
+            return self.layer(self.n + 1, g)[:, 0]
+
+
+class Denoiser:
+    """4.16"""
+
+    def __init__(self, cursor, d, m):
+        e, h, steps = size(cursor, 256), size(cursor, 4096), size(cursor, 1024)
+        if not d or not h or not steps:
+            corrupt('a denoiser has a size that cannot be')
+
+        def floats(*shape, kind='<f4', positive=False):
+            return plain(cursor.array(kind, math.prod(shape)), 'a denoiser', positive).reshape(shape)
+
+        self.centre, self.spread = floats(d), floats(d, positive=True)
+        self.keep, self.add, self.time = floats(steps), floats(steps), floats(steps, e)
+        shapes = (d + m + e, h), (h, h), (h, h), (h, d)
+        self.layers = [(floats(*shape, kind='<u2'), floats(shape[1])) for shape in shapes]
+
+    def sample(self, noise, a):
+        x = noise
+        (u1, c1), (u2, c2), (u3, c3), (u4, c4) = self.layers
+        with numpy.errstate(all='ignore'):
+            for keep, add, time in zip(self.keep, self.add, self.time):
+                h1 = softsign(linear(numpy.concatenate([x, a, time]), u1, c1))
+                h2 = softsign(linear(h1, u2, c2)) + h1
+                h3 = softsign(linear(h2, u3, c3)) + h2
+                x = fma32(add, linear(h3, u4, c4), keep * x)
+            z = fma32(self.spread, x, self.centre)
+        if not numpy.all(numpy.isfinite(z)):
+            corrupt('a latent is not finite')
+        return z
+
+
 class Generator:
     """4.3"""
 
@@ -596,7 +752,7 @@ class Generator:
         self.tensors = tensors
         cursor = Cursor(data, 'the generator')
         self.kind = cursor.u8()
-        if self.kind > 1:
+        if self.kind > CONV:
             unsupported(f'generator of kind {self.kind}')
         if cursor.varint() != len(tensors):
             corrupt('the generator is for another number of tensors')
@@ -612,36 +768,45 @@ class Generator:
             return plain(cursor.array(kind, math.prod(shape)), 'the generator', positive).reshape(shape)
 
         self.scale = dict(zip(self.modelled, floats(len(self.modelled), positive=True)))
-        if self.kind == 0:
-            self.roles = [0, 0, 0]
-            cursor.end()
-            return
+        self.roles, self.k = [0, 0, 0], 0
+        if self.kind == BASIS:
+            self.read_basis(cursor, floats)
+        elif self.kind == CONV:
+            self.read_conv(cursor, floats)
+        cursor.end()
 
-        def size(most, least=0):
-            value = cursor.varint()
-            if value > most:
-                limit('the generator has a size over its limit')
-            if value < least:
-                corrupt('the generator has a size that cannot be')
-            return value
-
-        self.roles = [size(4096) for _ in range(3)]
-        k = self.k = sum(self.roles)
-        if not k:
-            corrupt('the generator has no rows')
-        d, m, h = self.d, self.m, self.h = size(1024), size(1024), size(1024, 1)
-        c, m_g = self.c, self.m_g = size(1 << 20), size(1024)
-        if m_g > m or (m_g == 0) != (c == 0):
+    def read_condition(self, cursor, most, wrong):
+        c, m_g = self.c, self.m_g = size(cursor, 1 << 20), size(cursor, 1024)
+        if wrong or m_g > self.m or (m_g == 0) != (c == 0):
             corrupt('the generator has a size out of its range')
-
         self.condition = numpy.array([cursor.coarse(c) for _ in range(m_g)], numpy.float32).reshape(m_g, c)
+
+    def read_basis(self, cursor, floats):
+        self.roles = [size(cursor, 4096) for _ in range(3)]
+        k = self.k = sum(self.roles)
+        d, m, h = self.d, self.m, self.h = size(cursor, 1024), size(cursor, 1024), size(cursor, 1024)
+        self.read_condition(cursor, m, not k or not h)
         self.latent_step = floats(d, positive=True)
         self.correction_step = floats(k, positive=True)
         self.head_step = floats(k, positive=True)
         self.v1, self.b1 = floats(d + m, h, kind='<u2'), floats(h)
         self.v2, self.b2 = floats(h, h, kind='<u2'), floats(h)
         self.v3, self.s, self.b3 = floats(h, k, kind='<u2'), floats(d + m, k), floats(k)
-        cursor.end()
+
+    def read_conv(self, cursor, floats):
+        d, m = self.d, self.m = size(cursor, 1024), size(cursor, 1024)
+        self.read_condition(cursor, m, False)
+        self.prior = cursor.u8()
+        if self.prior > DIFFUSION:
+            unsupported(f'a prior {self.prior}')
+        self.latent_step = floats(d, positive=True)
+        self.decoder = Decoder(cursor)
+        weights = sum(self.tensors[t].elements for t in self.modelled)
+        if self.decoder.inputs != (d + m if self.prior == NORMAL else d) or not weights or self.decoder.start != -(-weights >> self.decoder.n):
+            corrupt('a decoder does not fit the tensors')
+        if self.prior == DIFFUSION:
+            self.denoiser = Denoiser(cursor, d, m)
+        self.ran = None
 
     def coordinates(self, origin, values):
         if origin == 2:
@@ -650,7 +815,16 @@ class Generator:
         a[:self.m_g] = linear(values, self.condition.T, a[:self.m_g])
         return a
 
+    def draw(self, noise, a):
+        """4.5, 4.8: z, where none is stored"""
+        if self.kind == CONV and self.prior == DIFFUSION:
+            return self.denoiser.sample(noise, a)
+        return noise
+
     def coefficients(self, z, a):
+        """Of a basis q; of a decoder its input"""
+        if self.kind == CONV:
+            return numpy.concatenate([z, a]) if self.prior == NORMAL else z
         x = numpy.concatenate([z, a])
         with numpy.errstate(all='ignore'):
             h1 = softsign(linear(x, self.v1, self.b1))
@@ -665,12 +839,21 @@ class Generator:
 
     def prediction(self, head, t, q):
         """Of modelled tensor t, before residual and cast."""
+        if self.kind == CONV:
+            return self.decoded(t, q)
         zeros = numpy.zeros(self.tensors[t].elements, numpy.float32)
         if not self.has_rows(t):
             return zeros
         role = self.treatment[t]
         own = slice(sum(self.roles[:role]), sum(self.roles[:role + 1]))
         return linear(q[own] * self.head_step[own], head[t].astype(numpy.float32), zeros) * self.scale[t]
+
+    def decoded(self, t, x):
+        """4.5, kind 2: tensor t of what the decoder makes of x"""
+        if self.ran is None or self.ran[0] != x.tobytes():
+            self.ran = x.tobytes(), self.decoder.run(x)
+        first, c = sum(self.tensors[u].elements for u in self.modelled if u < t), self.tensors[t].elements
+        return self.ran[1][first:first + c] * (self.scale[t] * (numpy.float32(64) / numpy.sqrt(numpy.float32(c))))
 
     def weights(self, head, t, q, residual=None):
         """The bytes of modelled tensor t; `residual` is its step and integers (4.11), if it has any."""
@@ -704,7 +887,7 @@ class Checkpoint:
 
 def has_coefficients(row, generator):
     """4.6"""
-    return generator.kind == 1 and row.tier in (LATENT, BOUNDED, LOSSLESS)
+    return generator.kind != NO_GENERATOR and row.tier in (LATENT, BOUNDED, LOSSLESS)
 
 
 def has_block(row, kind):
@@ -784,7 +967,7 @@ def read_table(cursor, n, generator):
             out.append(value)
         return out
 
-    if generator.kind == 1:
+    if generator.kind:
         latents = [column(True) for _ in range(generator.d)]
         corrections = [column(False) for _ in range(generator.k)]
         for i, row in enumerate(latent):
@@ -837,7 +1020,7 @@ class Group:
                 corrupt('the head has a gap or an overlap')
             at += section.count
         last = max((t for t in self.generator.modelled if self.generator.has_rows(t)), default=-1)
-        if not last < at <= len(self.tensors) or self.head_sections and not self.generator.kind:
+        if not last < at <= len(self.tensors) or self.head_sections and self.generator.kind != BASIS:
             corrupt('the head is not that of its group')
 
     def head(self):
@@ -890,21 +1073,12 @@ def read_residual(cursor, generator):
             corrupt('a residual has a step out of its range')
         codes.append(code)
     contexts = cursor.take(len(tensors))
-    left = [(generator.tensors[tensor].elements, context) for tensor, context in zip(tensors, contexts)]
-    total = sum(count for count, _ in left)
-    streams = -(-total // STREAM)
-    if streams > len(cursor.data) - cursor.at + 1:
+    runs = [(generator.tensors[tensor].elements, context) for tensor, context in zip(tensors, contexts)]
+    if -(-sum(count for count, _ in runs) // STREAM) > len(cursor.data) - cursor.at + 1:
         corrupt('a residual ends too soon')
-    sizes = [cursor.varint() for _ in range(streams - 1)]
-    numbers = []
-    for s in range(streams):
-        runs, room = [], STREAM
-        while left and room:
-            count, context = left.pop(0)
-            runs.append((min(count, room), context))
-            if count > room:
-                left.insert(0, (count - room, context))
-            room -= runs[-1][0]
+    streams, numbers = cut(runs), []
+    sizes = [cursor.varint() for _ in streams[1:]]
+    for s, runs in enumerate(streams):
         data = cursor.take(sizes[s] if s < len(sizes) else len(cursor.data) - cursor.at)
         try:
             numbers += rans.decode(data, runs)
@@ -1089,11 +1263,11 @@ class Part:
         generator = self.group.generator
         if not generator.kind:
             return None
+        a = generator.coordinates(self.origin, self.condition)
         if not has_coefficients(row, generator):
-            return generator.coefficients(numpy.zeros(generator.d, numpy.float32), generator.coordinates(self.origin, self.condition))
-        z = numpy.array(row.latents, numpy.float32) * generator.latent_step
-        q = generator.coefficients(z, generator.coordinates(self.origin, self.condition))
-        return fma32(numpy.array(row.corrections, numpy.float32), generator.correction_step, q)
+            return generator.coefficients(generator.draw(numpy.zeros(generator.d, numpy.float32), a), a)
+        q = generator.coefficients(numpy.array(row.latents, numpy.float32) * generator.latent_step, a)
+        return fma32(numpy.array(row.corrections, numpy.float32), generator.correction_step, q) if generator.kind == BASIS else q
 
     def compute(self, row):
         if row.tier == LOSSLESS:
@@ -1111,7 +1285,8 @@ class Part:
         generator = self.group.generator
         if not generator.kind:
             unsupported('the task has no generator to sample from')
-        q = generator.coefficients(normals(seed, generator.d), generator.coordinates(self.origin, self.condition))
+        a = generator.coordinates(self.origin, self.condition)
+        q = generator.coefficients(generator.draw(normals(seed, generator.d), a), a)
         if row.tier != LOSSLESS:
             return self.file(row, self.tensors(row, q, {}))
         data, out = self.original(row), []

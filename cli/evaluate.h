@@ -1,0 +1,24 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * A user's command as the judge of adapters: --eval 'CMD {adapter} {task}'.
+ *
+ * The command is split into words as a shell would ('...', "...", backslashes; nothing else is special, and no shell is run), and in each word {adapter} becomes the path
+ * of a PEFT folder (adapter_model.safetensors, and adapter_config.json where there is one) and {task} the task's name. It gets no input; what it says on stderr goes to ours.
+ * Its score, lower being better, is the last number on the last line of its output that is not empty. A number is a word of its own or, on a line
+ * without one, what follows the last '=' or ':' of a word ("2.07391 /tmp/x=7" and "bpc=2.07391" both say 2.07391).
+ */
+#ifndef CLI_EVALUATE_H
+#define CLI_EVALUATE_H
+
+#include "soup.h"
+
+typedef struct cli_evaluator cli_evaluator;
+
+/* ICMA_E_USAGE for a quote without its end, no {adapter}, or a program that is not there. */
+icma_status cli_evaluate_open(const char *command, cli_evaluator **out, icma_error *error);
+/* Runs the command on each adapter. ICMA_E_IO where it cannot be run, fails or is killed, or prints no finite number; ICMA_E_CANCELLED after a signal to us,
+ * which the command gets too. The folder is private, lies in TMPDIR and is gone afterwards. The evaluator must outlive the scorer. */
+icma_scorer cli_evaluator_scorer(cli_evaluator *evaluator);
+void cli_evaluator_close(cli_evaluator *evaluator); /* NULL is fine */
+
+#endif
