@@ -2,6 +2,7 @@
 #include "evaluate.h"
 
 #include "bytes.h"
+#include "file.h"
 #include "memory.h"
 #include "signals.h"
 

@@ -10,7 +10,7 @@
 #ifndef CLI_EVALUATE_H
 #define CLI_EVALUATE_H
 
-#include "soup.h"
+#include "icma.h"
 
 typedef struct cli_evaluator cli_evaluator;
 

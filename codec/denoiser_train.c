@@ -7,7 +7,6 @@
 #include "memory.h"
 
 #include <math.h>
-#include <stdlib.h>
 #include <string.h>
 
 enum { TIMES = ICMA_DENOISER_TIMES };
@@ -224,23 +223,18 @@ static icma_matrix slot(const icma_denoising *t, int which, size_t rows) {
     return icma_matrix_of(t->slots[which], rows, slot_columns(t, which));
 }
 
-/* Rows of w and of the target. x_t = sqrt(abar) x + sqrt(1 - abar) eps (Ho et al. 2020, eq. 4); the target is v = sqrt(abar) eps - sqrt(1 - abar) x. */
+/* Rows of w and of the target: x_t = sqrt(abar) x_0 + sqrt(1 - abar) eps (Ho et al. 2020, eq. 4), and x_0. */
 static icma_status prepare(icma_denoising *t, const uint32_t *order, size_t n, icma_rng *rng, icma_error *error) {
     const icma_ops *ops = t->ops;
     size_t d = t->sizes.latent, m = t->sizes.coordinates, k = t->sizes.embedding, inputs = d + m + k;
-    static int mode = -1;
-    if (mode < 0)
-        mode = getenv("MODE") ? atoi(getenv("MODE")) : 1;
     for (size_t i = 0; i < n; i++) {
         size_t time = 1 + (size_t)icma_rng_below(rng, TIMES);
         float signal = (float)sqrt(t->signal[time]), noise = (float)sqrt(1 - t->signal[time]);
-        float *w = t->w + i * inputs, *target = t->target + i * d;
+        float *w = t->w + i * inputs;
         const float *x = t->x + order[i] * d;
-        for (size_t j = 0; j < d; j++) {
-            float eps = icma_rng_normal(rng);
-            w[j] = signal * x[j] + noise * eps;
-            target[j] = mode == 0 ? eps : signal * eps - noise * x[j];
-        }
+        for (size_t j = 0; j < d; j++)
+            w[j] = signal * x[j] + noise * icma_rng_normal(rng);
+        memcpy(t->target + i * d, x, d * sizeof *x);
         memcpy(w + d, t->a + order[i] * m, m * sizeof *w);
         memcpy(w + d + m, t->time + time * k, k * sizeof *w);
     }
@@ -351,19 +345,15 @@ icma_status icma_denoising_set(icma_denoising *t, const float *state, icma_error
     return status;
 }
 
-/* DDIM with eta 0 in terms of v: x_s = cos(p) x_t - sin(p) v, p the angle between the two times (cos = sqrt(abar)). */
+/* DDIM with eta 0, x_s = sqrt(abar_s) f + sqrt(1 - abar_s) e with e = (x_t - sqrt(abar_t) f) / sqrt(1 - abar_t), sorted by x_t and f. */
 static void make_schedule(const icma_denoising *t, icma_denoiser *out) {
     for (size_t i = 0; i < out->steps; i++) {
         size_t from = time_of(i, out->steps), to = time_of(i + 1, out->steps);
-        double keep = sqrt(t->signal[to] / t->signal[from]);
-        double add = sqrt(1 - t->signal[to]) - keep * sqrt(1 - t->signal[from]);
-        if (!(getenv("MODE") && atoi(getenv("MODE")) == 0)) {
-            keep += add * sqrt(1 - t->signal[from]);
-            add *= sqrt(t->signal[from]);
-        }
+        double keep = sqrt((1 - t->signal[to]) / (1 - t->signal[from]));
         out->keep[i] = (float)keep;
-        out->add[i] = (float)add;
-        memcpy(out->time + i * out->embedding, t->time + from * out->embedding, out->embedding * sizeof *out->time);
+        out->add[i] = (float)(sqrt(t->signal[to]) - keep * sqrt(t->signal[from]));
+        if (out->embedding)
+            memcpy(out->time + i * out->embedding, t->time + from * out->embedding, out->embedding * sizeof *out->time);
     }
 }
 

@@ -8,12 +8,15 @@
  *   V_MAX(a, b)                                   a > b ? a : b, so b where either is a NaN
  *   V_POWER(n)                                    2^(bits of n - bits of 1.5 * 2^23), see icma_elu_scalar
  *   V_IF_ABOVE(x, a, b), V_IF_LEAST(x, a, b)      x > 0 ? a : b,  x >= 0 ? a : b
- *   W, W_SET, W_ADD, W_FMA, W_LOAD, W_STORE       the same in double: a vector of LANES / 2
+ *   W, W_ADD, W_SUB, W_LOAD, W_STORE              the same in double: a vector of LANES / 2
+ *   W_ADD_SQUARE(a, b)                            a * a + b, in double
  *   W_LOW(v), W_HIGH(v)                           halves of a V as W
  *   POSITIONS_2, POSITIONS_1                      positions of a register tile two vectors and one vector wide
  *   OUTER_ROWS_2, OUTER_ROWS_1                    the same for rows of a tile of sums of outer products
  *   NARROW_POSITIONS                              8 * LANES
  *   CONV_REST, OUTER_REST                         kernels for fewer than LANES outputs and columns
+ *
+ * and this header undefines them all.
  */
 
 /* --- convolutions --------------------------------------------------------------------------------------- */
@@ -101,7 +104,7 @@ TARGET static inline INLINED void NAME(narrow_block)(const icma_conv_run *run, f
 }
 
 TARGET static void NAME(narrow)(const icma_conv_run *run) {
-    float turned[NARROW_INPUTS][NARROW_ROW] = {{0}};
+    float turned[ICMA_NARROW_INPUTS][NARROW_ROW] = {{0}};
     for (size_t first = 0; first < run->positions; first += NARROW_POSITIONS) {
         size_t left = run->positions - first, rows = (left < NARROW_POSITIONS ? left : NARROW_POSITIONS) + run->taps - 1;
         const float *x = run->x + (ptrdiff_t)first * run->x_position;
@@ -244,34 +247,31 @@ TARGET static void NAME(activation_backward)(icma_activation act, const float *x
 
 /* --- batch norm ----------------------------------------------------------------------------------------- */
 
-/* sum[j] += x[i, j] and squares[j] += x[i, j]^2, in double: the mean may be large beside the spread. */
-TARGET static void NAME(moments)(const float *x, size_t stride, size_t rows, size_t columns, double *sum, double *squares) {
+/* sum[j] += x[i, j] - origin[j] and squares[j] += (x[i, j] - origin[j])^2, in double: the mean may be large beside the spread. */
+TARGET static void NAME(moments)(const float *x, size_t stride, size_t rows, size_t columns, const float *origin, double *sum, double *squares) {
     size_t j = 0;
-    for (; j + 2 * LANES <= columns; j += 2 * LANES) {
-        W s[4], q[4];
-        for (int k = 0; k < 4; k++) {
-            s[k] = W_LOAD(sum + j + k * (LANES / 2));
-            q[k] = W_LOAD(squares + j + k * (LANES / 2));
+    for (; j + LANES <= columns; j += LANES) {
+        const V middle = V_LOAD(origin + j);
+        const W middles[2] = {W_LOW(middle), W_HIGH(middle)};
+        W s[2] = {W_LOAD(sum + j), W_LOAD(sum + j + LANES / 2)}, q[2] = {W_LOAD(squares + j), W_LOAD(squares + j + LANES / 2)};
+        for (size_t i = 0; i < rows; i++) {
+            const V v = V_LOAD(x + i * stride + j);
+            const W low = W_SUB(W_LOW(v), middles[0]), high = W_SUB(W_HIGH(v), middles[1]);
+            s[0] = W_ADD(s[0], low);
+            s[1] = W_ADD(s[1], high);
+            q[0] = W_ADD_SQUARE(low, q[0]);
+            q[1] = W_ADD_SQUARE(high, q[1]);
         }
-        for (size_t i = 0; i < rows; i++)
-            for (int k = 0; k < 4; k += 2) {
-                const V v = V_LOAD(x + i * stride + j + k * (LANES / 2));
-                const W low = W_LOW(v), high = W_HIGH(v);
-                s[k] = W_ADD(s[k], low);
-                q[k] = W_FMA(low, low, q[k]);
-                s[k + 1] = W_ADD(s[k + 1], high);
-                q[k + 1] = W_FMA(high, high, q[k + 1]);
-            }
-        for (int k = 0; k < 4; k++) {
+        for (int k = 0; k < 2; k++) {
             W_STORE(sum + j + k * (LANES / 2), s[k]);
             W_STORE(squares + j + k * (LANES / 2), q[k]);
         }
     }
     for (size_t i = 0; i < rows; i++)
         for (size_t l = j; l < columns; l++) {
-            double value = (double)x[i * stride + l];
-            sum[l] += value;
-            squares[l] += value * value;
+            double apart = (double)x[i * stride + l] - (double)origin[l];
+            sum[l] += apart;
+            squares[l] += apart * apart;
         }
 }
 
@@ -393,3 +393,36 @@ static const icma_conv_kernels NAME(kernels) = {
     .norm_backward = NAME(norm_backward),
     .adam = NAME(adam),
 };
+
+#undef NAME
+#undef TARGET
+#undef LANES
+#undef POSITIONS_2
+#undef POSITIONS_1
+#undef OUTER_ROWS_2
+#undef OUTER_ROWS_1
+#undef NARROW_POSITIONS
+#undef V
+#undef V_LOAD
+#undef V_STORE
+#undef V_SET
+#undef V_ADD
+#undef V_SUB
+#undef V_MUL
+#undef V_DIV
+#undef V_SQRT
+#undef V_FMA
+#undef V_MAX
+#undef V_POWER
+#undef V_IF_ABOVE
+#undef V_IF_LEAST
+#undef W
+#undef W_ADD
+#undef W_SUB
+#undef W_ADD_SQUARE
+#undef W_LOAD
+#undef W_STORE
+#undef W_LOW
+#undef W_HIGH
+#undef CONV_REST
+#undef OUTER_REST

@@ -145,6 +145,7 @@ const icma_ops *icma_ops_cpu(void) {
         fast.linear = cpu_linear;
         fast.basis = cpu_basis;
         fast.dequantise = cpu_dequantise;
+        icma_conv_ops(&fast, kernels.conv);
         fast.name = "cpu";
         table = fast;
     }

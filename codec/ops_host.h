@@ -80,7 +80,7 @@ typedef struct icma_conv_kernels {
     void (*outer)(const icma_outer_run *run);
     void (*elu)(const float *x, size_t count, float *y);
     void (*activation_backward)(icma_activation act, const float *x, const float *dy, size_t count, float *dx);
-    void (*moments)(const float *x, size_t stride, size_t rows, size_t columns, double *sum, double *squares);
+    void (*moments)(const float *x, size_t stride, size_t rows, size_t columns, const float *origin, double *sum, double *squares);
     void (*norm)(icma_activation act, const icma_norm_band *n, const float *x, size_t stride, size_t rows, float *y, size_t stride_y);
     void (*norm_sums)(icma_activation act, const icma_norm_band *n, const float *x, size_t stride, const float *dy, size_t stride_dy, size_t rows, double *sum, double *product);
     void (*norm_backward)(icma_activation act, const icma_norm_band *n, const float *x, size_t stride, const float *dy, size_t stride_dy, size_t rows, float *dx, size_t stride_dx);
@@ -107,6 +107,9 @@ void icma_dequantise_scalar(const int16_t *integers, size_t count, float step, f
 const icma_conv_kernels *icma_conv_kernels_portable(void);
 const icma_conv_kernels *icma_conv_kernels_avx2(void);
 const icma_conv_kernels *icma_conv_kernels_avx512(void);
+
+/* Sets the table's device and the entries of ops_conv.c, which run these kernels. */
+void icma_conv_ops(icma_ops *table, const icma_conv_kernels *kernels);
 
 /* Partial sums of conv_weights, each in its own part of the scratch: a fixed number, so that results do not depend on threads. */
 enum { ICMA_CONV_CHUNKS = 16 };

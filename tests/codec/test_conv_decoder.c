@@ -619,6 +619,28 @@ static void engines_evaluate_exactly(void **state) {
     icma_conv_engine_free(NULL);
 }
 
+/* The example of spec 4.15. */
+static void the_example_is_right(void **state) {
+    (void)state;
+    static const uint8_t payload[] = {0x02, 0x01, 0x01, 0x01, 0x03, 0x01, 0x01, 0x01, 0x3f, 0x00, 0x00, 0x00, 0x00, 0x1f, 0x38,
+                                      0x38, 0x38, 0x38, 0x38, 0x38, 0x08, 0xf5, 0x9f, 0x38, 0x06, 0xfa, 0x6f, 0x42, 0x2e};
+    static const float input[] = {1}, up[] = {1, -1, 0.5F}, last[] = {0, 1, 0};
+    icma_conv_decoder d;
+    icma_error error = {0};
+    icma_cursor from = icma_cursor_over(payload, sizeof payload);
+    float y[2];
+    uint32_t bits[2];
+    assert_int_equal(icma_conv_decoder_read(&from, &d, &error), ICMA_OK);
+    assert_true(icma_cursor_finished(&from));
+    assert_true(d.weight[0][0] == 1 && d.bias[0][0] == 0.5F && d.bias[1][0] == 0 && d.bias[2][0] == -0.25F);
+    assert_memory_equal(d.weight[1], up, sizeof up);
+    assert_memory_equal(d.weight[2], last, sizeof last);
+    run_once(&d, icma_ops_cpu(), input, y);
+    memcpy(bits, y, sizeof bits);
+    assert_true(bits[0] == 0xbf837078 && bits[1] == 0x3f000000);
+    icma_conv_decoder_free(&d);
+}
+
 /* --- memory ------------------------------------------------------------------------------------------------------ */
 
 static icma_status all_steps(void) {
@@ -676,6 +698,7 @@ int main(void) {
         cmocka_unit_test_setup(zeros_out_of_proportion_are_refused, start),
         cmocka_unit_test_setup(numbers_out_of_range_are_refused, start),
         cmocka_unit_test_setup(engines_evaluate_exactly, start),
+        cmocka_unit_test_setup(the_example_is_right, start),
         cmocka_unit_test_setup(failing_allocations_are_survived, start),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

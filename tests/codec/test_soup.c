@@ -58,11 +58,15 @@ static void let_go_of_soup(lab *l) {
     l->chunks = NULL;
 }
 
-static int drop_lab(void **state) {
-    lab *l = *state;
+static void close_tree(lab *l) {
     let_go_of_soup(l);
     icma_dataset_close(&l->data);
     icma_inputs_free(&l->inputs);
+}
+
+static int drop_lab(void **state) {
+    lab *l = *state;
+    close_tree(l);
     support_remove_tree(l->root);
     free(l);
     return 0;
@@ -394,8 +398,7 @@ static void many_learned_conditions(void **state) {
     make_soup(l, ALL, 0.05);
     assert_true(l->basis.components[0] == ICMA_LEARNED_COORDINATES);
     assert_true(worst_error(l) <= 1.2 * 0.05); /* of 96 modules, some have bad luck */
-    icma_dataset_close(&l->data);
-    icma_inputs_free(&l->inputs);
+    close_tree(l);
     write_task(l, "task40", 41, 1);
     write_task(l, "task41", 42, 1);
     open_tree(l);
@@ -451,7 +454,8 @@ static void untrained_factors_are_zeros(void **state) {
 
 enum { CELLS = 32, TENSORS = 3 };
 
-/* Every weight of a checkpoint is its level, but for a pattern of no mean; and a count that is not modelled.
+/* Every weight of a checkpoint is its level, but for a pattern without a mean; and a count that is not
+ * modelled.
  */
 static void write_level(lab *l, const char *task, size_t step, double level, icma_dtype dtype) {
     float values[CELLS];
@@ -551,9 +555,7 @@ static void greedy_takes_what_does_not_hurt(void **state) {
         for (size_t i = 0; i < 8; i++)
             assert_true(l->weight[i] == expected[i]);
         assert_true(j.calls[0] == 7 && j.calls[1] == 7);
-        let_go_of_soup(l);
-        icma_dataset_close(&l->data);
-        icma_inputs_free(&l->inputs);
+        close_tree(l);
     }
 }
 

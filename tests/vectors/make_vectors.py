@@ -170,11 +170,11 @@ def basis_wide(root):
 
 
 def paper(root):
-    """basis, --preset paper: 2 tasks x 4 checkpoints of F16"""
+    """basis, --preset paper --generator basis: 2 tasks x 4 checkpoints of F16"""
     for task in ('a', 'b'):
         for n in range(4):
             put(root / task / f'checkpoint-{n + 1}' / 'adapter_model.safetensors', safetensors(lora(task, n / 3, dtypes=('F16',))))
-    return (*LATENT, '--preset', 'paper', '--latent-dim', '2')
+    return (*LATENT, '--preset', 'paper', '--generator', 'basis', '--latent-dim', '2')
 
 
 def generate(root):
@@ -411,10 +411,95 @@ def texts_own(root):
     return (*QUICK, '--generator', 'none')
 
 
+def conv(channels, latents, *more):
+    return ('--epochs', '60', '-T', '1', '--generator', 'conv', '--channels', channels, '--latent-dim', str(latents), *more)
+
+
+def conv_f32(root):
+    """decoder of three layers, weights as f32, latents; 3 tasks x 5 checkpoints of F32, given conditions"""
+    for task in ('bird', 'cat', 'dog'):
+        for n, step in enumerate((10, 20, 30, 40, 100)):
+            adapter(root / task / f'checkpoint-{step}', safetensors(lora(task, n / 4), {'format': 'pt'}))
+        condition(root / task, numbers(f'{task} condition', 6))
+    return conv('4,6,3', 4, '--weights', 'f32', '--tier', 'latent')
+
+
+def conv_bf16(root):
+    """decoder of two layers and 9 taps, weights as bf16, latents; F32, F16 and BF16, magnitudes, an exception, a verbatim tensor and one without elements; learned
+    conditions; a task's last checkpoint without step"""
+    for task, count in (('one', 1), ('two', 3), ('six', 6)):
+        for n in range(count):
+            tensors = lora(task, n / 5, rank=3, dtypes=('F32', 'F16', 'BF16'))
+            if task == 'two' and n == 1:
+                name = next(iter(tensors))
+                dtype, shape, data = tensors[name]
+                tensors[name] = (dtype, shape, b'\x00\x00\x80\x7f' + data[4:])
+            tensors['base_model.model.q_proj.lora_magnitude_vector'] = ('F16', (35,), f16(moving('magnitude', task, n / 5, 35, 0.1)))
+            tensors['empty'] = ('F32', (0, 4), b'')
+            tensors['ids'] = ('I32', (2,), struct.pack('<2i', n, -1))
+            put(root / task / ('' if task == 'six' and n == 5 else f'checkpoint-{n + 1}') / 'adapter_model.safetensors', safetensors(tensors, {'format': 'pt'}))
+    return conv('5,2', 3, '--kernel', '9', '--weights', 'bf16', '--tier', 'latent')
+
+
+def conv_bounded(root):
+    """decoder of four layers, quantised, latents and residuals, dW within 4 %; 3 tasks x 5 checkpoints of F32 and BF16, given conditions"""
+    for task in ('bird', 'cat', 'dog'):
+        for n in range(5):
+            adapter(root / task / f'checkpoint-{n + 1}', safetensors(lora(task, n / 4, ('q', 'k', 'v'), 4, 24, ('F32', 'BF16')), {'format': 'pt'}), 4)
+        condition(root / task, numbers(f'{task} condition', 5))
+    return conv('4,8,8,4', 4, '--max-error', 'dw=0.04')
+
+
+def conv_generate(root):
+    """decoder of three layers and 5 taps, quantised, tier generate; 3 tasks x 3 checkpoints of F16, given and learned conditions, integers"""
+    for task in ('sun', 'moon', 'star'):
+        for n in range(3):
+            tensors = lora(task, n / 2, dtypes=('F16',))
+            tensors['steps'] = ('I32', (1,), struct.pack('<i', n))
+            adapter(root / task / f'checkpoint-{n + 1}', safetensors(tensors, {'format': 'pt'}))
+        if task != 'star':
+            condition(root / task, numbers(f'{task} condition', 4))
+    return conv('4,4,2', 3, '--kernel', '5', '--tier', 'generate')
+
+
+def conv_lossless(root):
+    """tier lossless: what a decoder makes is one more tap; a tensor that is not modelled, an exception, integers; chains of at most 3; given conditions"""
+    for task in ('red', 'green'):
+        for n in range(4):
+            tensors = lora(task, n / 3, rank=4, width=24, dtypes=('F32', 'BF16', 'F16', 'F32'))
+            name = next(iter(tensors))
+            if task == 'green' and n in (1, 3):
+                dtype, shape, data = tensors[name]
+                tensors[name] = (dtype, shape, odd(data, dtype, n))
+            tensors['tiny'] = ('F32', (2,), f32([n, 1e-40]))
+            tensors['ids'] = ('I32', (3,), struct.pack('<3i', n, -1, 7))
+            adapter(root / task / f'checkpoint-{n + 1}', safetensors(tensors, {'format': 'pt'}), 4)
+        condition(root / task, numbers(f'{task} condition', 4))
+    return conv('4,6,4', 3, '--tier', 'lossless', '--restart', '3')
+
+
+def diffusion(root):
+    """diffusion: a denoiser and a decoder that sees no condition, latents and residuals; 3 tasks x 4 checkpoints of F32, given conditions"""
+    for task in ('bird', 'cat', 'dog'):
+        for n in range(4):
+            adapter(root / task / f'checkpoint-{n + 1}', safetensors(lora(task, n / 3), {'format': 'pt'}))
+        condition(root / task, numbers(f'{task} condition', 4))
+    return (*conv('4,4', 3, '--max-error', 'dw=0.1'), '--generator', 'diffusion')
+
+
+def diffusion_generate(root):
+    """diffusion, tier generate: a latent denoised from nothing; 2 tasks x 2 checkpoints of BF16, learned conditions"""
+    for task in ('sun', 'moon'):
+        for n in range(2):
+            put(root / task / f'checkpoint-{n + 1}' / 'adapter_model.safetensors', safetensors(lora(task, n, dtypes=('BF16',)), {'format': 'pt'}))
+    return (*conv('4,3', 2, '--tier', 'generate'), '--generator', 'diffusion')
+
+
 MAKERS = {f.__name__.replace('_', '-'): f for f in (basis_given, basis_learned, basis_mixed, basis_wide, paper, generate,
                                                      stepless, none, one, two_groups, bounded_dw, bounded_rel, bounded_abs,
                                                      bounded_none, bounded_verbatim, bounded_streams, lossless_chain, lossless_basis, lossless_one,
-                                                     lossless_large, texts_shared, texts_own)}
+                                                     lossless_large, texts_shared, texts_own, conv_f32, conv_bf16, conv_bounded, conv_generate, conv_lossless,
+                                                     diffusion, diffusion_generate)}
 
 
 def sha256(data):
