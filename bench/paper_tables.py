@@ -14,14 +14,18 @@ GENERATE = ('--tier', 'generate')
 
 
 class Bench:
-    def __init__(self, o, icma, ledger):
-        self.o, self.icma, self.ledger, self.missing, self.trees, self.costs = o, icma, ledger, {}, {}, {}
+    def __init__(self, o, icma, ledger, gain):
+        self.o, self.icma, self.ledger, self.judge, self.missing, self.trees, self.costs = o, icma, ledger, gain, {}, {}, {}
 
     def tree(self):
-        return self.keep('tree', lambda: steps.Tree(os.path.basename(os.path.normpath(self.o.tree)), self.o.tree, self.o.last))
+        return self.keep('tree', lambda: steps.Tree(os.path.basename(os.path.normpath(self.o.tree)), self.o.tree, self.o.last, self.judge))
+
+    def trainer(self):
+        o = self.o
+        return self.keep('trainer', lambda: steps.Trainer(self.ledger, o.root, o.work, o.lm, self.tree().tasks, o.training, o.sequences))
 
     def rank_tree(self, rank):
-        return self.keep(rank, lambda: steps.trained(self.ledger, self.o.root, self.o.work, rank, self.tree().tasks, self.o.training, self.o.lm))
+        return self.keep(rank, lambda: self.trainer().tree(rank))
 
     def keep(self, name, make):
         if name not in self.trees:
@@ -135,8 +139,8 @@ def table4(b):
         gains.append([str(rank)] + [c if isinstance(c, str) else f'{b.gain(b.rank_tree(rank), c):.4f}' for c in cells[1:]])
     t = b.o.training
     return ['## Table 4: rank', '',
-            f'Adapters of the same base, trained by `examples/train_adapters.py --base` ({t["epochs"]} epochs of {t["steps"]} steps, the last {t["keep"]} kept); bits per character, mean over '
-            'tasks.', '', *table(['rank', 'parameters', 'base', *(n for n, _ in names)], rows), '', 'Gain kept:', '', *table(['rank', *(n for n, _ in names[1:])], gains)]
+            f'Adapters of the same base, trained by `examples/train_adapters.py --base` ({t["epochs"]} epochs of {t["steps"]} steps, the last {t["keep"]} kept) and judged on the text that it holds out '
+            '(whole files); bits per character, mean over tasks.', '', *table(['rank', 'parameters', 'base', *(n for n, _ in names)], rows), '', 'Gain kept:', '', *table(['rank', *(n for n, _ in names[1:])], gains)]
 
 
 def table5(b):
@@ -154,7 +158,7 @@ def table5(b):
             row += cell.split(' | ') if ' | ' in cell else ['–'] * 4
         rows.append(row)
     head = ['layers', *(f'rank {r}: {w}' for r in b.o.layer_ranks for w in ('bpc', 'gain kept', 'bytes', 'training, s'))]
-    return ['## Table 5: number of convolution layers', '', 'The convolutional CVAE with so many layers in the encoder and in the decoder; bits per character, mean over tasks.', '',
+    return ['## Table 5: number of convolution layers', '', 'The convolutional CVAE with so many layers in the encoder and in the decoder, on adapters of table 4; bits per character, mean over tasks.', '',
             *table(head, rows)]
 
 
@@ -191,4 +195,8 @@ def costs(b):
 
 
 def reasons(b):
-    return ['## Not measured', '', '- Table 1, detection: needs Florence-2 and COCO.'] + [f'- {why}: ' + '; '.join(dict.fromkeys(what)) for why, what in b.missing.items()]
+    lines = ['## Not measured', '', '- Table 1, detection: needs Florence-2 and COCO.']
+    for why, what in b.missing.items():
+        names = sorted({w.split(',')[0] for w in what}) if why.startswith('not measured') else dict.fromkeys(what)
+        lines.append(f'- {why}: ' + '; '.join(names))
+    return lines

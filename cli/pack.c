@@ -20,7 +20,7 @@ typedef struct pack_arguments {
     const char *output;
     bool force, dry_run, scalar, resume;
     const char *tier, *generator, *preset, *max_error, *checkpoints, *keep, *device, *channels, *weights, *training, *eval;
-    cli_whole components, restart, epochs, seed, latent_dim, batch, threads, layers, kernel, patience;
+    cli_whole components, restart, epochs, seed, latent_dim, batch, threads, layers, kernel, patience, denoiser_epochs;
     cli_real explain, target_bits, kld_weight, learning_rate, weight_decay, save_every;
 } pack_arguments;
 
@@ -84,6 +84,7 @@ static const cli_option pack_options[] = {
     CLI_ROW(CLI_TEXT, 0, "weights", "KIND", AT(weights),
             "how the decoder's weights are stored: auto (quantised, as coarsely as\n"
             "its error hardly shows; default), bf16, f32"),
+    CLI_ROW_RANGE(CLI_WHOLE, 0, "denoiser-epochs", "N", AT(denoiser_epochs), 1, 1e9, "diffusion: passes of the denoiser over the latents"),
     CLI_ROW_FLAG(0, "resume", AT(resume), "go on with an interrupted training, to the same archive"),
     CLI_ROW(CLI_TEXT, 0, "training", "FILE", AT(training), "where its state is kept (default: the archive's name with .training);\nit is removed when the archive is there"),
     CLI_ROW_RANGE(CLI_REAL, 0, "save-every", "SECONDS", AT(save_every), 0, 1e9, "time between saves"),
@@ -117,6 +118,7 @@ static void tell_default(const cli_option *option, char *text, size_t size) {
         {AT(kld_weight), standard.kld_weight},
         {AT(explain), standard.explain},
         {AT(restart), (double)standard.restart},
+        {AT(denoiser_epochs), (double)standard.denoiser_epochs},
         {AT(layers), (double)standard.layers},
         {AT(kernel), (double)standard.kernel},
         {AT(save_every), standard.save_seconds},
@@ -202,6 +204,10 @@ static icma_status read_network(const pack_arguments *a, icma_pack_options *opti
         options->layers = (size_t)a->layers.value;
     if (a->kernel.given && a->kernel.value % 2 == 0)
         return usage(error, "--kernel takes an odd number");
+    if (a->denoiser_epochs.given && options->generator != ICMA_CHOOSE_DIFFUSION)
+        return usage(error, "--denoiser-epochs belongs to --generator diffusion");
+    if (a->denoiser_epochs.given)
+        options->denoiser_epochs = (size_t)a->denoiser_epochs.value;
     if (a->kernel.given)
         options->kernel = (size_t)a->kernel.value;
     if (a->patience.given)

@@ -70,12 +70,6 @@ static void buffer_sizes(const icma_conv_decoder *d, size_t sizes[2]) {
     }
 }
 
-size_t icma_conv_decoder_activations(const icma_conv_decoder *d) {
-    size_t sizes[2];
-    buffer_sizes(d, sizes);
-    return plus(sizes[0], sizes[1]);
-}
-
 icma_status icma_conv_decoder_allocate(icma_conv_decoder *d, icma_error *error) {
     bool done = true;
     for (size_t l = 0; done && l <= d->layers + 1; l++) {

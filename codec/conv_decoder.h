@@ -49,8 +49,6 @@ size_t icma_conv_decoder_length(const icma_conv_decoder *decoder);
 size_t icma_conv_decoder_parameters(const icma_conv_decoder *decoder);
 /* Multiply-adds of one evaluation; saturates. */
 uint64_t icma_conv_decoder_work(const icma_conv_decoder *decoder);
-/* Numbers that an engine holds at once beside the weights: two layers' activations. SIZE_MAX on overflow. */
-size_t icma_conv_decoder_activations(const icma_conv_decoder *decoder);
 
 /*
  * The decoder's part of a GENERATOR payload. Writing rounds the numbers in place to what a reader will have.

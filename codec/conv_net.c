@@ -288,6 +288,10 @@ icma_matrix icma_conv_output(icma_conv_net *net, size_t count) {
     return icma_matrix_of(net->slots[SLOT_Y], count * net->shape.length, output_channels(&net->shape));
 }
 
+icma_matrix icma_conv_hidden(icma_conv_net *net, size_t l, size_t count) {
+    return after_norm(&net->layers[l], count);
+}
+
 icma_tensor *icma_conv_net_state(icma_conv_net *net, icma_conv_state which, size_t *count) {
     *count = which == ICMA_CONV_RUNNING ? statistics_count(&net->shape) : icma_conv_parameters(&net->shape);
     return net->state[which];

@@ -42,7 +42,8 @@ double icma_conv_work(const icma_conv_shape *shape);
 
 typedef struct icma_conv_net icma_conv_net;
 
-/* Parameters start as PyTorch's modules do: weights and biases uniform within 1 / sqrt(fan in), gamma 1, beta 0, running mean 0 and variance 1. `batch` is the largest. */
+/* Parameters start as PyTorch's modules do: weights and biases uniform within 1 / sqrt(fan in), gamma 1, beta 0, running mean 0 and variance 1. `batch` is the largest; `length` must be icma_conv_padded.
+ * Every convolution keeps what it and its activation give, and two gradients are alive at a time: with the paper's channels some 550 bytes x batch x length, 2.1 GB for a batch of 2 at L = 1,929,928. */
 icma_status icma_conv_net_create(const icma_ops *ops, icma_conv_shape shape, size_t batch, icma_rng *rng, icma_conv_net **out, icma_error *error);
 void icma_conv_net_free(icma_conv_net *net); /* NULL is fine */
 
@@ -62,7 +63,7 @@ void icma_conv_part_place(const icma_conv_shape *shape, icma_conv_part part, siz
 
 typedef struct icma_conv_batch {
     size_t count;
-    icma_matrix x;     /* (count * length) x 1, standardised, zero beyond L */
+    icma_matrix x;     /* (count * length) x 1, stride 1, standardised, zero beyond L */
     icma_matrix a;     /* count x coordinates */
     icma_matrix noise; /* count x latent: eps */
     float kl_weight, latent_noise;
@@ -77,10 +78,12 @@ void icma_conv_backward(icma_conv_net *net, const icma_conv_batch *batch);
 /* One Adam step on all parameters. */
 void icma_conv_adam(icma_conv_net *net, icma_adam options);
 
-/* After forward: mu and logvar, count x latent; y, (count * length) x (1 or 2). */
+/* After forward: mu and logvar (none for an autoencoder), count x latent; y, (count * length) x (1 or 2), zero beyond L. */
 icma_matrix icma_conv_mu(icma_conv_net *net, size_t count);
 icma_matrix icma_conv_logvar(icma_conv_net *net, size_t count);
 icma_matrix icma_conv_output(icma_conv_net *net, size_t count);
+/* After forward: h_(layer + 1), (count * positions) x channels[layer]. */
+icma_matrix icma_conv_hidden(icma_conv_net *net, size_t layer, size_t count);
 
 /* The decoder as an archive holds it: batch norms folded with the running statistics (w gamma / sqrt(variance + epsilon), beta - mean gamma / sqrt(...)), in f32. *out is owned by the caller. */
 icma_status icma_conv_fold(icma_conv_net *net, icma_conv_decoder *out, icma_error *error);

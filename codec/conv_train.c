@@ -38,6 +38,7 @@ typedef struct session {
     icma_denoiser_options denoiser_options;
     icma_posterior posterior;
     float kl_weight;
+    float condition_gain;
     bool diffusion;
     /* of a step */
     icma_tensor *x, *a, *noise;
@@ -109,7 +110,11 @@ static void make_plan(session *s) {
     s->training->batch = batch;
     s->training->epochs = o->epochs ? o->epochs : epochs < 20 ? 20 : epochs > 400 ? 400 : epochs;
     s->kl_weight = s->diffusion ? 0 : (float)o->kld_weight;
-    s->denoiser_options = (icma_denoiser_options){256, 32, 50, 2000, 64, 1e-3};
+    /* Coordinates are few, each of unit variance, where the paper's c has hundreds of numbers: so that the condition weighs as much as the latent, they are as long. The decoder's weights take this over. */
+    s->condition_gain = sqrtf((float)o->latent_dim / (float)(s->generator->coordinates ? s->generator->coordinates : 1));
+    s->denoiser_options = icma_denoiser_defaults(s->group->count);
+    if (o->denoiser_epochs)
+        s->denoiser_options.epochs = o->denoiser_epochs;
 }
 
 static icma_status upload_room(session *s, icma_error *error) {
@@ -163,7 +168,7 @@ static icma_status find_fingerprint(session *s, icma_error *error) {
     const icma_pack_options *o = s->options;
     const icma_conv_shape *shape = &s->shape;
     const uint64_t numbers[] = {1, s->group->count, shape->used, shape->layers, shape->width, shape->hidden, shape->latent, shape->coordinates, shape->autoencoder, shape->variance,
-                                s->training->epochs, s->training->batch, o->seed, o->patience};
+                                s->training->epochs, s->training->batch, o->seed, o->patience, s->denoiser_options.epochs};
     const double reals[] = {o->learning_rate, o->weight_decay, o->kld_weight};
     size_t n = s->gram->count;
     icma_buffer all = {0};
@@ -367,7 +372,8 @@ static icma_status upload_batch(session *s, const uint32_t *rows, size_t count, 
     size_t m = s->shape.coordinates, d = s->shape.latent;
     const icma_conditions *c = &s->training->conditions;
     for (size_t i = 0; i < count; i++)
-        memcpy(s->a_values + i * m, c->table + c->slot[rows[i]] * s->generator->coordinates, m * sizeof(float));
+        for (size_t j = 0; j < m; j++)
+            s->a_values[i * m + j] = s->condition_gain * c->table[c->slot[rows[i]] * m + j];
     for (size_t i = 0; i < count * d; i++)
         s->noise_values[i] = quiet ? 0 : icma_rng_normal(&s->rng);
     icma_status status = icma_conv_data_load(&s->data, rows, count, s->shape.length, s->x_values, error);
@@ -517,6 +523,14 @@ static icma_status train_denoiser(session *s, icma_error *error) {
 
 /* --- what was learned -------------------------------------------------------------------------------------------- */
 
+/* Takes the gain of conditions into the weights. */
+static void absorb_gain(const session *s, icma_conv_decoder *d) {
+    size_t rows, columns;
+    icma_conv_layer_shape(d, 0, &rows, &columns);
+    for (size_t i = s->shape.latent * columns; i < rows * columns; i++)
+        d->weight[0][i] *= s->condition_gain;
+}
+
 /* Leaves out the decoder's inputs of latents that tell nothing. */
 static void drop_latents(icma_conv_decoder *d, size_t latent, const size_t *kept, size_t kept_count) {
     size_t rows, columns;
@@ -652,6 +666,8 @@ static icma_status finish(session *s, icma_error *error) {
         status = store_latents(s, kept, error);
     if (!status)
         status = icma_conv_fold(s->net, &g->conv, error);
+    if (!status)
+        absorb_gain(s, &g->conv);
     if (!status)
         drop_latents(&g->conv, d, kept, g->latent);
     if (!status && s->diffusion)

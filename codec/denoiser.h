@@ -6,9 +6,9 @@
  *   x <- keep_i x + add_i f(w),  i = 0, 1, ...: from noise, x_T, to x_0, w with the t_i of the step
  *   z = centre + spread * x
  *
- * The network says x_0, of which the noise that it finds in x_t is the other side: e = (x_t - sqrt(abar_t) f) / sqrt(1 - abar_t). Its loss is the squared error of x_0, which is the noise's, weighted by
- * (1 - abar_t) / abar_t. The unweighted error of the noise is no good here: at large t, DDIM divides what is wrong with e by sqrt(abar_t), which is 1/157 at t = T, and a small network trained on few
- * latents is wrong by enough to throw the samples far away.
+ * The network says x_0, of which the noise that it finds in x_t is the other side: e = (x_t - sqrt(abar_t) f) / sqrt(1 - abar_t). Its loss is the squared error of x_0: that of the noise, weighted by
+ * (1 - abar_t) / abar_t, with small t drawn more often. The plain error of the noise is no good here: DDIM divides what is wrong with e at large t by sqrt(abar_t), 1 / 157 at t = T, and a small network
+ * trained on few latents is wrong by enough to throw samples far away.
  *
  * Sampling is exact (spec 4.16): the schedule is stored as numbers, keep_i, add_i and the embedding of each t_i, so that no function but those of spec 4.5 is needed. Every operation is rounded once to f32:
  *
@@ -32,6 +32,7 @@ enum {
     ICMA_DENOISER_MOST_STEPS = 1024,
     ICMA_DENOISER_MOST_EMBEDDING = 256,
     ICMA_DENOISER_MOST_HIDDEN = 4096,
+    ICMA_DENOISER_MOST_BATCH = 65536,
 };
 
 typedef struct icma_denoiser {

@@ -109,16 +109,17 @@ static void convolve_piece(const convolution *c, const lattice *at, size_t seque
         convolve_edge(c, at, sequence, m, first, count);
 }
 
-/* Pieces of x that stay in the second cache beside a panel of weights, a whole number of register tiles. */
-static size_t piece_positions(const convolution *c) {
-    enum { PIECE = 1 << 16, LEAST_PIECE = 48, MOST_PIECE = 2040, TILE = 12 };
-    size_t fit = PIECE / most((size_t)c->part[0].scale * c->x.columns, 1);
-    return least(most(fit / TILE * TILE, LEAST_PIECE), MOST_PIECE);
+enum { PANEL = 64 };
+
+/* Whole register tiles of positions whose part of x stays in the second cache beside a panel of weights, and few enough of them for many items to share out. */
+static size_t piece_positions(const convolution *c, size_t panels) {
+    enum { PIECE = 1 << 15, ITEMS = 64, TILE = 12, LEAST_PIECE = 4 * TILE, MOST_PIECE = 170 * TILE };
+    size_t fit = PIECE / most((size_t)c->part[0].scale * c->x.columns, 1), share = c->shape.batch * c->part[0].positions * panels / ITEMS;
+    return least(most(least(fit, share) / TILE * TILE, LEAST_PIECE), MOST_PIECE);
 }
 
 static void convolve(const convolution *c) {
-    enum { PANEL = 64 };
-    size_t positions = c->part[0].positions, piece = piece_positions(c), pieces = pieces_of(positions, piece), panels = pieces_of(c->y.columns, PANEL);
+    size_t positions = c->part[0].positions, panels = pieces_of(c->y.columns, PANEL), piece = piece_positions(c, panels), pieces = pieces_of(positions, piece);
     size_t items = c->shape.batch * pieces * panels, work = c->y.rows * c->y.columns * c->x.columns * c->part[0].taps;
 #pragma omp parallel for schedule(dynamic) num_threads(icma_threads()) if (work >= SMALL_CONV && items > 1)
     for (size_t item = 0; item < items; item++) {
@@ -275,7 +276,7 @@ static void add_unit(const weight_plan *g, size_t block, size_t unit, float *out
 
 /* Which side is which, for weights in the order [t, i, j], or [t, j, i] if `turned`, with `stride` numbers from one row to the next. */
 static weight_plan plan_weights(const icma_conv_kernels *kernels, icma_conv shape, size_t stride, icma_matrix x, icma_matrix y, bool turned, size_t row_stride) {
-    enum { FEW_ROWS = 4, FULL_VECTOR = 8, BLOCK = 256, LONG_BLOCK = 1024, FEW_CHANNELS = 64, UNIT_ROWS = 12 };
+    enum { FEW_ROWS = 4, FULL_VECTOR = 16, BLOCK = 512, LONG_BLOCK = 1024, FEW_CHANNELS = 64, UNIT_ROWS = 12 };
     size_t beside = turned ? x.columns : y.columns, other = turned ? y.columns : x.columns;
     bool vector_is_x = (beside >= FULL_VECTOR || beside >= other) == turned;
     ptrdiff_t down = (ptrdiff_t)row_stride, shift = -(ptrdiff_t)(shape.width / 2);

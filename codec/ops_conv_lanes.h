@@ -6,7 +6,7 @@
  *   LANES, V                                      floats of a vector, its type
  *   V_LOAD V_STORE V_SET V_ADD V_SUB V_MUL V_DIV V_SQRT V_FMA (one rounding)
  *   V_MAX(a, b)                                   a > b ? a : b, so b where either is a NaN
- *   V_POWER(n)                                    2^(bits of n - bits of 1.5 * 2^23), see icma_elu_scalar
+ *   V_POWER(n)                                    2^(n - 1.5 * 2^23) as icma_elu_scalar makes it
  *   V_IF_ABOVE(x, a, b), V_IF_LEAST(x, a, b)      x > 0 ? a : b,  x >= 0 ? a : b
  *   W, W_ADD, W_SUB, W_LOAD, W_STORE              the same in double: a vector of LANES / 2
  *   W_ADD_SQUARE(a, b)                            a * a + b, in double
@@ -294,24 +294,24 @@ TARGET static void NAME(norm)(icma_activation act, const icma_norm_band *n, cons
         NAME(norm_as)(ICMA_ACTIVATION_NONE, n, x, stride, rows, y, stride_y);
 }
 
-/* sum[j] += d and product[j] += d (x - mean), where d = dy act'(scale (x - mean) + beta). */
+/* sum[j] += d and product[j] += d (x - mean), where d = dy act'(scale (x - mean) + beta): SUM_ROWS of them in single precision, those sums in double. */
 TARGET static inline INLINED void NAME(norm_sums_as)(icma_activation act, const icma_norm_band *n, const float *x, size_t stride, const float *dy, size_t stride_dy, size_t rows, double *sum,
                                                      double *product) {
     size_t j = 0;
     for (; j + LANES <= n->columns; j += LANES) {
-        W s[2] = {W_LOAD(sum + j), W_LOAD(sum + j + LANES / 2)}, q[2] = {W_LOAD(product + j), W_LOAD(product + j + LANES / 2)};
         const V mean = V_LOAD(n->mean + j), scale = V_LOAD(n->scale + j), beta = V_LOAD(n->beta + j);
-        for (size_t i = 0; i < rows; i++) {
-            const V apart = V_SUB(V_LOAD(x + i * stride + j), mean);
-            const V d = V_MUL(V_LOAD(dy + i * stride_dy + j), NAME(slope)(act, V_FMA(apart, scale, beta))), both = V_MUL(d, apart);
-            s[0] = W_ADD(s[0], W_LOW(d));
-            s[1] = W_ADD(s[1], W_HIGH(d));
-            q[0] = W_ADD(q[0], W_LOW(both));
-            q[1] = W_ADD(q[1], W_HIGH(both));
-        }
-        for (int k = 0; k < 2; k++) {
-            W_STORE(sum + j + k * (LANES / 2), s[k]);
-            W_STORE(product + j + k * (LANES / 2), q[k]);
+        for (size_t first = 0; first < rows; first += SUM_ROWS) {
+            V s = V_SET(0), q = V_SET(0);
+            for (size_t i = first; i < rows && i < first + SUM_ROWS; i++) {
+                const V apart = V_SUB(V_LOAD(x + i * stride + j), mean);
+                const V d = V_MUL(V_LOAD(dy + i * stride_dy + j), NAME(slope)(act, V_FMA(apart, scale, beta)));
+                s = V_ADD(s, d);
+                q = V_FMA(d, apart, q);
+            }
+            W_STORE(sum + j, W_ADD(W_LOAD(sum + j), W_LOW(s)));
+            W_STORE(sum + j + LANES / 2, W_ADD(W_LOAD(sum + j + LANES / 2), W_HIGH(s)));
+            W_STORE(product + j, W_ADD(W_LOAD(product + j), W_LOW(q)));
+            W_STORE(product + j + LANES / 2, W_ADD(W_LOAD(product + j + LANES / 2), W_HIGH(q)));
         }
     }
     for (size_t i = 0; i < rows; i++)

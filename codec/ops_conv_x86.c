@@ -10,8 +10,8 @@
 
 /* Tiles are loops over constants that must be unrolled into registers. */
 #define INLINED __attribute__((always_inline))
-/* The most vectors that a register tile sums in. */
-enum { MOST_CHAINS = 24 };
+/* The most vectors that a register tile sums in; rows that a batch norm's gradients sum in single precision. */
+enum { MOST_CHAINS = 24, SUM_ROWS = 32 };
 #define NARROW_ROW (NARROW_POSITIONS + ICMA_NARROW_TAPS)
 
 /* --- any processor -------------------------------------------------------------------------------------- */
@@ -91,13 +91,12 @@ static inline lanes lanes_max(lanes a, lanes b) {
     FOR_LANES(a.f[l] > b.f[l] ? a.f[l] : b.f[l]);
 }
 
+/* The bits of 1.5 * 2^23 in n fall out of the shift. */
 static inline lanes lanes_power(lanes n) {
-    const float round = 0x1.8p23F;
-    uint32_t bits[4], zero;
+    uint32_t bits[4];
     memcpy(bits, n.f, sizeof bits);
-    memcpy(&zero, &round, sizeof zero);
     for (int l = 0; l < 4; l++)
-        bits[l] = (bits[l] - zero + 127) << 23;
+        bits[l] = (bits[l] + 127) << 23;
     memcpy(n.f, bits, sizeof bits);
     return n;
 }
@@ -204,11 +203,7 @@ __attribute__((target("avx2,fma"))) static void outer_rest_avx2(const icma_outer
 #define V_SQRT _mm256_sqrt_ps
 #define V_FMA _mm256_fmadd_ps
 #define V_MAX _mm256_max_ps
-#define V_POWER(n)                                                                                                     \
-    _mm256_castsi256_ps(_mm256_slli_epi32(                                                                             \
-        _mm256_add_epi32(_mm256_sub_epi32(_mm256_castps_si256(n), _mm256_castps_si256(_mm256_set1_ps(0x1.8p23F))),     \
-                         _mm256_set1_epi32(127)),                                                                      \
-        23))
+#define V_POWER(n) _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(_mm256_castps_si256(n), _mm256_set1_epi32(127)), 23))
 #define V_IF_ABOVE(x, a, b) _mm256_blendv_ps(b, a, _mm256_cmp_ps(x, _mm256_setzero_ps(), _CMP_GT_OQ))
 #define V_IF_LEAST(x, a, b) _mm256_blendv_ps(b, a, _mm256_cmp_ps(x, _mm256_setzero_ps(), _CMP_GE_OQ))
 #define W __m256d
@@ -242,11 +237,7 @@ __attribute__((target("avx2,fma"))) static void outer_rest_avx2(const icma_outer
 #define V_SQRT _mm512_sqrt_ps
 #define V_FMA _mm512_fmadd_ps
 #define V_MAX _mm512_max_ps
-#define V_POWER(n)                                                                                                     \
-    _mm512_castsi512_ps(_mm512_slli_epi32(                                                                             \
-        _mm512_add_epi32(_mm512_sub_epi32(_mm512_castps_si512(n), _mm512_castps_si512(_mm512_set1_ps(0x1.8p23F))),     \
-                         _mm512_set1_epi32(127)),                                                                      \
-        23))
+#define V_POWER(n) _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(_mm512_castps_si512(n), _mm512_set1_epi32(127)), 23))
 #define V_IF_ABOVE(x, a, b) _mm512_mask_blend_ps(_mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_GT_OQ), b, a)
 #define V_IF_LEAST(x, a, b) _mm512_mask_blend_ps(_mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_GE_OQ), b, a)
 #define W __m512d

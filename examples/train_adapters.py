@@ -279,6 +279,7 @@ def parse():
     ap.add_argument('--seed', type=int, default=0)
     ap.add_argument('--threads', type=int, default=2)
     ap.add_argument('--quick', action='store_true', help='60 base steps, 8 epochs of 4 steps: weak adapters, soon')
+    ap.add_argument('--held-out', action='store_true', help='train nothing: write the text that judges the tasks to OUT/val_<task>.bin')
     ap.add_argument('-f', '--force', action='store_true', help='write into task folders that exist')
     options = ap.parse_args()
     if options.quick:
@@ -290,9 +291,16 @@ def parse():
     if options.keep < 1 or (options.keep - 1) * options.save_every >= options.epochs:
         ap.error('--keep and --save-every ask for more checkpoints than there are epochs')
     present = [t for t in options.tasks if os.path.exists(os.path.join(options.out, t))]
-    if present and not options.force:
+    if present and not options.force and not options.held_out:
         ap.error(f'{os.path.join(options.out, present[0])} exists; give another folder, or --force')
     return options
+
+
+def write_held_out(options, texts):
+    os.makedirs(options.out, exist_ok=True)
+    for task in options.tasks:
+        with open(os.path.join(options.out, f'val_{task}.bin'), 'wb') as f:
+            f.write(texts[task][1].numpy().tobytes())
 
 
 def main():
@@ -302,6 +310,8 @@ def main():
     say = lambda words: print(words, flush=True)
     started = time.monotonic()
     texts = gather_all(options.tasks, options.seed)
+    if options.held_out:
+        return write_held_out(options, texts)
     # The base sees every kind of text there is, so that it does not depend on the tasks and leaves each something to learn.
     base = train_base(options, [text for text, _ in texts.values()])
     size = sum(p.numel() for p in base.parameters())

@@ -657,6 +657,31 @@ static void a_stopped_training_goes_on(void **state) {
     free_data(&toy);
 }
 
+/* The rate falls to nothing over all epochs: the last moves parameters far less than the first. */
+static void the_learning_rate_falls(void **state) {
+    (void)state;
+    data toy = make_toy(40);
+    icma_rng rng = icma_rng_seed(4);
+    icma_denoising *training = create(icma_ops_cpu(), &toy, small_options, &rng);
+    size_t parameters = icma_denoising_state_size(training) / 3;
+    double moved[2] = {0, 0};
+    for (int last = 0; last < 2; last++) {
+        size_t epoch = last ? small_options.epochs - 1 : 0;
+        float *before = get_state(training);
+        run(training, epoch, epoch + 1, &rng);
+        float *after = get_state(training);
+        for (size_t i = 0; i < parameters; i++)
+            moved[last] += pow((double)after[i] - before[i], 2);
+        free(before);
+        free(after);
+        if (!last)
+            run(training, 1, small_options.epochs - 1, &rng);
+    }
+    assert_true(moved[0] > 0 && moved[1] > 0 && sqrt(moved[1]) < 0.2 * sqrt(moved[0]));
+    icma_denoising_free(training);
+    free_data(&toy);
+}
+
 static void threads_do_not_matter(void **state) {
     (void)state;
     icma_denoiser_options options = small_options;
@@ -719,7 +744,7 @@ static void degenerate_data_is_learned(void **state) {
 static void options_are_checked(void **state) {
     (void)state;
     data toy = make_toy(4);
-    icma_denoiser_options wrong[8];
+    icma_denoiser_options wrong[9];
     for (size_t i = 0; i < COUNT(wrong); i++)
         wrong[i] = small_options;
     wrong[0].hidden = 0;
@@ -729,16 +754,31 @@ static void options_are_checked(void **state) {
     wrong[4].steps = ICMA_DENOISER_TIMES + 1;
     wrong[5].epochs = 0;
     wrong[6].batch = 0;
-    wrong[7] = small_options; /* without latents */
+    wrong[7].batch = SIZE_MAX;
+    wrong[8] = small_options; /* without latents */
     for (size_t i = 0; i < COUNT(wrong); i++) {
         icma_rng rng = icma_rng_seed(1);
         icma_error error = {0};
         icma_denoising *training = (icma_denoising *)(void *)&rng;
-        size_t count = i == 7 ? 0 : toy.count;
+        size_t count = i == 8 ? 0 : toy.count;
         assert_int_equal(icma_denoising_create(icma_ops_cpu(), toy.z, toy.a, count, toy.latent, toy.coordinates, wrong[i], &rng, &training, &error), ICMA_E_USAGE);
         assert_null(training);
     }
     icma_denoising_free(NULL);
+    free_data(&toy);
+}
+
+/* Few latents or many: options that create takes, and about as much training for all until many latents need more. */
+static void defaults_fit_the_latents(void **state) {
+    (void)state;
+    data toy = make_toy(3);
+    for (size_t count = 0; count <= 1000000; count = count * 3 + 1) {
+        icma_denoiser_options options = icma_denoiser_defaults(count);
+        size_t latents = count ? count : 1, updates = ((options.batch + latents - 1) / latents * latents + options.batch - 1) / options.batch * options.epochs;
+        assert_true(updates > 5000 && updates < (count < 10000 ? 10000 : count));
+        icma_rng rng = icma_rng_seed(1);
+        icma_denoising_free(create(icma_ops_cpu(), &toy, options, &rng));
+    }
     free_data(&toy);
 }
 
@@ -820,9 +860,11 @@ int main(void) {
         cmocka_unit_test_setup(a_toy_is_learned, start),
         cmocka_unit_test_setup(the_schedule_ends_at_the_estimate, start),
         cmocka_unit_test_setup(a_stopped_training_goes_on, start),
+        cmocka_unit_test_setup(the_learning_rate_falls, start),
         cmocka_unit_test_setup_teardown(threads_do_not_matter, start, all_threads),
         cmocka_unit_test_setup(degenerate_data_is_learned, start),
         cmocka_unit_test_setup(options_are_checked, start),
+        cmocka_unit_test_setup(defaults_fit_the_latents, start),
         cmocka_unit_test_setup(a_training_that_runs_away_says_so, start),
         cmocka_unit_test_setup(memory_that_is_short_leaves_nothing, start),
     };

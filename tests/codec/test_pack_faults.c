@@ -71,11 +71,16 @@ static void write_tree(const char *root) {
     free(longer);
 }
 
+static icma_generator_choice generator; /* trunk, rows or layers, and residuals on top */
+
 static icma_pack_options quick(void) {
     icma_pack_options options = packing_options();
+    icma_pack_use_generator(&options, generator);
     options.epochs = 2;
+    options.denoiser_epochs = 2;
     options.latent_dim = 2;
-    options.generator = ICMA_CHOOSE_BASIS; /* trunk, rows, and residuals on top */
+    options.layers = 2;
+    options.kernel = 3;
     options.bound = (icma_bound){ICMA_BOUND_DW, 0.01F};
     return options;
 }
@@ -87,8 +92,7 @@ static int make_tree(void **state) {
     icma_ops_cpu();
     icma_pack_result result;
     packing_pack(*state, "good.icma", &options, &result);
-    assert_true(result.has_generator && result.bytes.latents && result.bytes.residuals &&
-                result.bytes.verbatim);
+    assert_true(result.has_generator && result.bytes.latents && result.bytes.residuals && result.bytes.verbatim);
     icma_pack_result_free(&result);
     assert_true(packing_worst_error(*state, "good.icma") < 0.02);
     return 0;
@@ -135,7 +139,9 @@ static void memory_may_end_anywhere_in_packing(void **state) {
     size_t total, seen, tolerated = 0;
     assert_int_equal(pack_short(root, SIZE_MAX, false, &total), ICMA_OK);
     print_message("           %zu allocations\n", total);
-    for (size_t k = 0; k < total; k++) {
+    /* Training's own steps allocate alike, over and over: of the networks' every fifth. */
+    size_t stride = generator == ICMA_CHOOSE_BASIS ? 1 : 5;
+    for (size_t k = 0; k < total; k += stride) {
         assert_int_equal(pack_short(root, k, true, &seen), ICMA_E_MEMORY);
         tolerated += pack_short(root, k, false, &seen) == ICMA_OK;
     }
@@ -335,5 +341,11 @@ int main(void) {
         cmocka_unit_test(costly_adapters_are_over_the_limits),
         cmocka_unit_test(what_is_not_there_is_not_found),
     };
-    return cmocka_run_group_tests(tests, make_tree, drop_tree);
+    static const icma_generator_choice generators[] = {ICMA_CHOOSE_BASIS, ICMA_CHOOSE_CONV, ICMA_CHOOSE_DIFFUSION, ICMA_CHOOSE_SOUP};
+    int failed = 0;
+    for (size_t i = 0; i < COUNT(generators); i++) {
+        generator = generators[i];
+        failed += cmocka_run_group_tests(tests, make_tree, drop_tree);
+    }
+    return failed;
 }

@@ -1,14 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Runs the convolutional CVAE (codec/conv_net.h) on numbers from a file, for test_conv.py to compare with PyTorch: icma_conv_probe reference|cpu INPUT OUTPUT.
+ * Runs the convolutional CVAE (codec/conv_net.h) on numbers from a file, for test_conv.py to compare with PyTorch: icma_conv_probe reference|cpu INPUT OUTPUT SIGNS.
  *
- * Both files are the numbers named here one after another, as this machine stores them. Parameters are flat and in the order of icma_conv_part_place: of each encoder layer W, gamma, beta;
+ * The files are the numbers named here one after another, as this machine stores them. Parameters are flat and in the order of icma_conv_part_place: of each encoder layer W, gamma, beta;
  * We be Wm bm Wv bv Wd bd (no Wv, bv for an autoencoder); of each decoder layer W, gamma, beta; the last convolution's W and b. All are rows x columns as conv_net.h has them: a convolution's W is
  * tap, input, output; We and Wd know positions by channels, channel fastest.
  *
  *   INPUT   uint64  used, layers, width, channels[layers], hidden, latent, coordinates, autoencoder, variance, count, steps
  *           float   kl_weight, latent_noise, beta1, beta2, epsilon, weight_decay, learning rate of each step, parameters
  *           float   of each step: x (count x used), a (count x coordinates), noise (count x latent)
+ *   SIGNS   uint8   of each step, of each encoder layer: 1 where h is above 0 (count x positions x channels)
  *   OUTPUT  float   of the first step: y (count x used x (1 or 2)), mu, log-variance (none for an autoencoder) (count x latent each), gradients
  *           float   of each step: reconstruction and KL; after the last: parameters, running statistics (mean, variance of each norm, encoder's first)
  *           float   y of the first step's batch by that network, with the running statistics
@@ -21,7 +22,7 @@
 
 typedef struct probe {
     const icma_ops *ops;
-    FILE *in, *out;
+    FILE *in, *out, *signs;
     icma_conv_shape shape;
     uint64_t count, steps;
     icma_conv_net *net;
@@ -172,11 +173,29 @@ static icma_status put_first(probe *p) {
     return status ? status : put_state(p, ICMA_CONV_GRADIENTS);
 }
 
+/* On which side of LeakyReLU's kink each number of the encoder lies. */
+static icma_status put_signs(probe *p, size_t layer) {
+    icma_matrix h = icma_conv_hidden(p->net, layer, p->count);
+    size_t count = h.rows * h.columns;
+    float *values = icma_alloc_array(count, sizeof *values);
+    uint8_t *signs = icma_alloc_array(count, 1);
+    icma_status status = values && signs ? p->ops->download(p->ops->device, h.tensor, h.offset, values, count, &p->error) : no_memory(p);
+    for (size_t i = 0; !status && i < count; i++)
+        signs[i] = values[i] > 0;
+    if (!status && fwrite(signs, 1, count, p->signs) != count)
+        status = icma_fail(&p->error, ICMA_E_IO, NULL, "could not write");
+    icma_free(values);
+    icma_free(signs);
+    return status;
+}
+
 static icma_status run_step(probe *p, size_t step, float losses[2]) {
     double reconstruction, kl;
     icma_conv_forward(p->net, &p->batch, true);
     icma_status status = icma_conv_loss(p->net, &p->batch, &reconstruction, &kl, &p->error);
     icma_conv_backward(p->net, &p->batch);
+    for (size_t l = 0; !status && l < p->shape.layers; l++)
+        status = put_signs(p, l);
     if (!status && step == 0)
         status = put_first(p);
     p->adam.step = step + 1;
@@ -238,16 +257,17 @@ static void clean_up(probe *p) {
 
 int main(int count, char **words) {
     probe p = {0};
-    bool reference = count == 4 && strcmp(words[1], "reference") == 0;
-    if (count != 4 || !(reference || strcmp(words[1], "cpu") == 0) || !(p.in = fopen(words[2], "rb")) || !(p.out = fopen(words[3], "wb"))) {
-        fprintf(stderr, "usage: icma_conv_probe reference|cpu INPUT OUTPUT\n");
+    bool reference = count == 5 && strcmp(words[1], "reference") == 0;
+    if (count != 5 || !(reference || strcmp(words[1], "cpu") == 0) || !(p.in = fopen(words[2], "rb")) || !(p.out = fopen(words[3], "wb")) || !(p.signs = fopen(words[4], "wb"))) {
+        fprintf(stderr, "usage: icma_conv_probe reference|cpu INPUT OUTPUT SIGNS\n");
         return 2;
     }
     p.ops = reference ? icma_ops_reference() : icma_ops_cpu();
     icma_status status = run(&p);
     clean_up(&p);
     fclose(p.in);
-    if (fclose(p.out) && !status)
+    int failed = fclose(p.out) | fclose(p.signs);
+    if (failed && !status)
         status = icma_fail(&p.error, ICMA_E_IO, NULL, "could not write");
     if (status)
         fprintf(stderr, "icma_conv_probe: %s\n", p.error.message);

@@ -412,7 +412,7 @@ def texts_own(root):
 
 
 def conv(channels, latents, *more):
-    return ('--epochs', '60', '-T', '1', '--generator', 'conv', '--channels', channels, '--latent-dim', str(latents), *more)
+    return ('--epochs', '300', '--lr', '0.01', '--kld-weight', '1e-6', '-T', '1', '--generator', 'conv', '--channels', channels, '--latent-dim', str(latents), *more)
 
 
 def conv_f32(root):
@@ -487,19 +487,11 @@ def diffusion(root):
     return (*conv('4,4', 3, '--max-error', 'dw=0.1'), '--generator', 'diffusion')
 
 
-def diffusion_generate(root):
-    """diffusion, tier generate: a latent denoised from nothing; 2 tasks x 2 checkpoints of BF16, learned conditions"""
-    for task in ('sun', 'moon'):
-        for n in range(2):
-            put(root / task / f'checkpoint-{n + 1}' / 'adapter_model.safetensors', safetensors(lora(task, n, dtypes=('BF16',)), {'format': 'pt'}))
-    return (*conv('4,3', 2, '--tier', 'generate'), '--generator', 'diffusion')
-
-
 MAKERS = {f.__name__.replace('_', '-'): f for f in (basis_given, basis_learned, basis_mixed, basis_wide, paper, generate,
                                                      stepless, none, one, two_groups, bounded_dw, bounded_rel, bounded_abs,
                                                      bounded_none, bounded_verbatim, bounded_streams, lossless_chain, lossless_basis, lossless_one,
                                                      lossless_large, texts_shared, texts_own, conv_f32, conv_bf16, conv_bounded, conv_generate, conv_lossless,
-                                                     diffusion, diffusion_generate)}
+                                                     diffusion)}
 
 
 def sha256(data):

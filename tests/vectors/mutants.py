@@ -8,6 +8,7 @@ the class of spec 1.2 with which it refuses.
 import copy
 import dataclasses
 import json
+import math
 import pathlib
 import random
 import struct
@@ -735,7 +736,7 @@ for name, verdict, what, change in (
         ('scale-denormal', 'corrupt', 'a denormal scale', trunk('s_t', TINY)),
         ('latent-step-zero', 'corrupt', 'a latent step of 0', trunk('latent step', floats(0))),
         ('correction-step-negative', 'corrupt', 'a negative correction step', trunk('correction step', floats(-1))),
-        ('generator-kind', 'unsupported', 'a generator of kind 2', lambda draft: draft.edit(GENERATOR, at(0, b'\2'))),
+        ('generator-kind', 'unsupported', 'a generator of kind 3', lambda draft: draft.edit(GENERATOR, at(0, b'\3'))),
         ('generator-tensors', 'corrupt', 'a generator for another number of tensors', lambda draft: draft.edit(GENERATOR, at(1, b'\5'))),
         ('treatment-unknown', 'unsupported', 'treatment 4', trunk('treatment', b'\4')),
         ('rows-other', 'corrupt', 'a row more than is there', trunk('K_other', b'\1')),
@@ -2149,3 +2150,305 @@ for name, what, weight, verdict in (('link-weight-most', 'a weight of 2^20', 1 <
         coded = [link_tensor(tensor, own, 'modelled' if i % 2 else 'grouped', 0, kept, 1500 if tensor.dtype != 'F16' else 200) for i, (tensor, own) in enumerate(tensors)]
         return write_link(taps, profiles, coded, elements)
     simple(name, verdict, what, relinked(weighted), 'lossless-basis')
+
+
+# Decoders and denoisers (4.3, 4.15, 4.16)
+
+@dataclasses.dataclass
+class Conv:
+    """A generator payload of kind 2: `front` is what comes before d; of a decoder's numbers there are either arrays, or codes, contexts and symbols a vector."""
+    front: bytes
+    d: int
+    m: int
+    c: int
+    m_g: int
+    projection: bytes
+    prior: int
+    steps: bytes
+    coding: int
+    inputs: int
+    start: int
+    layers: int
+    width: int
+    channels: list
+    outputs: int
+    biases: list = None
+    weights: list = None
+    codes: list = None
+    contexts: list = None
+    symbols: list = None
+    sizes: list = None
+    denoiser: list = None
+
+    def shapes(self):
+        inner = [(self.width * before, after) for before, after in zip(self.channels, [*self.channels[1:], self.outputs])]
+        return [(self.inputs, self.start * self.channels[0]), *inner]
+
+    def vectors(self):
+        """How many numbers each has."""
+        return [count for l, (rows, columns) in enumerate(self.shapes()) for count in ([rows] * columns if l else [columns] * rows) + [columns]]
+
+    def before(self):
+        """What comes before the decoder."""
+        return self.front + varint(self.d) + varint(self.m) + varint(self.c) + varint(self.m_g) + self.projection + bytes([self.prior]) + self.steps
+
+    def write(self):
+        out = self.before() + bytes([self.coding]) + b''.join(map(varint, (self.inputs, self.start, self.layers, self.width, *self.channels, self.outputs)))
+        if self.coding == 2:
+            codes = [0, *self.codes]
+            streams, numbers = [], [symbol for vector in self.symbols for symbol in vector]
+            for runs in reader.cut([(len(vector), context if context < rans.CONTEXTS else 0) for vector, context in zip(self.symbols, self.contexts)]):
+                count = sum(count for count, _ in runs)
+                streams.append(encode(runs, numbers[:count]))
+                numbers = numbers[count:]
+            out += b''.join(signed(b - a) for a, b in zip(codes, codes[1:])) + bytes(self.contexts)
+            out += b''.join(map(varint, self.sizes or map(len, streams))) + b''.join(streams)
+        else:
+            for bias, weights in zip(self.biases, self.weights):
+                out += bias.astype('<f4').tobytes()
+                out += (weights.astype('<f4').view('<u4') >> 16).astype('<u2').tobytes() if self.coding else weights.astype('<f4').tobytes()
+        return out + (b''.join(map(varint, self.denoiser[:3])) + self.denoiser[3] if self.prior else b'')
+
+
+def read_conv(draft):
+    raw, tensors = draft.raw(draft.find(GENERATOR)), draft.tensors()
+    cursor, g = reader.Cursor(raw, ''), draft.generator()
+    cursor.take(1)
+    cursor.varint()
+    cursor.take(len(tensors) + 4 * len(g.modelled))
+    front = raw[:cursor.at]
+    sizes = [cursor.varint() for _ in range(4)]
+    out = Conv(front, *sizes, cursor.take(sizes[3] * (sizes[2] + 1)), cursor.u8(), cursor.take(4 * sizes[0]), cursor.u8(), *(cursor.varint() for _ in range(4)),
+               [cursor.varint() for _ in range(g.decoder.n + 1)], cursor.varint())
+    if out.coding == 2:
+        counts, out.codes, out.symbols, code = out.vectors(), [], [], 0
+        for _ in counts:
+            code += cursor.signed()
+            out.codes.append(code)
+        out.contexts = list(cursor.take(len(counts)))
+        streams = reader.cut(zip(counts, out.contexts))
+        numbers = [symbol for runs, size in list(zip(streams, [cursor.varint() for _ in streams])) for symbol in rans.decode(cursor.take(size), runs)]
+        for count in counts:
+            out.symbols.append(numbers[:count])
+            numbers = numbers[count:]
+    else:
+        out.biases, out.weights = [bias.copy() for bias in g.decoder.biases], [weights.copy() for weights in g.decoder.weights]
+        cursor.take(sum(4 * columns + (2 if out.coding else 4) * rows * columns for rows, columns in out.shapes()))
+    if out.prior:
+        out.denoiser = [cursor.varint() for _ in range(3)] + [raw[cursor.at:]]
+    assert out.write() == raw
+    return out
+
+
+def conv(change, again=False):
+    """A change of a Conv; `again` computes hashes anew."""
+    def change_draft(draft):
+        own = read_conv(draft)
+        change(own)
+        draft.store(draft.find(GENERATOR), own.write())
+        if again:
+            rehash(draft)
+    return change_draft
+
+
+def having(**values):
+    return conv(lambda own: set_(own, **values))
+
+
+def by(**values):
+    """Fields that are other by so much."""
+    return conv(lambda own: set_(own, **{name: getattr(own, name) + value for name, value in values.items()}))
+
+
+def put_in(name, index, where, value):
+    """One number of one array, or symbol of one vector."""
+    def change(own):
+        getattr(own, name)[index][where] = value
+    return conv(change)
+
+
+def denoiser(index, value):
+    """A size (index 0, 1, 2), or bytes at a place among the numbers."""
+    def change(own):
+        if index < 3:
+            own.denoiser[index] = value
+        else:
+            own.denoiser[3] = at(index - 3, value)(own.denoiser[3])
+    return conv(change)
+
+
+@mutant('good', 'conv-f32')
+def conv_treatments(draft):
+    """a decoder has no roles: every tensor modelled as other"""
+    draft.edit(GENERATOR, at(2, bytes([2] * len(draft.tensors()))))
+
+
+@mutant('good', 'conv-f32')
+def conv_two_outputs(draft):
+    """a second channel, which nothing uses"""
+    def change(own):
+        own.outputs = 2
+        own.biases[-1] = numpy.append(own.biases[-1], numpy.float32(-7.5))
+        own.weights[-1] = numpy.stack([own.weights[-1][:, 0], numpy.linspace(-9, 3e38, len(own.weights[-1]), dtype=numpy.float32)], axis=1)
+    conv(change)(draft)
+
+
+@mutant('good', 'conv-bounded')
+def conv_two_outputs_quantised(draft):
+    """a second channel, quantised, which nothing uses"""
+    def change(own):
+        own.outputs, last = 2, [len(own.symbols) - 1, own.symbols[-1]]
+        own.symbols[last[0]:] = [[3] * len(own.symbols[last[0] - 1]), last[1] + [-5]]
+        own.codes.insert(last[0], 640)
+        own.contexts.insert(last[0], 99)
+    conv(change)(draft)
+
+
+@mutant('good', 'conv-bounded')
+def conv_contexts(draft):
+    """the same decoder in other contexts"""
+    draw = random.Random('conv contexts')
+    conv(lambda own: set_(own, contexts=[like(context, draw) for context in own.contexts]))(draft)
+
+
+@mutant('good', 'conv-f32')
+def conv_idle_channel(draft):
+    """a channel more, of weights -0, which is taken in with weights 0"""
+    def change(own):
+        own.channels[1] += 1
+        own.biases[1] = numpy.append(own.biases[1], numpy.float32(0))
+        own.weights[1] = numpy.append(own.weights[1], numpy.full((len(own.weights[1]), 1), -0.0, numpy.float32), axis=1)
+        taps = numpy.split(own.weights[2], own.width)
+        own.weights[2] = numpy.concatenate([numpy.append(tap, numpy.zeros((1, tap.shape[1]), numpy.float32), axis=0) for tap in taps])
+    conv(change)(draft)
+
+
+def network(seed, wild=False, long=False):
+    """Another decoder of any architecture, with another prior where that comes, and other latents; some checkpoints of tier generate."""
+    def change(draft):
+        draw, noise = random.Random(f'network {seed}'), numpy.random.RandomState(seed)
+        weights = sum(tensor.elements for tensor, treatment in zip(draft.tensors(), draft.generator().treatment) if treatment < 3)
+
+        def make(own):
+            own.prior, own.coding = draw.randrange(2) if own.d else 0, 2 if long else draw.randrange(3)
+            own.layers = 2 if long else draw.choice((1, 2, 3)) if wild else draw.choice((1, 2, 3, 5, 8, 16))
+            own.width = 7 if long else draw.choice((1, 3, 5, 9, 31)) if own.layers < 8 else draw.choice((1, 3, 7))
+            own.start = -(-weights >> own.layers)
+            own.channels = [1, 200, 190] if long else [draw.randint(1, 5 if own.layers < 8 else 2) for _ in range(own.layers + 1)]
+            own.outputs = draw.randint(1, 2)
+            own.inputs = own.d if own.prior else own.d + own.m
+
+            def array(rows, columns, fan=1):
+                values = noise.standard_normal((rows, columns)) * 1.4 / math.sqrt(fan)
+                if wild:
+                    values *= 2.0 ** noise.randint(-12, 7, (rows, columns))
+                return numpy.array(values, '<f4').view('<u4') & (0xffff0000 if own.coding == 1 else 0xffffffff)
+            own.biases = [numpy.array(array(1, columns)[0]).view('<f4') for _, columns in own.shapes()]
+            own.weights = [array(rows, columns, (rows + 1) / 2).view('<f4') for rows, columns in own.shapes()]
+            if own.coding == 2:
+                counts = own.vectors()
+                own.codes = [draw.randint(-60, -30) if wild or long else draw.randint(-45, -30) for _ in counts]
+                own.contexts = [draw.randrange(40 if long else rans.CONTEXTS) for _ in counts]
+                own.symbols = [[draw.choice((0,) * (60 if long else 3) + (1, -1, 2, -3, 9 if wild else 1)) for _ in range(count)] for count in counts]
+            e, h, n = draw.randint(0, 5), draw.randint(1, 9), draw.randint(1, 4)
+            own.denoiser = [e, h, n, floats(*(draw.gauss(0, 1) for _ in range(own.d)), *(draw.uniform(0.1, 2) for _ in range(own.d)),
+                                            *(draw.gauss(0, 1) for _ in range(n * (2 + e))))]
+            for rows, columns in ((own.d + own.m + e, h), (h, h), (h, h), (h, own.d)):
+                own.denoiser[3] += (numpy.array(noise.standard_normal(rows * columns), '<f4').view('<u4') >> 16).astype('<u2').tobytes()
+                own.denoiser[3] += noise.standard_normal(columns).astype('<f4').tobytes()
+            own.steps = floats(*(2.0 ** draw.uniform(-9, 0) for _ in range(own.d)))
+        conv(make)(draft)
+        for piece in [p for p in draft.pieces if p.kind == TASK]:
+            rows = table_of(draft, piece.task)
+            for row in rows:
+                if row.tier == LATENT and draw.random() < 0.3:
+                    row.tier = GENERATE
+                elif row.latents is not None:
+                    row.latents = [draw.choice((0, 1, -1, draw.randint(-99, 99), draw.randint(-999, 999))) for _ in row.latents]
+            draft.store(piece, write_table(rows, draft.generator()))
+        rehash(draft)
+    return change
+
+
+for seed in range(16):
+    simple(f'conv-network-{seed}', 'equal', 'another decoder, perhaps a denoiser, and other latents', network(seed), ('conv-f32', 'conv-bf16', 'conv-bounded', 'conv-generate')[seed % 4])
+for seed in range(16, 24):
+    simple(f'conv-network-{seed}', 'equal', 'the same with numbers of very different magnitudes', network(seed, True), ('conv-f32', 'conv-bf16')[seed % 2])
+simple('conv-streams', 'equal', "a decoder of more than 2^18 numbers, so in two streams", network(24, long=True), 'conv-f32')
+
+
+@mutant('equal', 'diffusion')
+def diffusion_from_nothing(draft):
+    """the same denoiser, with checkpoints of tier generate among those of tier bounded"""
+    for piece in [p for p in draft.pieces if p.kind == TASK]:
+        rows = table_of(draft, piece.task)
+        rows[0].tier = GENERATE
+        for section in [p for p in draft.pieces if p.kind == RESIDUAL and p.task == piece.task]:
+            blocks = read_blocks(draft, piece.task)
+            draft.store(section, write_blocks(blocks[1:]))
+        draft.store(piece, write_table(rows, draft.generator()))
+    rehash(draft)
+
+
+NEVER = numpy.float32(numpy.nan)
+for name, verdict, what, change in (
+        ('latents-over-limit', 'limit', 'd is 1025', having(d=1025)), ('coordinates-over-limit', 'limit', 'm is 1025', having(m=1025)),
+        ('condition-over-limit', 'limit', 'C is 2^20 + 1', having(c=2**20 + 1)), ('m-g-over-limit', 'limit', 'm_g is 1025', having(m_g=1025)),
+        ('m-g-over', 'corrupt', 'm_g over m', by(m_g=1)), ('condition-none', 'corrupt', 'C is 0 but m_g is not', having(c=0)),
+        ('projection', 'corrupt', 'a number of M is -128', conv(lambda own: set_(own, projection=at(1, b'\x80')(own.projection)))),
+        ('prior', 'unsupported', 'prior 2', having(prior=2, denoiser=[1, 1, 1, b''])),
+        ('prior-other', 'corrupt', 'prior 1 with a decoder for prior 0', having(prior=1, denoiser=[1, 1, 1, b''])),
+        ('step-zero', 'corrupt', 'a latent step of 0', conv(lambda own: set_(own, steps=at(0, floats(0))(own.steps)))),
+        ('step-negative', 'corrupt', 'a negative latent step', conv(lambda own: set_(own, steps=at(0, floats(-1))(own.steps)))),
+        ('coding', 'unsupported', 'coding 3', having(coding=3)),
+        ('coding-other', 'corrupt', 'coding 1, but the numbers of coding 0', lambda draft: draft.edit(GENERATOR, at(len(read_conv(draft).before()), b'\1'))),
+        ('inputs-over-limit', 'limit', '2049 inputs', having(inputs=2049)), ('inputs-more', 'corrupt', 'an input more than d + m', by(inputs=1)),
+        ('inputs-fewer', 'corrupt', 'an input fewer than d + m', by(inputs=-1)),
+        ('start-zero', 'corrupt', 'start is 0', having(start=0)), ('start-over-limit', 'limit', 'start is 2^28 + 1', having(start=2**28 + 1)),
+        ('start-huge', 'limit', 'start is 2^64 - 1', having(start=2**64 - 1)), ('numbers-over-limit', 'limit', 'more than 2^28 numbers', having(start=2**28)),
+        ('layers-zero', 'corrupt', 'N is 0', having(layers=0)), ('layers-over-limit', 'limit', 'N is 17', having(layers=17, channels=[1] * 18)),
+        ('width-zero', 'corrupt', 'width is 0', having(width=0)), ('width-even', 'corrupt', 'width is 6', having(width=6)),
+        ('width-over-limit', 'limit', 'width is 33', having(width=33)), ('channels-zero', 'corrupt', 'no channels', having(channels=[4, 0, 4, 4])),
+        ('channels-over-limit', 'limit', '1025 channels', having(channels=[4, 1025, 4, 4])), ('channels-more', 'corrupt', 'channels without numbers for them', having(channels=[4, 1024, 1024, 4])),
+        ('outputs-zero', 'corrupt', 'no outputs', having(outputs=0)), ('outputs-over-limit', 'limit', '3 outputs', having(outputs=3)),
+        ('bias-nan', 'corrupt', 'a bias that is NaN', put_in('biases', 1, 0, NEVER)), ('bias-denormal', 'corrupt', 'a denormal bias', put_in('biases', 0, 3, numpy.float32(1e-40))),
+        ('weight-nan', 'corrupt', 'a weight that is NaN', put_in('weights', 0, (1, 2), NEVER)), ('weight-infinite', 'corrupt', 'an infinite weight', put_in('weights', 3, (0, 0), numpy.float32(numpy.inf))),
+        ('weight-denormal', 'corrupt', 'a denormal weight', put_in('weights', 2, (0, 0), numpy.float32(1e-39))),
+        ('weight-other', 'corrupt', 'another weight: the decoded file does not have its hash', put_in('weights', 2, (4, 0), numpy.float32(3))),
+        ('output-infinite', 'corrupt', 'weights so large that what is decoded is not finite', conv(lambda own: set_(own, weights=[*own.weights[:3], numpy.full_like(own.weights[3], 3e38)],
+                                                                                                                      biases=[*own.biases[:3], numpy.full_like(own.biases[3], 3e38)]))),
+        ('trailing', 'corrupt', 'a byte after the decoder', lambda draft: draft.edit(GENERATOR, lambda raw: raw + b'\0')),
+        ('cut', 'corrupt', "the decoder's last byte is missing", lambda draft: draft.edit(GENERATOR, lambda raw: raw[:-1])),
+        ('no-condition', 'corrupt', 'a task without condition', lambda draft: draft.pieces.remove(draft.find(CONDITION, task=1))),
+        ('head', 'corrupt', 'a head in a group with a decoder', lambda draft: draft.pieces.append(Piece(HEAD, 0, NONE, 0, 4, b'1234'))),
+        ('tier-verbatim', 'corrupt', 'a checkpoint of tier verbatim', table(on(0, tier=KEPT))),
+        ('latent-other', 'corrupt', 'another latent: the decoded file does not have its hash', table(on(1, latents_0=77))),
+        ('start-more', 'corrupt', 'a start that is one more than it has to be', conv(lambda own: set_(
+            own, start=own.start + 1, biases=[numpy.resize(own.biases[0], own.biases[0].size + own.channels[0]), *own.biases[1:]],
+            weights=[numpy.resize(own.weights[0], (own.inputs, own.weights[0].shape[1] + own.channels[0])), *own.weights[1:]]))),
+        ('start-less', 'corrupt', 'a start that is one less than it has to be', conv(lambda own: set_(
+            own, start=own.start - 1, biases=[own.biases[0][own.channels[0]:], *own.biases[1:]], weights=[own.weights[0][:, own.channels[0]:], *own.weights[1:]]))),
+        ('nothing-modelled', 'corrupt', 'no tensor is modelled', lambda draft: draft.edit(GENERATOR, lambda raw: raw[:2] + b'\3' * raw[1] + raw[2 + raw[1] + 4 * raw[1]:]))):
+    simple(f'conv-{name}', verdict, what, change, 'conv-f32')
+
+for name, what, change in (
+        ('code-over', 'a step code of 641', conv(lambda own: set_(own, codes=[641, *own.codes[1:]]))), ('code-under', 'the last step code is -641', conv(lambda own: set_(own, codes=[*own.codes[:-1], -641]))),
+        ('context', 'a context of 225', conv(lambda own: set_(own, contexts=[225, *own.contexts[1:]]))), ('context-last', 'the last context is 255', conv(lambda own: set_(own, contexts=[*own.contexts[:-1], 255]))),
+        ('symbol-high', 'a symbol of 16384', put_in('symbols', 0, 0, 16384)), ('symbol-low', 'the last symbol is -16385', put_in('symbols', -1, -1, -16385)),
+        ('symbol-other', 'another symbol: the decoded file does not have its hash', put_in('symbols', -1, -1, 1000)),
+        ('size-more', 'a stream with more bytes than there are', having(sizes=[10**6])), ('size-huge', 'a stream of 2^64 - 1 bytes', having(sizes=[2**64 - 1])), ('size-none', 'a stream of no bytes', having(sizes=[0])),
+        ('trailing', 'a byte after the last stream', lambda draft: draft.edit(GENERATOR, lambda raw: raw + b'\0')), ('cut', "the last stream's last byte is missing", lambda draft: draft.edit(GENERATOR, lambda raw: raw[:-1])),
+        ('codes-cut', 'a decoder that ends within its codes', lambda draft: draft.edit(GENERATOR, lambda raw: raw[:-len(raw) // 2 - 200])),
+        ('out-of-proportion', 'more than 1,024 numbers a byte', lambda draft: draft.store(
+            draft.find(GENERATOR), dataclasses.replace(read_conv(draft), channels=[1024] * 5, coding=2, codes=[], contexts=[], symbols=[]).write() + bytes(20000)))):
+    simple(f'conv-quantised-{name}', 'corrupt', f'quantised decoder: {what}', change, 'conv-bounded')
+
+for name, verdict, what, change in (
+        ('embedding-over-limit', 'limit', 'e is 257', denoiser(0, 257)), ('hidden-over-limit', 'limit', 'h is 4097', denoiser(1, 4097)), ('steps-over-limit', 'limit', 'n is 1025', denoiser(2, 1025)),
+        ('hidden-none', 'corrupt', 'no hidden units', denoiser(1, 0)), ('steps-none', 'corrupt', 'no steps', denoiser(2, 0)), ('steps-more', 'corrupt', 'a step more than is there', denoiser(2, 51)),
+        ('centre-nan', 'corrupt', 'a centre that is NaN', denoiser(3, NAN)), ('spread-zero', 'corrupt', 'a spread of 0', lambda draft: denoiser(3 + 4 * draft.generator().d, floats(0))(draft)),
+        ('spread-negative', 'corrupt', 'a negative spread', lambda draft: denoiser(3 + 4 * draft.generator().d, floats(-1))(draft)),
+        ('keep-infinite', 'corrupt', 'an infinite number of keep', lambda draft: denoiser(3 + 8 * draft.generator().d, INF)(draft)), ('bias-denormal', 'corrupt', 'the last bias is denormal', lambda draft: draft.edit(GENERATOR, at(-4, TINY))),
+        ('trailing', 'corrupt', 'a byte after the denoiser', lambda draft: draft.edit(GENERATOR, lambda raw: raw + b'\0')), ('cut', 'corrupt', "the denoiser's last byte is missing", lambda draft: draft.edit(GENERATOR, lambda raw: raw[:-1])),
+        ('missing', 'corrupt', 'no denoiser', lambda draft: draft.edit(GENERATOR, lambda raw, own=read_conv(draft): raw[:len(dataclasses.replace(own, prior=0).write())]))):
+    simple(f'denoiser-{name}', verdict, what, change, 'diffusion')
