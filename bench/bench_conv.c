@@ -1,8 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * bench_conv: the convolutional network. Prints Markdown: the rate of each layer and op beside what the processor can do in registers, and the seconds of a whole training step and of a decoder's run.
+ * bench_conv: the convolutional network. Prints Markdown: the rate of each layer and op beside what the
+ * processor can do in registers, and the seconds of a whole training step and of a decoder's run.
  *
- *     bench_conv [-t THREADS] [FILE]    FILE: what bench/conv_torch.py printed here, to be set beside our steps
+ *     bench_conv [-t THREADS] [FILE]    FILE: what bench/conv_torch.py printed here, to be set beside our
+ * steps
  */
 #include "conv_net.h"
 
@@ -120,8 +122,12 @@ typedef enum job { DOWN, UP, SAME, DOWN_WEIGHTS, UP_WEIGHTS, SAME_WEIGHTS, NORM,
 /* x has `rows` rows of `inputs` channels; y twice, half, or as many of `outputs`. */
 static void run_job(lab *l, job what, icma_activation act, size_t rows, size_t inputs, size_t outputs) {
     const icma_conv shape = {l->batch, WIDTH};
-    size_t rows_y = what == UP || what == UP_WEIGHTS ? 2 * rows : what == DOWN || what == DOWN_WEIGHTS ? rows / 2 : rows;
-    icma_matrix x = icma_matrix_of(l->x, rows, inputs), y = icma_matrix_of(l->y, rows_y, outputs), w = icma_matrix_of(l->w, WIDTH * inputs, outputs), g = icma_matrix_of(l->g, WIDTH * inputs, outputs), none = {0};
+    size_t rows_y = what == UP || what == UP_WEIGHTS       ? 2 * rows
+                    : what == DOWN || what == DOWN_WEIGHTS ? rows / 2
+                                                           : rows;
+    icma_matrix x = icma_matrix_of(l->x, rows, inputs), y = icma_matrix_of(l->y, rows_y, outputs),
+                w = icma_matrix_of(l->w, WIDTH * inputs, outputs),
+                g = icma_matrix_of(l->g, WIDTH * inputs, outputs), none = {0};
     icma_matrix wide = icma_matrix_of(l->y, rows, inputs), back = icma_matrix_of(l->dx, rows, inputs), row[6];
     for (size_t k = 0; k < 6; k++)
         row[k] = (icma_matrix){l->factors, 256 * k, 1, inputs, inputs};
@@ -149,7 +155,8 @@ static void run_job(lab *l, job what, icma_activation act, size_t rows, size_t i
         ops->batch_norm(ops->device, x, row[0], row[1], 1e-5F, act, row[2], row[3], wide);
         break;
     case NORM_BACKWARD:
-        ops->batch_norm_backward(ops->device, x, row[0], row[1], 1e-5F, act, row[2], row[3], wide, row[4], row[5], back);
+        ops->batch_norm_backward(ops->device, x, row[0], row[1], 1e-5F, act, row[2], row[3], wide, row[4],
+                                 row[5], back);
         break;
     case TURN:
         ops->turn_weights(ops->device, shape, w, false, icma_matrix_of(l->turned, WIDTH * outputs, inputs));
@@ -170,14 +177,17 @@ static double seconds(lab *l, job what, icma_activation act, size_t rows, size_t
 }
 
 static void print_rate(const lab *l, double operations, double took) {
-    printf(" %.2f | %.1f | %.0f %% |", 1e3 * took, 1e-9 * operations / took, 100 * operations / took / l->peak);
+    printf(" %.2f | %.1f | %.0f %% |", 1e3 * took, 1e-9 * operations / took,
+           100 * operations / took / l->peak);
 }
 
 /* One layer: forward, backward to its input, backward to its weights, and the batch norm behind it. */
-static double bench_layer(lab *l, const char *name, job forward, icma_activation act, size_t rows, size_t inputs, size_t outputs) {
+static double bench_layer(lab *l, const char *name, job forward, icma_activation act, size_t rows,
+                          size_t inputs, size_t outputs) {
     bool up = forward == UP, same = forward == SAME, first = forward == DOWN && inputs == 1;
     size_t out_rows = up ? 2 * rows : same ? rows : rows / 2;
-    double operations = 2.0 * (double)(WIDTH * inputs * outputs) * (double)(up ? rows : out_rows), total, took;
+    double operations = 2.0 * (double)(WIDTH * inputs * outputs) * (double)(up ? rows : out_rows), total,
+           took;
     printf("| %s %zu -> %zu | %zu |", name, inputs, outputs, out_rows / l->batch);
     total = took = seconds(l, forward, act, rows, inputs, outputs);
     print_rate(l, operations, took);
@@ -195,7 +205,9 @@ static double bench_layer(lab *l, const char *name, job forward, icma_activation
         printf(" | | |\n");
         return total;
     }
-    double norm = seconds(l, NORM, act, out_rows, outputs, outputs), back = seconds(l, NORM_BACKWARD, act, out_rows, outputs, outputs), turn = first ? 0 : seconds(l, TURN, act, out_rows, inputs, outputs);
+    double norm = seconds(l, NORM, act, out_rows, outputs, outputs),
+           back = seconds(l, NORM_BACKWARD, act, out_rows, outputs, outputs),
+           turn = first ? 0 : seconds(l, TURN, act, out_rows, inputs, outputs);
     printf(" %.2f | %.2f | %.2f |\n", 1e3 * norm, 1e3 * back, 1e3 * turn);
     return total + norm + back + turn;
 }
@@ -212,8 +224,11 @@ static void bench_layers(const icma_ops *ops, double peak, size_t batch, size_t 
     l.scratch = numbers(&l, icma_conv_scratch(WIDTH, 256, 256));
     l.factors = numbers(&l, 6 * 256);
     double total = 0;
-    printf("\n### Batch %zu, length %zu\n\nEach op: milliseconds, GFLOP/s, share of the multiply-adds in registers.\n\n", batch, length);
-    printf("| layer | positions | forward | | | to the input | | | to the weights | | | norm | norm backward | turned |\n|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|\n");
+    printf("\n### Batch %zu, length %zu\n\nEach op: milliseconds, GFLOP/s, share of the multiply-adds in "
+           "registers.\n\n",
+           batch, length);
+    printf("| layer | positions | forward | | | to the input | | | to the weights | | | norm | norm backward "
+           "| turned |\n|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|\n");
     for (size_t k = 0; k < LAYERS; k++, rows /= 2) {
         total += bench_layer(&l, "conv_down", DOWN, ICMA_ACTIVATION_LEAKY_RELU, rows, inputs, channels[k]);
         inputs = channels[k];
@@ -237,7 +252,13 @@ typedef struct whole {
 } whole;
 
 static icma_conv_shape shape_of(size_t length) {
-    icma_conv_shape shape = {.used = length, .length = length, .layers = LAYERS, .width = WIDTH, .hidden = HIDDEN, .latent = LATENT, .coordinates = COORDINATES};
+    icma_conv_shape shape = {.used = length,
+                             .length = length,
+                             .layers = LAYERS,
+                             .width = WIDTH,
+                             .hidden = HIDDEN,
+                             .latent = LATENT,
+                             .coordinates = COORDINATES};
     memcpy(shape.channels, channels, sizeof channels);
     return shape;
 }
@@ -272,8 +293,14 @@ static whole bench_step(const icma_ops *ops, size_t batch, size_t length) {
         fprintf(stderr, "bench_conv: %s\n", error.message);
         return best;
     }
-    icma_tensor *x = numbers(&l, batch * length), *a = numbers(&l, batch * COORDINATES), *noise = numbers(&l, batch * LATENT);
-    const icma_conv_batch b = {batch, icma_matrix_of(x, batch * length, 1), icma_matrix_of(a, batch, COORDINATES), icma_matrix_of(noise, batch, LATENT), 1e-3F, 0};
+    icma_tensor *x = numbers(&l, batch * length), *a = numbers(&l, batch * COORDINATES),
+                *noise = numbers(&l, batch * LATENT);
+    const icma_conv_batch b = {batch,
+                               icma_matrix_of(x, batch * length, 1),
+                               icma_matrix_of(a, batch, COORDINATES),
+                               icma_matrix_of(noise, batch, LATENT),
+                               1e-3F,
+                               0};
     double spent = 0;
     for (uint64_t step = 1; step <= 3 || (spent < 4 && step <= 30); step++) {
         double start = now();
@@ -281,7 +308,9 @@ static whole bench_step(const icma_ops *ops, size_t batch, size_t length) {
         double forward = now();
         icma_conv_backward(net, &b);
         double backward = now();
-        icma_conv_adam(net, (icma_adam){.learning_rate = 1e-3F, .beta1 = 0.9F, .beta2 = 0.999F, .epsilon = 1e-8F, .step = step});
+        icma_conv_adam(
+            net, (icma_adam){
+                     .learning_rate = 1e-3F, .beta1 = 0.9F, .beta2 = 0.999F, .epsilon = 1e-8F, .step = step});
         double end = now();
         best.forward = fmin(best.forward, forward - start);
         best.backward = fmin(best.backward, backward - forward);
@@ -315,7 +344,9 @@ static void bench_whole(const icma_ops *ops, double peak, size_t batch, size_t l
     whole w = bench_step(ops, batch, length);
     icma_conv_shape shape = shape_of(length);
     double operations = 6 * (double)batch * icma_conv_work(&shape), other = peer_seconds(peer, batch, length);
-    printf("| %zu | %zu | %.1f | %.1f | %.1f | %.1f | %.1f | %.0f %% |", batch, length, 1e3 * w.forward, 1e3 * w.backward, 1e3 * w.adam, 1e3 * w.step, 1e-9 * operations / w.step, 100 * operations / w.step / peak);
+    printf("| %zu | %zu | %.1f | %.1f | %.1f | %.1f | %.1f | %.0f %% |", batch, length, 1e3 * w.forward,
+           1e3 * w.backward, 1e3 * w.adam, 1e3 * w.step, 1e-9 * operations / w.step,
+           100 * operations / w.step / peak);
     if (other > 0)
         printf(" %.1f | %.1f | %.2f |", 1e3 * other, 1e-9 * operations / other, other / w.step);
     else
@@ -337,8 +368,10 @@ int main(int count, char **arguments) {
     printf("%d threads; multiply-adds in registers: %.1f GFLOP/s.\n", icma_threads(), 1e-9 * peak);
     bench_layers(ops, peak, 2, 36864);
     bench_layers(ops, peak, 2, 241664);
-    printf("\n### Training steps and decoding\n\nMilliseconds; the peer is PyTorch (bench/conv_torch.py) on the same machine. Decoding: one run of the decoder, million weights a second.\n\n");
-    printf("| batch | length | forward | backward | Adam | step | GFLOP/s | of peak | peer's step | GFLOP/s | times ours | decoding | M/s |\n|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|\n");
+    printf("\n### Training steps and decoding\n\nMilliseconds; the peer is PyTorch (bench/conv_torch.py) on "
+           "the same machine. Decoding: one run of the decoder, million weights a second.\n\n");
+    printf("| batch | length | forward | backward | Adam | step | GFLOP/s | of peak | peer's step | GFLOP/s "
+           "| times ours | decoding | M/s |\n|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|\n");
     for (size_t k = 0; k < sizeof cases / sizeof *cases; k++)
         bench_whole(ops, peak, cases[k][0], cases[k][1], peer);
     if (peer)

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The convolutional CVAE of codec/conv_net.h in PyTorch: seconds of one training step (forward, backward, Adam), the peer of bench_conv.
 
-    conv_torch.py [--threads N] [--case BATCHxLENGTH ...] [--channels-last] [--compile]
+    conv_torch.py [--threads N] [--case BATCHxLENGTH] ... [--compile] [--no-mkldnn]
 
 Prints a line for each case: "batch length seconds gflops", the best of several steps. bench_conv reads such lines and sets them beside its own:
     conv_torch.py > torch.txt; bench_conv torch.txt

@@ -20,7 +20,8 @@ enum {
 };
 static const float latent_noise = 0.1F;      /* of the autoencoder, so that its decoder bears what the denoiser misses (P-diff, section 3.2) */
 static const double plateau = 1e-3;          /* a loss this much lower is progress */
-static const double coding_share = 0.05;     /* how much rounding the weights may add to the squared error */
+static const double coding_share = 0.05;     /* how much rounding the weights may add to the squared error, */
+static const double coding_aim = 0.6;        /* or to which share of the bound their error may go: modules differ */
 
 typedef enum phase { PHASE_NETWORK, PHASE_DENOISER, PHASE_DONE } phase;
 
@@ -113,6 +114,7 @@ static void make_plan(session *s) {
     /* Coordinates are few, each of unit variance, where the paper's c has hundreds of numbers: so that the condition weighs as much as the latent, they are as long. The decoder's weights take this over. */
     s->condition_gain = sqrtf((float)o->latent_dim / (float)(s->generator->coordinates ? s->generator->coordinates : 1));
     s->denoiser_options = icma_denoiser_defaults(s->group->count);
+    s->denoiser_options.hidden = o->latent_dim < 2 ? 32 : o->latent_dim > 16 ? 256 : 16 * o->latent_dim;
     if (o->denoiser_epochs)
         s->denoiser_options.epochs = o->denoiser_epochs;
 }
@@ -624,7 +626,15 @@ static icma_status coded_error(session *s, icma_conv_coding coding, double noise
     return status;
 }
 
-/* The coarsest steps of the weights that leave the error nearly as it is, by bisection over a sixteenth of an octave of noise. */
+/* The squared error that is good enough for what was asked. To first order relative errors of factors add in squares in that of dW; the mean is aimed at where there is no bound. */
+static double tolerated_error(const icma_pack_options *o) {
+    double aim = o->max_error;
+    if (o->tier == ICMA_TIER_BOUNDED)
+        aim = o->bound.kind == ICMA_BOUND_ABS ? 0 : coding_aim * (double)o->bound.value;
+    return o->tier == ICMA_TIER_LOSSLESS ? 0 : o->tier == ICMA_TIER_BOUNDED && o->bound.kind == ICMA_BOUND_REL ? aim * aim : aim * aim / 2;
+}
+
+/* The coarsest steps of the weights that leave the error nearly as it is, or good enough, by bisection over a sixteenth of an octave of noise. */
 static icma_status choose_coding(session *s, icma_error *error) {
     icma_generator *g = s->generator;
     double plain, now;
@@ -637,7 +647,7 @@ static icma_status choose_coding(session *s, icma_error *error) {
     while (!status && coarse - fine > 1) {
         int middle = (fine + coarse) / 2;
         status = coded_error(s, ICMA_CONV_QUANTISED, exp2(middle / 16.0), &now, error);
-        if (!status && now <= plain * (1 + coding_share))
+        if (!status && now <= fmax(plain * (1 + coding_share), tolerated_error(s->options)))
             fine = middle;
         else
             coarse = middle;

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Convolutions, batch norm, ELU and Adam of the fast table: how work is cut for kernels and threads. Exact ops may be cut anywhere, since every output is a chain of its own; sums of training ops are cut
- * by shapes alone and added up in a fixed order, so that no result depends on the number of threads.
+ * Convolutions, batch norm, ELU and Adam of the fast table: how work is cut for kernels and threads. Exact
+ * ops may be cut anywhere, since every output is a chain of its own; sums of training ops are cut by shapes
+ * alone and added up in a fixed order, so that no result depends on the number of threads.
  */
 #include "ops_host.h"
 
@@ -25,8 +26,9 @@ static size_t pieces_of(size_t count, size_t piece) {
 /* --- convolutions --------------------------------------------------------------------------------------- */
 
 /*
- * A convolution, or the outputs of one parity of a transposed one: position m of a sequence, m = 0 .. positions - 1, is the chain over k = 0 .. taps - 1 of x's row scale * m + shift + direction * k and
- * tap first_tap + k * tap_step of w, where that row exists, and lies in y's row out_scale * m + out_shift.
+ * A convolution, or the outputs of one parity of a transposed one: position m of a sequence, m = 0 ..
+ * positions - 1, is the chain over k = 0 .. taps - 1 of x's row scale * m + shift + direction * k and tap
+ * first_tap + k * tap_step of w, where that row exists, and lies in y's row out_scale * m + out_shift.
  */
 typedef struct lattice {
     size_t positions, taps, first_tap, tap_step, out_scale, out_shift;
@@ -41,8 +43,10 @@ typedef struct convolution {
     lattice part[2];
 } convolution;
 
-/* Outputs first .. first + count - 1 at `positions` positions from m on, taps k = tap .. tap + taps - 1, all of which exist. */
-static void convolve_run(const convolution *c, const lattice *at, size_t sequence, size_t m, size_t positions, size_t tap, size_t taps, size_t first, size_t count) {
+/* Outputs first .. first + count - 1 at `positions` positions from m on, taps k = tap .. tap + taps - 1, all
+ * of which exist. */
+static void convolve_run(const convolution *c, const lattice *at, size_t sequence, size_t m, size_t positions,
+                         size_t tap, size_t taps, size_t first, size_t count) {
     size_t length = c->x.rows / c->shape.batch, inputs = c->x.columns, rows_y = c->y.rows / c->shape.batch;
     ptrdiff_t row = taps ? at->scale * (ptrdiff_t)m + at->shift + at->direction * (ptrdiff_t)tap : 0;
     icma_conv_run run = {
@@ -62,7 +66,8 @@ static void convolve_run(const convolution *c, const lattice *at, size_t sequenc
         .y_position = (ptrdiff_t)(at->out_scale * c->y.stride),
     };
     enum { FEW_OUTPUTS = 4, MANY_POSITIONS = 16 };
-    if (count <= FEW_OUTPUTS && positions >= MANY_POSITIONS && run.x_tap == run.x_position && inputs <= ICMA_NARROW_INPUTS && taps <= ICMA_NARROW_TAPS) {
+    if (count <= FEW_OUTPUTS && positions >= MANY_POSITIONS && run.x_tap == run.x_position &&
+        inputs <= ICMA_NARROW_INPUTS && taps <= ICMA_NARROW_TAPS) {
         c->kernels->narrow(&run);
         return;
     }
@@ -77,26 +82,32 @@ static void convolve_run(const convolution *c, const lattice *at, size_t sequenc
 }
 
 /* At the ends of a sequence positions lack taps: one position at a time. */
-static void convolve_edge(const convolution *c, const lattice *at, size_t sequence, size_t m, size_t first, size_t count) {
+static void convolve_edge(const convolution *c, const lattice *at, size_t sequence, size_t m, size_t first,
+                          size_t count) {
     ptrdiff_t length = (ptrdiff_t)(c->x.rows / c->shape.batch), start = at->scale * (ptrdiff_t)m + at->shift;
     size_t tap = 0, end = at->taps;
-    while (tap < end && (start + at->direction * (ptrdiff_t)tap < 0 || start + at->direction * (ptrdiff_t)tap >= length))
+    while (tap < end &&
+           (start + at->direction * (ptrdiff_t)tap < 0 || start + at->direction * (ptrdiff_t)tap >= length))
         tap++;
-    while (end > tap && (start + at->direction * (ptrdiff_t)(end - 1) < 0 || start + at->direction * (ptrdiff_t)(end - 1) >= length))
+    while (end > tap && (start + at->direction * (ptrdiff_t)(end - 1) < 0 ||
+                         start + at->direction * (ptrdiff_t)(end - 1) >= length))
         end--;
     convolve_run(c, at, sequence, m, 1, tap, end - tap, first, count);
 }
 
 /* Positions *inner .. *outer - 1 have all taps. */
 static void whole_positions(const convolution *c, const lattice *at, size_t *inner, size_t *outer) {
-    ptrdiff_t length = (ptrdiff_t)(c->x.rows / c->shape.batch), reach = at->direction * ((ptrdiff_t)at->taps - 1);
-    ptrdiff_t low = at->shift + (reach < 0 ? reach : 0), high = length - 1 - at->shift - (reach > 0 ? reach : 0);
+    ptrdiff_t length = (ptrdiff_t)(c->x.rows / c->shape.batch),
+              reach = at->direction * ((ptrdiff_t)at->taps - 1);
+    ptrdiff_t low = at->shift + (reach < 0 ? reach : 0),
+              high = length - 1 - at->shift - (reach > 0 ? reach : 0);
     *inner = least(low < 0 ? (size_t)((at->scale - 1 - low) / at->scale) : 0, at->positions);
     *outer = most(*inner, high < 0 ? 0 : least((size_t)(high / at->scale) + 1, at->positions));
 }
 
 /* Positions from .. to - 1 of one sequence. */
-static void convolve_piece(const convolution *c, const lattice *at, size_t sequence, size_t from, size_t to, size_t first, size_t count) {
+static void convolve_piece(const convolution *c, const lattice *at, size_t sequence, size_t from, size_t to,
+                           size_t first, size_t count) {
     size_t inner, outer;
     whole_positions(c, at, &inner, &outer);
     inner = most(from, least(inner, to));
@@ -111,26 +122,33 @@ static void convolve_piece(const convolution *c, const lattice *at, size_t seque
 
 enum { PANEL = 64 };
 
-/* Whole register tiles of positions whose part of x stays in the second cache beside a panel of weights, and few enough of them for many items to share out. */
+/* Whole register tiles of positions whose part of x stays in the second cache beside a panel of weights, and
+ * few enough of them for many items to share out. */
 static size_t piece_positions(const convolution *c, size_t panels) {
     enum { PIECE = 1 << 15, ITEMS = 64, TILE = 12, LEAST_PIECE = 4 * TILE, MOST_PIECE = 170 * TILE };
-    size_t fit = PIECE / most((size_t)c->part[0].scale * c->x.columns, 1), share = c->shape.batch * c->part[0].positions * panels / ITEMS;
+    size_t fit = PIECE / most((size_t)c->part[0].scale * c->x.columns, 1),
+           share = c->shape.batch * c->part[0].positions * panels / ITEMS;
     return least(most(least(fit, share) / TILE * TILE, LEAST_PIECE), MOST_PIECE);
 }
 
 static void convolve(const convolution *c) {
-    size_t positions = c->part[0].positions, panels = pieces_of(c->y.columns, PANEL), piece = piece_positions(c, panels), pieces = pieces_of(positions, piece);
-    size_t items = c->shape.batch * pieces * panels, work = c->y.rows * c->y.columns * c->x.columns * c->part[0].taps;
-#pragma omp parallel for schedule(dynamic) num_threads(icma_threads()) if (work >= SMALL_CONV && items > 1)
+    size_t positions = c->part[0].positions, panels = pieces_of(c->y.columns, PANEL),
+           piece = piece_positions(c, panels), pieces = pieces_of(positions, piece);
+    size_t items = c->shape.batch * pieces * panels;
+#pragma omp parallel for schedule(dynamic)                                                                   \
+    num_threads(icma_threads()) if (c->y.rows * c->w.rows * c->w.columns >= SMALL_CONV && items > 1)
     for (size_t item = 0; item < items; item++) {
         size_t first = item % panels * PANEL, from = item / panels % pieces * piece;
         for (size_t k = 0; k < c->parts; k++)
-            convolve_piece(c, &c->part[k], item / panels / pieces, from, least(from + piece, positions), first, least(PANEL, c->y.columns - first));
+            convolve_piece(c, &c->part[k], item / panels / pieces, from, least(from + piece, positions),
+                           first, least(PANEL, c->y.columns - first));
     }
 }
 
-static void convolve_strided(const icma_conv_kernels *kernels, icma_conv shape, size_t stride, icma_matrix x, icma_matrix w, icma_matrix bias, icma_matrix y) {
-    assert(shape.width % 2 == 1 && w.rows == shape.width * x.columns && w.columns == y.columns && x.rows == stride * y.rows && y.rows % shape.batch == 0);
+static void convolve_strided(const icma_conv_kernels *kernels, icma_conv shape, size_t stride, icma_matrix x,
+                             icma_matrix w, icma_matrix bias, icma_matrix y) {
+    assert(shape.width % 2 == 1 && w.rows == shape.width * x.columns && w.columns == y.columns &&
+           x.rows == stride * y.rows && y.rows % shape.batch == 0);
     const lattice all = {
         .positions = y.rows / shape.batch,
         .taps = shape.width,
@@ -148,13 +166,16 @@ static void cpu_conv_down(void *device, icma_conv shape, icma_matrix x, icma_mat
     convolve_strided(device, shape, 2, x, w, (icma_matrix){0}, y);
 }
 
-static void cpu_conv(void *device, icma_conv shape, icma_matrix x, icma_matrix w, icma_matrix bias, icma_matrix y) {
+static void cpu_conv(void *device, icma_conv shape, icma_matrix x, icma_matrix w, icma_matrix bias,
+                     icma_matrix y) {
     convolve_strided(device, shape, 1, x, w, bias, y);
 }
 
 /* Output 2 m + e takes x[p] by tap t where 2 p + t - P = 2 m + e: every other tap, and p falls as t rises. */
-static void cpu_conv_up(void *device, icma_conv shape, icma_matrix x, icma_matrix w, icma_matrix bias, icma_matrix y) {
-    assert(shape.width % 2 == 1 && w.rows == shape.width * x.columns && w.columns == y.columns && y.rows == 2 * x.rows && x.rows % shape.batch == 0);
+static void cpu_conv_up(void *device, icma_conv shape, icma_matrix x, icma_matrix w, icma_matrix bias,
+                        icma_matrix y) {
+    assert(shape.width % 2 == 1 && w.rows == shape.width * x.columns && w.columns == y.columns &&
+           y.rows == 2 * x.rows && x.rows % shape.batch == 0);
     size_t padding = shape.width / 2;
     convolution c = {device, shape, x, w, bias, y, 2, {{0}}};
     for (size_t e = 0; e < 2; e++) {
@@ -194,39 +215,51 @@ static void cpu_turn_weights(void *device, icma_conv shape, icma_matrix w, bool 
 /* --- gradients of weights ------------------------------------------------------------------------------- */
 
 /*
- * Sums of outer products, tap by tap: of a row of the "row side" and a row of the "vector side", one of x and y each. The vector side has many channels, and where there is a choice those which g has side by side.
- * A row side of few channels leaves registers empty; its taps are then taken together, as if they were channels (`tap_rows`).
+ * Sums of outer products, tap by tap: of a row of the "row side" and a row of the "vector side", one of x and
+ * y each. The vector side has many channels, and where there is a choice those which g has side by side. A
+ * row side of few channels leaves registers empty; its taps are then taken together, as if they were channels
+ * (`tap_rows`).
  *
- * Where weights are few, chunks of positions sum into parts of the scratch of their own, for threads; where they are many, threads share the weights out and each goes through all positions.
+ * Where weights are few, chunks of positions sum into parts of the scratch of their own, for threads; where
+ * they are many, threads share the weights out and each goes through all positions.
  */
 typedef struct weight_plan {
     const icma_conv_kernels *kernels;
-    icma_matrix rows, vectors; /* the two sides */
+    icma_matrix rows, vectors;  /* the two sides */
     size_t batch, taps, length; /* length: positions of a sequence that are gone through */
-    ptrdiff_t row_scale, row_shift, row_tap, vector_scale, vector_shift, vector_tap; /* tap t at position p: row scale * p + shift + tap * t of either */
+    ptrdiff_t row_scale, row_shift, row_tap, vector_scale, vector_shift,
+        vector_tap; /* tap t at position p: row scale * p + shift + tap * t of either */
     bool tap_rows;
-    ptrdiff_t out_tap, out_row, out_column; /* as multiples of 1 and of g's stride, set for a part by place() */
+    ptrdiff_t out_tap, out_row,
+        out_column; /* as multiples of 1 and of g's stride, set for a part by place() */
     size_t block, blocks, units, unit_rows;
 } weight_plan;
 
 /* Positions of tap t at which both sides have a row. */
 static void tap_range(const weight_plan *g, size_t t, size_t *from, size_t *to) {
-    ptrdiff_t limit_rows = (ptrdiff_t)(g->rows.rows / g->batch), limit_vectors = (ptrdiff_t)(g->vectors.rows / g->batch);
-    ptrdiff_t row = g->row_shift + g->row_tap * (ptrdiff_t)t, vector = g->vector_shift + g->vector_tap * (ptrdiff_t)t;
-    size_t low = most(row < 0 ? (size_t)((g->row_scale - 1 - row) / g->row_scale) : 0, vector < 0 ? (size_t)((g->vector_scale - 1 - vector) / g->vector_scale) : 0);
+    ptrdiff_t limit_rows = (ptrdiff_t)(g->rows.rows / g->batch),
+              limit_vectors = (ptrdiff_t)(g->vectors.rows / g->batch);
+    ptrdiff_t row = g->row_shift + g->row_tap * (ptrdiff_t)t,
+              vector = g->vector_shift + g->vector_tap * (ptrdiff_t)t;
+    size_t low = most(row < 0 ? (size_t)((g->row_scale - 1 - row) / g->row_scale) : 0,
+                      vector < 0 ? (size_t)((g->vector_scale - 1 - vector) / g->vector_scale) : 0);
     ptrdiff_t high_rows = limit_rows - 1 - row, high_vectors = limit_vectors - 1 - vector;
-    size_t high = least(high_rows < 0 ? 0 : (size_t)(high_rows / g->row_scale) + 1, high_vectors < 0 ? 0 : (size_t)(high_vectors / g->vector_scale) + 1);
+    size_t high = least(high_rows < 0 ? 0 : (size_t)(high_rows / g->row_scale) + 1,
+                        high_vectors < 0 ? 0 : (size_t)(high_vectors / g->vector_scale) + 1);
     *from = least(low, g->length);
     *to = most(*from, least(high, g->length));
 }
 
-/* Positions from .. to - 1 of a sequence, taps t .. t + taps - 1, row-side channels r .. r + rows - 1. Either `taps` or `rows` is 1. */
-static void add_outer(const weight_plan *g, size_t sequence, size_t from, size_t to, size_t t, size_t taps, size_t r, size_t rows, float *out, bool fresh) {
+/* Positions from .. to - 1 of a sequence, taps t .. t + taps - 1, row-side channels r .. r + rows - 1. Either
+ * `taps` or `rows` is 1. */
+static void add_outer(const weight_plan *g, size_t sequence, size_t from, size_t to, size_t t, size_t taps,
+                      size_t r, size_t rows, float *out, bool fresh) {
     if (to <= from && !fresh)
         return;
     size_t length_rows = g->rows.rows / g->batch, length_vectors = g->vectors.rows / g->batch;
     ptrdiff_t row = to > from ? g->row_scale * (ptrdiff_t)from + g->row_shift + g->row_tap * (ptrdiff_t)t : 0;
-    ptrdiff_t vector = to > from ? g->vector_scale * (ptrdiff_t)from + g->vector_shift + g->vector_tap * (ptrdiff_t)t : 0;
+    ptrdiff_t vector =
+        to > from ? g->vector_scale * (ptrdiff_t)from + g->vector_shift + g->vector_tap * (ptrdiff_t)t : 0;
     const icma_outer_run run = {
         .positions = to > from ? to - from : 0,
         .rows = taps > 1 ? taps : rows,
@@ -244,8 +277,10 @@ static void add_outer(const weight_plan *g, size_t sequence, size_t from, size_t
     g->kernels->outer(&run);
 }
 
-/* All taps of row-side channel r: together where all exist, then one by one what is left at the ends of the sequence. */
-static void add_taps(const weight_plan *g, size_t sequence, size_t from, size_t to, size_t r, float *out, bool fresh) {
+/* All taps of row-side channel r: together where all exist, then one by one what is left at the ends of the
+ * sequence. */
+static void add_taps(const weight_plan *g, size_t sequence, size_t from, size_t to, size_t r, float *out,
+                     bool fresh) {
     size_t inner = from, outer = to, low, high;
     for (size_t t = 0; t < g->taps; t++) {
         tap_range(g, t, &low, &high);
@@ -264,19 +299,30 @@ static void add_taps(const weight_plan *g, size_t sequence, size_t from, size_t 
 }
 
 static void add_unit(const weight_plan *g, size_t block, size_t unit, float *out, bool fresh) {
-    size_t each = g->blocks / g->batch, sequence = block / each, from = block % each * g->block, to = least(from + g->block, g->length), low, high;
+    size_t each = g->blocks / g->batch, sequence = block / each, from = block % each * g->block,
+           to = least(from + g->block, g->length), low, high;
     if (g->tap_rows) {
         add_taps(g, sequence, from, to, unit, out, fresh);
         return;
     }
     size_t groups = g->units / g->taps, t = unit / groups, r = unit % groups * g->unit_rows;
     tap_range(g, t, &low, &high);
-    add_outer(g, sequence, most(from, low), least(to, high), t, 1, r, least(g->unit_rows, g->rows.columns - r), out, fresh);
+    add_outer(g, sequence, most(from, low), least(to, high), t, 1, r,
+              least(g->unit_rows, g->rows.columns - r), out, fresh);
 }
 
-/* Which side is which, for weights in the order [t, i, j], or [t, j, i] if `turned`, with `stride` numbers from one row to the next. */
-static weight_plan plan_weights(const icma_conv_kernels *kernels, icma_conv shape, size_t stride, icma_matrix x, icma_matrix y, bool turned, size_t row_stride) {
-    enum { FEW_ROWS = 4, FULL_VECTOR = 16, BLOCK = 512, LONG_BLOCK = 1024, FEW_CHANNELS = 64, UNIT_ROWS = 12 };
+/* Which side is which, for weights in the order [t, i, j], or [t, j, i] if `turned`, with `stride` numbers
+ * from one row to the next. */
+static weight_plan plan_weights(const icma_conv_kernels *kernels, icma_conv shape, size_t stride,
+                                icma_matrix x, icma_matrix y, bool turned, size_t row_stride) {
+    enum {
+        FEW_ROWS = 4,
+        FULL_VECTOR = 16,
+        BLOCK = 512,
+        LONG_BLOCK = 1024,
+        FEW_CHANNELS = 64,
+        UNIT_ROWS = 12
+    };
     size_t beside = turned ? x.columns : y.columns, other = turned ? y.columns : x.columns;
     bool vector_is_x = (beside >= FULL_VECTOR || beside >= other) == turned;
     ptrdiff_t down = (ptrdiff_t)row_stride, shift = -(ptrdiff_t)(shape.width / 2);
@@ -346,17 +392,21 @@ static void sum_parts(const float *parts, size_t chunks, icma_matrix g) {
     }
 }
 
-static void cpu_conv_weights(void *device, icma_conv shape, size_t stride, icma_matrix x, icma_matrix y, bool turned, icma_tensor *scratch, icma_matrix g) {
-    enum { FEW_WEIGHTS = 1 << 14, CHUNK_POSITIONS = 256 };
+static void cpu_conv_weights(void *device, icma_conv shape, size_t stride, icma_matrix x, icma_matrix y,
+                             bool turned, icma_tensor *scratch, icma_matrix g) {
+    enum { CHUNK_POSITIONS = 256 };
     assert(shape.width % 2 == 1 && x.rows == stride * y.rows && y.rows % shape.batch == 0);
-    assert(g.rows == shape.width * (turned ? y.columns : x.columns) && g.columns == (turned ? x.columns : y.columns));
-    assert(scratch->element == ICMA_ELEMENT_F32 && scratch->count >= icma_conv_scratch(shape.width, x.columns, y.columns));
+    assert(g.rows == shape.width * (turned ? y.columns : x.columns) &&
+           g.columns == (turned ? x.columns : y.columns));
+    assert(scratch->element == ICMA_ELEMENT_F32 &&
+           scratch->count >= icma_conv_scratch(shape.width, x.columns, y.columns));
     size_t weights = g.rows * g.columns;
-    weight_plan in_place = plan_weights(device, shape, stride, x, y, turned, g.stride), dense = plan_weights(device, shape, stride, x, y, turned, g.columns);
+    weight_plan in_place = plan_weights(device, shape, stride, x, y, turned, g.stride),
+                dense = plan_weights(device, shape, stride, x, y, turned, g.columns);
     size_t chunks = least(least(y.rows / CHUNK_POSITIONS, dense.blocks), ICMA_CONV_CHUNKS);
     if (weights == 0)
         return;
-    if (weights > FEW_WEIGHTS || chunks < 2) {
+    if (weights > ICMA_CONV_FEW_WEIGHTS || chunks < 2) {
         add_units(&in_place, icma_row(g, 0), y.rows * weights < SMALL_CONV);
         return;
     }
@@ -366,7 +416,8 @@ static void cpu_conv_weights(void *device, icma_conv shape, size_t stride, icma_
 
 /* --- element by element --------------------------------------------------------------------------------- */
 
-/* Matrices of one shape as pieces of rows, or of one long row where none has gaps. Pieces do not depend on threads. */
+/* Matrices of one shape as pieces of rows, or of one long row where none has gaps. Pieces do not depend on
+ * threads. */
 typedef struct pieces {
     size_t rows, columns, count;
     bool flat;
@@ -405,17 +456,21 @@ static void cpu_elu(void *device, icma_matrix x, icma_matrix y) {
         kernels->elu(piece_at(&p, x, i), piece_size(&p, i), piece_at(&p, y, i));
 }
 
-static void cpu_activation_backward(void *device, icma_activation act, icma_matrix x, icma_matrix dy, icma_matrix dx) {
+static void cpu_activation_backward(void *device, icma_activation act, icma_matrix x, icma_matrix dy,
+                                    icma_matrix dx) {
     const icma_conv_kernels *kernels = device;
     pieces p = cut(x, !has_gaps(x) && !has_gaps(dy) && !has_gaps(dx));
 #pragma omp parallel for schedule(static) num_threads(icma_threads()) if (x.rows * x.columns >= SMALL_SPAN)
     for (size_t i = 0; i < p.count; i++)
-        kernels->activation_backward(act, piece_at(&p, x, i), piece_at(&p, dy, i), piece_size(&p, i), piece_at(&p, dx, i));
+        kernels->activation_backward(act, piece_at(&p, x, i), piece_at(&p, dy, i), piece_size(&p, i),
+                                     piece_at(&p, dx, i));
 }
 
-static void cpu_adam(void *device, icma_adam o, icma_matrix gradient, icma_matrix moment1, icma_matrix moment2, icma_matrix parameter) {
+static void cpu_adam(void *device, icma_adam o, icma_matrix gradient, icma_matrix moment1,
+                     icma_matrix moment2, icma_matrix parameter) {
     const icma_conv_kernels *kernels = device;
-    double correct1 = 1 - pow((double)o.beta1, (double)o.step), correct2 = 1 - pow((double)o.beta2, (double)o.step);
+    double correct1 = 1 - pow((double)o.beta1, (double)o.step),
+           correct2 = 1 - pow((double)o.beta2, (double)o.step);
     const icma_adam_factors factors = {
         .keep1 = o.beta1,
         .add1 = 1 - o.beta1,
@@ -426,17 +481,20 @@ static void cpu_adam(void *device, icma_adam o, icma_matrix gradient, icma_matri
         .inverse2 = (float)(1 / correct2),
         .epsilon = o.epsilon,
     };
-    pieces p = cut(parameter, !has_gaps(gradient) && !has_gaps(moment1) && !has_gaps(moment2) && !has_gaps(parameter));
-#pragma omp parallel for schedule(static) num_threads(icma_threads()) if (parameter.rows * parameter.columns >= SMALL_SPAN)
+    pieces p = cut(parameter,
+                   !has_gaps(gradient) && !has_gaps(moment1) && !has_gaps(moment2) && !has_gaps(parameter));
+#pragma omp parallel for schedule(static)                                                                    \
+    num_threads(icma_threads()) if (parameter.rows * parameter.columns >= SMALL_SPAN)
     for (size_t i = 0; i < p.count; i++)
-        kernels->adam(&factors, piece_size(&p, i), piece_at(&p, gradient, i), piece_at(&p, moment1, i), piece_at(&p, moment2, i), piece_at(&p, parameter, i));
+        kernels->adam(&factors, piece_size(&p, i), piece_at(&p, gradient, i), piece_at(&p, moment1, i),
+                      piece_at(&p, moment2, i), piece_at(&p, parameter, i));
 }
 
 /* --- batch norm ----------------------------------------------------------------------------------------- */
 
 /*
- * Columns are taken at most SLICE at a time. Rows of few columns without gaps are joined, `joined` of them, until they make whole vectors: a row of a band is then joined * columns wide, and its factors
- * are repeated.
+ * Columns are taken at most SLICE at a time. Rows of few columns without gaps are joined, `joined` of them,
+ * until they make whole vectors: a row of a band is then joined * columns wide, and its factors are repeated.
  */
 enum { SLICE = 128, JOINED_UNTIL = 32, BAND = JOINED_UNTIL * JOINED_UNTIL, NORM_CHUNKS = 32 };
 
@@ -454,7 +512,8 @@ static size_t joined_rows(size_t columns, bool gaps) {
 }
 
 static icma_norm_band band_view(const band *b, bool joined) {
-    return (icma_norm_band){joined ? b->columns * b->joined : b->columns, b->mean, b->scale, b->beta, b->constant, b->linear};
+    return (icma_norm_band){
+        joined ? b->columns * b->joined : b->columns, b->mean, b->scale, b->beta, b->constant, b->linear};
 }
 
 static void repeat_factors(band *b) {
@@ -467,7 +526,8 @@ static void repeat_factors(band *b) {
     }
 }
 
-static void set_factors(band *b, icma_matrix x, bool gaps, size_t first, icma_matrix gamma, icma_matrix beta, float epsilon, icma_matrix mean, icma_matrix variance) {
+static void set_factors(band *b, icma_matrix x, bool gaps, size_t first, icma_matrix gamma, icma_matrix beta,
+                        float epsilon, icma_matrix mean, icma_matrix variance) {
     b->columns = least(SLICE, x.columns - first);
     b->joined = joined_rows(x.columns, gaps);
     b->rows = x.rows;
@@ -510,37 +570,48 @@ static void add_chunks_up(size_t chunks, size_t columns, double (*part)[2][SLICE
         }
 }
 
-/* Sums and sums of squares of columns first .. first + columns - 1, counted from those of row 0, come to part[0]. */
-static void sum_moments(const icma_conv_kernels *kernels, icma_matrix x, size_t first, size_t columns, double (*part)[2][SLICE]) {
+/* Sums and sums of squares of columns first .. first + columns - 1, counted from those of row 0, come to
+ * part[0]. */
+static void sum_moments(const icma_conv_kernels *kernels, icma_matrix x, size_t first, size_t columns,
+                        double (*part)[2][SLICE]) {
     float origin[BAND];
-    size_t joined = joined_rows(x.columns, has_gaps(x)), chunk = chunk_rows(x.rows, columns, joined), chunks = pieces_of(x.rows, chunk);
+    size_t joined = joined_rows(x.columns, has_gaps(x)), chunk = chunk_rows(x.rows, columns, joined),
+           chunks = pieces_of(x.rows, chunk);
     for (size_t j = 0; j < columns * joined; j++)
         origin[j] = icma_row(x, 0)[first + j % columns];
 #pragma omp parallel for schedule(static) num_threads(icma_threads()) if (x.rows * columns >= SMALL_SPAN)
     for (size_t c = 0; c < chunks; c++) {
         sums wide = {{0}, {0}};
         size_t from = c * chunk, rows = least(chunk, x.rows - from), whole = rows / joined;
-        kernels->moments(icma_row(x, from) + first, joined * x.stride, whole, joined * columns, origin, wide.first, wide.second);
+        kernels->moments(icma_row(x, from) + first, joined * x.stride, whole, joined * columns, origin,
+                         wide.first, wide.second);
         if (rows > whole * joined)
-            kernels->moments(icma_row(x, from + whole * joined) + first, x.stride, rows - whole * joined, columns, origin, wide.first, wide.second);
+            kernels->moments(icma_row(x, from + whole * joined) + first, x.stride, rows - whole * joined,
+                             columns, origin, wide.first, wide.second);
         fold(&wide, columns, joined, part[c][0], part[c][1]);
     }
     add_chunks_up(chunks, columns, part);
 }
 
-static void apply_norm(const icma_conv_kernels *kernels, icma_activation act, const band *b, size_t first, icma_matrix x, icma_matrix y) {
+static void apply_norm(const icma_conv_kernels *kernels, icma_activation act, const band *b, size_t first,
+                       icma_matrix x, icma_matrix y) {
     size_t chunk = pieces_of(SPAN, b->columns * b->joined) * b->joined, chunks = pieces_of(x.rows, chunk);
     icma_norm_band wide = band_view(b, true), single = band_view(b, false);
 #pragma omp parallel for schedule(static) num_threads(icma_threads()) if (x.rows * b->columns >= SMALL_SPAN)
     for (size_t c = 0; c < chunks; c++) {
-        size_t from = c * chunk, rows = least(chunk, x.rows - from), whole = rows / b->joined, left = from + whole * b->joined;
-        kernels->norm(act, &wide, icma_row(x, from) + first, b->joined * x.stride, whole, icma_row(y, from) + first, b->joined * y.stride);
+        size_t from = c * chunk, rows = least(chunk, x.rows - from), whole = rows / b->joined,
+               left = from + whole * b->joined;
+        kernels->norm(act, &wide, icma_row(x, from) + first, b->joined * x.stride, whole,
+                      icma_row(y, from) + first, b->joined * y.stride);
         if (left < from + rows)
-            kernels->norm(act, &single, icma_row(x, left) + first, x.stride, from + rows - left, icma_row(y, left) + first, y.stride);
+            kernels->norm(act, &single, icma_row(x, left) + first, x.stride, from + rows - left,
+                          icma_row(y, left) + first, y.stride);
     }
 }
 
-static void cpu_batch_norm_given(void *device, icma_matrix x, icma_matrix gamma, icma_matrix beta, float epsilon, icma_activation act, icma_matrix mean, icma_matrix variance, icma_matrix y) {
+static void cpu_batch_norm_given(void *device, icma_matrix x, icma_matrix gamma, icma_matrix beta,
+                                 float epsilon, icma_activation act, icma_matrix mean, icma_matrix variance,
+                                 icma_matrix y) {
     assert(x.rows == y.rows && x.columns == y.columns);
     for (size_t first = 0; x.rows && first < x.columns; first += SLICE) {
         band b;
@@ -549,13 +620,15 @@ static void cpu_batch_norm_given(void *device, icma_matrix x, icma_matrix gamma,
     }
 }
 
-static void cpu_batch_norm(void *device, icma_matrix x, icma_matrix gamma, icma_matrix beta, float epsilon, icma_activation act, icma_matrix mean, icma_matrix variance, icma_matrix y) {
+static void cpu_batch_norm(void *device, icma_matrix x, icma_matrix gamma, icma_matrix beta, float epsilon,
+                           icma_activation act, icma_matrix mean, icma_matrix variance, icma_matrix y) {
     for (size_t first = 0; x.rows && first < x.columns; first += SLICE) {
         double part[NORM_CHUNKS][2][SLICE];
         size_t columns = least(SLICE, x.columns - first);
         sum_moments(device, x, first, columns, part);
         for (size_t j = 0; j < columns; j++) {
-            double apart = part[0][0][j] / (double)x.rows, spread = part[0][1][j] / (double)x.rows - apart * apart;
+            double apart = part[0][0][j] / (double)x.rows,
+                   spread = part[0][1][j] / (double)x.rows - apart * apart;
             icma_row(mean, 0)[first + j] = (float)((double)icma_row(x, 0)[first + j] + apart);
             icma_row(variance, 0)[first + j] = (float)(spread > 0 ? spread : 0);
         }
@@ -564,42 +637,56 @@ static void cpu_batch_norm(void *device, icma_matrix x, icma_matrix gamma, icma_
 }
 
 /* Sums of d and d (x - mean) come to part[0]. */
-static void sum_norm_gradients(const icma_conv_kernels *kernels, icma_activation act, const band *b, size_t first, icma_matrix x, icma_matrix dy, double (*part)[2][SLICE]) {
+static void sum_norm_gradients(const icma_conv_kernels *kernels, icma_activation act, const band *b,
+                               size_t first, icma_matrix x, icma_matrix dy, double (*part)[2][SLICE]) {
     size_t chunk = chunk_rows(x.rows, b->columns, b->joined), chunks = pieces_of(x.rows, chunk);
     icma_norm_band view = band_view(b, true), single = band_view(b, false);
 #pragma omp parallel for schedule(static) num_threads(icma_threads()) if (x.rows * b->columns >= SMALL_SPAN)
     for (size_t c = 0; c < chunks; c++) {
         sums wide = {{0}, {0}};
-        size_t from = c * chunk, rows = least(chunk, x.rows - from), whole = rows / b->joined, left = from + whole * b->joined;
-        kernels->norm_sums(act, &view, icma_row(x, from) + first, b->joined * x.stride, icma_row(dy, from) + first, b->joined * dy.stride, whole, wide.first, wide.second);
+        size_t from = c * chunk, rows = least(chunk, x.rows - from), whole = rows / b->joined,
+               left = from + whole * b->joined;
+        kernels->norm_sums(act, &view, icma_row(x, from) + first, b->joined * x.stride,
+                           icma_row(dy, from) + first, b->joined * dy.stride, whole, wide.first, wide.second);
         if (left < from + rows)
-            kernels->norm_sums(act, &single, icma_row(x, left) + first, x.stride, icma_row(dy, left) + first, dy.stride, from + rows - left, wide.first, wide.second);
+            kernels->norm_sums(act, &single, icma_row(x, left) + first, x.stride, icma_row(dy, left) + first,
+                               dy.stride, from + rows - left, wide.first, wide.second);
         fold(&wide, b->columns, b->joined, part[c][0], part[c][1]);
     }
     add_chunks_up(chunks, b->columns, part);
 }
 
-static void apply_norm_gradients(const icma_conv_kernels *kernels, icma_activation act, const band *b, size_t first, icma_matrix x, icma_matrix dy, icma_matrix dx) {
+static void apply_norm_gradients(const icma_conv_kernels *kernels, icma_activation act, const band *b,
+                                 size_t first, icma_matrix x, icma_matrix dy, icma_matrix dx) {
     size_t chunk = pieces_of(SPAN, b->columns * b->joined) * b->joined, chunks = pieces_of(x.rows, chunk);
     icma_norm_band wide = band_view(b, true), single = band_view(b, false);
 #pragma omp parallel for schedule(static) num_threads(icma_threads()) if (x.rows * b->columns >= SMALL_SPAN)
     for (size_t c = 0; c < chunks; c++) {
-        size_t from = c * chunk, rows = least(chunk, x.rows - from), whole = rows / b->joined, left = from + whole * b->joined;
-        kernels->norm_backward(act, &wide, icma_row(x, from) + first, b->joined * x.stride, icma_row(dy, from) + first, b->joined * dy.stride, whole, icma_row(dx, from) + first, b->joined * dx.stride);
+        size_t from = c * chunk, rows = least(chunk, x.rows - from), whole = rows / b->joined,
+               left = from + whole * b->joined;
+        kernels->norm_backward(act, &wide, icma_row(x, from) + first, b->joined * x.stride,
+                               icma_row(dy, from) + first, b->joined * dy.stride, whole,
+                               icma_row(dx, from) + first, b->joined * dx.stride);
         if (left < from + rows)
-            kernels->norm_backward(act, &single, icma_row(x, left) + first, x.stride, icma_row(dy, left) + first, dy.stride, from + rows - left, icma_row(dx, left) + first, dx.stride);
+            kernels->norm_backward(act, &single, icma_row(x, left) + first, x.stride,
+                                   icma_row(dy, left) + first, dy.stride, from + rows - left,
+                                   icma_row(dx, left) + first, dx.stride);
     }
 }
 
-/* As in the reference, with u = (x - mean) / deviation: product = deviation * dgamma, so the term u dgamma / rows is (x - mean) * product / (rows deviation^2). */
-static void cpu_batch_norm_backward(void *device, icma_matrix x, icma_matrix gamma, icma_matrix beta, float epsilon, icma_activation act, icma_matrix mean, icma_matrix variance, icma_matrix dy,
-                                    icma_matrix dgamma, icma_matrix dbeta, icma_matrix dx) {
+/* As in the reference, with u = (x - mean) / deviation: product = deviation * dgamma, so the term u dgamma /
+ * rows is (x - mean) * product / (rows deviation^2). */
+static void cpu_batch_norm_backward(void *device, icma_matrix x, icma_matrix gamma, icma_matrix beta,
+                                    float epsilon, icma_activation act, icma_matrix mean,
+                                    icma_matrix variance, icma_matrix dy, icma_matrix dgamma,
+                                    icma_matrix dbeta, icma_matrix dx) {
     assert(x.rows == dy.rows && x.columns == dy.columns && x.rows == dx.rows && x.columns == dx.columns);
     double rows = (double)x.rows;
     for (size_t first = 0; x.rows && first < x.columns; first += SLICE) {
         double part[NORM_CHUNKS][2][SLICE];
         band b;
-        set_factors(&b, x, has_gaps(x) || has_gaps(dy) || has_gaps(dx), first, gamma, beta, epsilon, mean, variance);
+        set_factors(&b, x, has_gaps(x) || has_gaps(dy) || has_gaps(dx), first, gamma, beta, epsilon, mean,
+                    variance);
         sum_norm_gradients(device, act, &b, first, x, dy, part);
         for (size_t j = 0; j < b.columns; j++) {
             double square = (double)icma_row(variance, 0)[first + j] + (double)epsilon;

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The kernel sets of convolutions: ops_conv_lanes.h for any processor, for AVX2 and for AVX-512. Chains of exact ops are never split, so that all give the same bits; a set leaves what is narrower than its
- * vectors to the one below.
+ * The kernel sets of convolutions: ops_conv_lanes.h for any processor, for AVX2 and for AVX-512. Chains of
+ * exact ops are never split, so that all give the same bits; a set leaves what is narrower than its vectors
+ * to the one below.
  */
 #include "ops_host.h"
 
@@ -10,7 +11,8 @@
 
 /* Tiles are loops over constants that must be unrolled into registers. */
 #define INLINED __attribute__((always_inline))
-/* The most vectors that a register tile sums in; rows that a batch norm's gradients sum in single precision. */
+/* The most vectors that a register tile sums in; rows that a batch norm's gradients sum in single precision.
+ */
 enum { MOST_CHAINS = 24, SUM_ROWS = 32 };
 #define NARROW_ROW (NARROW_POSITIONS + ICMA_NARROW_TAPS)
 
@@ -23,7 +25,9 @@ static inline INLINED void conv_rest(const icma_conv_run *run) {
             float sum = run->bias ? run->bias[o] : 0;
             for (size_t t = 0; t < run->taps; t++)
                 for (size_t i = 0; i < run->inputs; i++)
-                    sum = fmaf(run->x[p * run->x_position + (ptrdiff_t)t * run->x_tap + (ptrdiff_t)i * run->x_input], run->w[t * run->w_tap + i * run->w_row + o], sum);
+                    sum = fmaf(
+                        run->x[p * run->x_position + (ptrdiff_t)t * run->x_tap + (ptrdiff_t)i * run->x_input],
+                        run->w[t * run->w_tap + i * run->w_row + o], sum);
             run->y[p * run->y_position + (ptrdiff_t)o] = sum;
         }
 }
@@ -38,6 +42,13 @@ static inline INLINED void outer_rest(const icma_outer_run *run) {
         }
 }
 
+static void turn_rows(const float *x, ptrdiff_t stride, size_t rows, size_t columns, float *y,
+                      size_t stride_y) {
+    for (size_t i = 0; i < rows; i++)
+        for (size_t j = 0; j < columns; j++)
+            y[j * stride_y + i] = x[(ptrdiff_t)i * stride + (ptrdiff_t)j];
+}
+
 typedef struct lanes {
     float f[4];
 } lanes;
@@ -45,10 +56,10 @@ typedef struct wide {
     double d[2];
 } wide;
 
-#define FOR_LANES(expression)                                                                                          \
-    lanes y;                                                                                                           \
-    for (int l = 0; l < 4; l++)                                                                                        \
-        y.f[l] = (expression);                                                                                         \
+#define FOR_LANES(expression)                                                                                \
+    lanes y;                                                                                                 \
+    for (int l = 0; l < 4; l++)                                                                              \
+        y.f[l] = (expression);                                                                               \
     return y
 
 static inline lanes lanes_load(const float *p) {
@@ -151,6 +162,7 @@ static inline wide wide_add_square(wide a, wide b) {
 #define V_DIV lanes_div
 #define V_SQRT lanes_sqrt
 #define V_FMA lanes_fma
+#define V_MULTIPLY_ADD(a, b, c) lanes_add(lanes_mul(a, b), c)
 #define V_MAX lanes_max
 #define V_POWER lanes_power
 #define V_IF_ABOVE lanes_if_above
@@ -163,6 +175,7 @@ static inline wide wide_add_square(wide a, wide b) {
 #define W_STORE wide_store
 #define W_LOW(v) wide_of((v).f[0], (v).f[1])
 #define W_HIGH(v) wide_of((v).f[2], (v).f[3])
+#define TURN_ROWS turn_rows
 #define CONV_REST conv_rest
 #define OUTER_REST outer_rest
 #include "ops_conv_lanes.h"
@@ -184,6 +197,38 @@ __attribute__((target("avx2,fma"))) static void outer_rest_avx2(const icma_outer
     outer_rest(run);
 }
 
+__attribute__((target("avx2,fma"))) static void turn_8_by_8(const float *x, ptrdiff_t stride, float *y,
+                                                            size_t stride_y) {
+    __m256 row[8], pair[8], four[8];
+    for (int i = 0; i < 8; i++)
+        row[i] = _mm256_loadu_ps(x + i * stride);
+    for (int i = 0; i < 8; i += 2) {
+        pair[i] = _mm256_unpacklo_ps(row[i], row[i + 1]);
+        pair[i + 1] = _mm256_unpackhi_ps(row[i], row[i + 1]);
+    }
+    for (int i = 0; i < 8; i += 4)
+        for (int k = 0; k < 2; k++) {
+            four[i + 2 * k] = _mm256_shuffle_ps(pair[i + k], pair[i + k + 2], 0x44);
+            four[i + 2 * k + 1] = _mm256_shuffle_ps(pair[i + k], pair[i + k + 2], 0xEE);
+        }
+    for (int j = 0; j < 4; j++) {
+        _mm256_storeu_ps(y + (size_t)j * stride_y, _mm256_permute2f128_ps(four[j], four[j + 4], 0x20));
+        _mm256_storeu_ps(y + (size_t)(j + 4) * stride_y, _mm256_permute2f128_ps(four[j], four[j + 4], 0x31));
+    }
+}
+
+static void turn_rows_avx2(const float *x, ptrdiff_t stride, size_t rows, size_t columns, float *y,
+                           size_t stride_y) {
+    size_t whole_rows = rows / 8 * 8, whole_columns = columns / 8 * 8;
+    for (size_t i = 0; i < whole_rows; i += 8)
+        for (size_t j = 0; j < whole_columns; j += 8)
+            turn_8_by_8(x + (ptrdiff_t)i * stride + (ptrdiff_t)j, stride, y + j * stride_y + i, stride_y);
+    turn_rows(x + whole_columns, stride, whole_rows, columns - whole_columns, y + whole_columns * stride_y,
+              stride_y);
+    turn_rows(x + (ptrdiff_t)whole_rows * stride, stride, rows - whole_rows, columns, y + whole_rows,
+              stride_y);
+}
+
 #define NAME(x) x##_avx2
 #define TARGET __attribute__((target("avx2,fma")))
 #define LANES 8
@@ -202,8 +247,11 @@ __attribute__((target("avx2,fma"))) static void outer_rest_avx2(const icma_outer
 #define V_DIV _mm256_div_ps
 #define V_SQRT _mm256_sqrt_ps
 #define V_FMA _mm256_fmadd_ps
+#define V_MULTIPLY_ADD _mm256_fmadd_ps
 #define V_MAX _mm256_max_ps
-#define V_POWER(n) _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(_mm256_castps_si256(n), _mm256_set1_epi32(127)), 23))
+#define V_POWER(n)                                                                                           \
+    _mm256_castsi256_ps(                                                                                     \
+        _mm256_slli_epi32(_mm256_add_epi32(_mm256_castps_si256(n), _mm256_set1_epi32(127)), 23))
 #define V_IF_ABOVE(x, a, b) _mm256_blendv_ps(b, a, _mm256_cmp_ps(x, _mm256_setzero_ps(), _CMP_GT_OQ))
 #define V_IF_LEAST(x, a, b) _mm256_blendv_ps(b, a, _mm256_cmp_ps(x, _mm256_setzero_ps(), _CMP_GE_OQ))
 #define W __m256d
@@ -214,6 +262,7 @@ __attribute__((target("avx2,fma"))) static void outer_rest_avx2(const icma_outer
 #define W_STORE _mm256_storeu_pd
 #define W_LOW(v) _mm256_cvtps_pd(_mm256_castps256_ps128(v))
 #define W_HIGH(v) _mm256_cvtps_pd(_mm256_extractf128_ps(v, 1))
+#define TURN_ROWS turn_rows_avx2
 #define CONV_REST conv_rest_avx2
 #define OUTER_REST outer_rest_avx2
 #include "ops_conv_lanes.h"
@@ -236,8 +285,11 @@ __attribute__((target("avx2,fma"))) static void outer_rest_avx2(const icma_outer
 #define V_DIV _mm512_div_ps
 #define V_SQRT _mm512_sqrt_ps
 #define V_FMA _mm512_fmadd_ps
+#define V_MULTIPLY_ADD _mm512_fmadd_ps
 #define V_MAX _mm512_max_ps
-#define V_POWER(n) _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(_mm512_castps_si512(n), _mm512_set1_epi32(127)), 23))
+#define V_POWER(n)                                                                                           \
+    _mm512_castsi512_ps(                                                                                     \
+        _mm512_slli_epi32(_mm512_add_epi32(_mm512_castps_si512(n), _mm512_set1_epi32(127)), 23))
 #define V_IF_ABOVE(x, a, b) _mm512_mask_blend_ps(_mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_GT_OQ), b, a)
 #define V_IF_LEAST(x, a, b) _mm512_mask_blend_ps(_mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_GE_OQ), b, a)
 #define W __m512d
@@ -248,6 +300,7 @@ __attribute__((target("avx2,fma"))) static void outer_rest_avx2(const icma_outer
 #define W_STORE _mm512_storeu_pd
 #define W_LOW(v) _mm512_cvtps_pd(_mm512_castps512_ps256(v))
 #define W_HIGH(v) _mm512_cvtps_pd(_mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(v), 1)))
+#define TURN_ROWS turn_rows_avx2
 #define CONV_REST conv_avx2
 #define OUTER_REST outer_avx2
 #include "ops_conv_lanes.h"

@@ -46,10 +46,14 @@ static void add_network(cJSON *options, const icma_packer *p, const icma_pack_gr
     add_text(options, "generator", g->generator.prior == ICMA_PRIOR_DIFFUSION ? "diffusion" : "conv", whole);
     add_number(options, "layers", (double)g->generator.conv.layers, whole);
     add_number(options, "kernel", (double)g->generator.conv.width, whole);
-    cJSON *channels = cJSON_AddArrayToObject(options, "channels");
-    note(whole, channels);
-    for (size_t l = g->generator.conv.layers; l-- > 0;) /* the encoder's; the decoder's are the same backwards */
-        note(whole, cJSON_AddItemToArray(channels, cJSON_CreateNumber((double)g->generator.conv.channels[l])) ? channels : NULL);
+    int encoder[ICMA_CONV_MOST_LAYERS] = {0}; /* the decoder's are the same backwards */
+    for (size_t l = 0; l < g->generator.conv.layers; l++)
+        encoder[l] = (int)g->generator.conv.channels[g->generator.conv.layers - 1 - l];
+    cJSON *channels = cJSON_CreateIntArray(encoder, (int)g->generator.conv.layers);
+    if (!cJSON_AddItemToObject(options, "channels", channels)) {
+        cJSON_Delete(channels);
+        *whole = false;
+    }
     add_number(options, "weight_decay", o->weight_decay, whole);
     add_number(options, "patience", (double)o->patience, whole);
     add_number(options, "epochs_done", (double)g->training.epochs_done, whole);

@@ -210,7 +210,8 @@ static void memory_may_end_anywhere_in_reading(void **state) {
                 fail_msg("allocation %zu failed: %s", k, icma_status_name(status));
         }
         assert_true(status == ICMA_OK && k > 50);
-        assert_true(tolerated <= 2 * 6); /* two allocations a stream, a stream a checkpoint */
+        /* Two allocations a stream: one a checkpoint, and with a network those of the decoder. */
+        assert_true(tolerated <= (generator == ICMA_CHOOSE_BASIS ? 2 * 6 : 64));
     }
 }
 
