@@ -2285,7 +2285,7 @@ def conv_treatments(draft):
 
 @mutant('good', 'conv-f32')
 def conv_two_outputs(draft):
-    """a second channel, which nothing uses"""
+    """a second channel, which nothing needs without residuals"""
     def change(own):
         own.outputs = 2
         own.biases[-1] = numpy.append(own.biases[-1], numpy.float32(-7.5))
@@ -2295,10 +2295,10 @@ def conv_two_outputs(draft):
 
 @mutant('good', 'conv-bounded')
 def conv_two_outputs_quantised(draft):
-    """a second channel, quantised, which nothing uses"""
+    """a second channel of zeros, quantised: all weights have one class"""
     def change(own):
         own.outputs, last = 2, [len(own.symbols) - 1, own.symbols[-1]]
-        own.symbols[last[0]:] = [[3] * len(own.symbols[last[0] - 1]), last[1] + [-5]]
+        own.symbols[last[0]:] = [[0] * len(own.symbols[last[0] - 1]), last[1] + [0]]
         own.codes.insert(last[0], 640)
         own.contexts.insert(last[0], 99)
     conv(change)(draft)
