@@ -451,8 +451,8 @@ def conv_bounded(root):
 
 
 def conv_variance(root):
-    """decoder of two outputs: residuals coded by the spread that it predicts for every weight, where weights differ between checkpoints by very unlike amounts; 3 tasks x 4
-    checkpoints of F32 and BF16, a tensor of one class, a prediction that is good enough without residual, given conditions"""
+    """decoder of two outputs: residuals coded by the spread that it predicts for every weight; 3 tasks x 4 checkpoints of F32 and BF16, weights that move much beside others that
+    hardly do, magnitudes kept verbatim, given conditions"""
     for task in ('bird', 'cat', 'dog'):
         for n in range(4):
             tensors = {}
