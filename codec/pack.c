@@ -480,8 +480,11 @@ static icma_status check_options(const icma_pack_options *o, icma_error *error) 
         return icma_fail(error, ICMA_E_USAGE, NULL, "a chain of checkpoints has at least one");
     if (o->generator == ICMA_CHOOSE_NONE && o->tier <= ICMA_TIER_LATENT)
         return icma_fail(error, ICMA_E_USAGE, NULL, "tiers generate and latent need a generator; leave out --generator none, or use tier bounded");
-    if (o->layers < 1 || o->layers > ICMA_MOST_LAYERS || o->kernel % 2 == 0 || o->kernel > ICMA_CONV_MOST_WIDTH || !(o->weight_decay >= 0) || o->latent_dim > ICMA_MAX_LATENT)
+    if (o->layers < 1 || o->layers > ICMA_MOST_LAYERS || o->kernel % 2 == 0 || o->kernel > ICMA_CONV_MOST_WIDTH || !(o->weight_decay >= 0))
         return icma_fail(error, ICMA_E_USAGE, NULL, "a network of this shape is out of range");
+    bool network = o->generator == ICMA_CHOOSE_CONV || o->generator == ICMA_CHOOSE_DIFFUSION;
+    if (network && (o->latent_dim == 0 || o->latent_dim > ICMA_MAX_LATENT))
+        return icma_fail(error, ICMA_E_USAGE, NULL, "a network needs 1 to %d latent dimensions", ICMA_MAX_LATENT);
     for (size_t l = 0; l < o->layers; l++)
         if ((o->channels[0] != ICMA_AUTO) != (o->channels[l] != ICMA_AUTO) || o->channels[l] > ICMA_CONV_MOST_CHANNELS)
             return icma_fail(error, ICMA_E_USAGE, NULL, "channels need a number for every layer, each at most %d", ICMA_CONV_MOST_CHANNELS);

@@ -91,7 +91,7 @@ class Pack(Case):
         self.assertEqual({t['checkpoints'] for t in self.pack(0, self.tree, '--keep', 'last', '--json').json['tasks']}, {1})
         document = self.pack(0, self.tree, '-f', '--checkpoints', 'last:2', '--json').json
         self.assertEqual({t['checkpoints'] for t in document['tasks']}, {2})
-        for more in (['--preset', 'paper', '--kld-weight', '0.01'], ['--components', '2'], ['--explain', '0.5'],
+        for more in (['--preset', 'paper', '--generator', 'basis', '--kld-weight', '0.01'], ['--components', '2'], ['--explain', '0.5'],
                      ['--max-error', 'dw=0.2'], ['--max-error', '0.2'], ['--scalar'], ['--generator', 'basis'],
                      ['--latent-dim', '2', '--batch', '2', '--lr', '1e-3', '--seed', '18446744073709551615']):
             for tier in ('latent', 'generate', 'bounded'):

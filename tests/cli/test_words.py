@@ -107,8 +107,6 @@ class Usage(Case):
         self.assertNothingLeft(self.here)
 
     def test_what_later_versions_will_do(self):
-        for generator in ('conv', 'soup', 'diffusion'):
-            self.fails(6, 'pack', self.tree, '-o', 'y.icma', '--generator', generator, saying='not in this version; use')
         self.fails(6, 'report', self.bundle(), '-o', 'r.html', saying='this version')
 
 

@@ -349,7 +349,7 @@ static void generators_of_a_newer_icma_are_unsupported(void **state) {
     make_signature(&image);
     make_generator(&image, &all_sizes[0], &g);
     assert_int_equal(icma_generator_write(&g, &payload, NULL), ICMA_OK);
-    payload.data[0] = 2;
+    payload.data[0] = 3;
     assert_int_equal(icma_generator_read(payload.data, payload.size, &image.tensors, &back, &error),
                      ICMA_E_UNSUPPORTED);
     payload.data[0] = 1;

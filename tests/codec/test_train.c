@@ -95,11 +95,11 @@ static shares measure(lab *l, bool with_latents) {
     assert_true(z && q && a);
     assert_int_equal(icma_trunk_upload(&l->g, icma_ops_cpu(), &trunk, &error), ICMA_OK);
     for (size_t i = 0; i < (size_t)TASKS * EACH; i++) {
-        size_t slot = l->training.slot[i];
+        size_t slot = l->training.conditions.slot[i];
         for (size_t j = 0; j < l->g.latent; j++)
             z[j] = with_latents ? (float)l->training.latent[i * l->g.latent + j] * l->g.latent_step[j] : 0;
-        bool learned = l->training.learned[slot] != NULL;
-        icma_generator_coordinates(&l->g, learned ? l->training.learned[slot] : l->conditions[slot].vector,
+        bool learned = l->training.conditions.learned[slot] != NULL;
+        icma_generator_coordinates(&l->g, learned ? l->training.conditions.learned[slot] : l->conditions[slot].vector,
                                    learned, a);
         assert_int_equal(icma_trunk_evaluate(trunk, z, a, q, &error), ICMA_OK);
         for (size_t k = 0; k < total; k++) {
@@ -128,7 +128,7 @@ static void check_learned(lab *l) {
     assert_true(1 - with.left / with.within > 0.6);
     assert_true(1 - without.left / without.within < 0.1);
     assert_true(with.left < 0.01 * with.energy && without.left < 0.05 * without.energy);
-    assert_int_equal(l->training.task_count, TASKS);
+    assert_int_equal(l->training.conditions.count, TASKS);
     for (size_t t = 0; t < TASKS; t++)
         assert_true(l->training.active[t] >= 1 && l->training.active[t] <= l->g.latent);
     assert_true(l->training.loss_count > 1 && l->training.loss_reconstruction[l->training.loss_count - 1] <
@@ -141,7 +141,7 @@ static void latents_tell_checkpoints_apart(void **state) {
     icma_error error = {0};
     assert_int_equal(train(l, &options, &error), ICMA_OK);
     for (size_t t = 0; t < TASKS; t++)
-        assert_non_null(l->training.learned[t]);
+        assert_non_null(l->training.conditions.learned[t]);
     assert_true(l->g.given_coordinates == 0 && l->g.coordinates == TASKS);
     check_learned(l);
 }
@@ -155,7 +155,7 @@ static void given_conditions_do_as_well(void **state) {
     l->conditions[0] = (icma_condition){vectors[0], 50};
     l->conditions[2] = (icma_condition){vectors[1], 50};
     assert_int_equal(train(l, &options, &error), ICMA_OK);
-    assert_true(!l->training.learned[0] && l->training.learned[1] && !l->training.learned[2]);
+    assert_true(!l->training.conditions.learned[0] && l->training.conditions.learned[1] && !l->training.conditions.learned[2]);
     assert_true(l->g.given_coordinates == 2 && l->g.coordinates == 3 && l->g.condition_size == 50);
     check_learned(l);
     support_free(vectors[0]);
