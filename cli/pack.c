@@ -18,7 +18,7 @@
 typedef struct pack_arguments {
     cli_common common;
     const char *output;
-    bool force, dry_run, scalar, resume;
+    bool force, dry_run, scalar, resume, variance;
     const char *tier, *generator, *preset, *max_error, *checkpoints, *keep, *device, *channels, *weights, *training, *eval;
     cli_whole components, restart, epochs, seed, latent_dim, batch, threads, layers, kernel, patience, denoiser_epochs;
     cli_real explain, target_bits, kld_weight, learning_rate, weight_decay, save_every;
@@ -84,6 +84,7 @@ static const cli_option pack_options[] = {
     CLI_ROW(CLI_TEXT, 0, "weights", "KIND", AT(weights),
             "how the decoder's weights are stored: auto (quantised, as coarsely as\n"
             "its error hardly shows; default), bf16, f32"),
+    CLI_ROW_FLAG(0, "variance", AT(variance), "conv: predict the variance of every weight as well (the paper's equation\n6), and code residuals by it"),
     CLI_ROW_RANGE(CLI_WHOLE, 0, "denoiser-epochs", "N", AT(denoiser_epochs), 1, 1e9, "diffusion: passes of the denoiser over the latents"),
     CLI_ROW_FLAG(0, "resume", AT(resume), "go on with an interrupted training, to the same archive"),
     CLI_ROW(CLI_TEXT, 0, "training", "FILE", AT(training), "where its state is kept (default: the archive's name with .training);\nit is removed when the archive is there"),
@@ -206,6 +207,9 @@ static icma_status read_network(const pack_arguments *a, icma_pack_options *opti
         return usage(error, "--kernel takes an odd number");
     if (a->denoiser_epochs.given && options->generator != ICMA_CHOOSE_DIFFUSION)
         return usage(error, "--denoiser-epochs belongs to --generator diffusion");
+    if (a->variance && options->generator != ICMA_CHOOSE_CONV)
+        return usage(error, "--variance belongs to --generator conv");
+    options->variance = a->variance;
     if (a->denoiser_epochs.given)
         options->denoiser_epochs = (size_t)a->denoiser_epochs.value;
     if (a->kernel.given)

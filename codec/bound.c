@@ -22,8 +22,8 @@ typedef struct unit {
     /* What was chosen. */
     bool coded, failed;
     int32_t code[FACTORS];
-    unsigned context[FACTORS];
-    int16_t *integers[FACTORS]; /* owned */
+    uint8_t context[FACTORS][ICMA_RESIDUAL_CLASSES]; /* of the classes that there are, ascending */
+    int16_t *integers[FACTORS];                      /* owned */
 } unit;
 
 typedef struct attempt {
@@ -38,9 +38,10 @@ typedef struct attempt {
 typedef struct search {
     const icma_bounded *b;
     unit *u;
-    float *values;  /* the longer factor */
+    size_t sizes[FACTORS][ICMA_RESIDUAL_CLASSES];
+    float *values;  /* the longer factor, class after class; then what it decodes to */
     float *target;  /* x, the same */
-    int32_t *symbols;
+    int32_t *symbols; /* class after class; then integers */
     uint8_t *scratch;
     icma_status status;
 } search;
@@ -75,30 +76,59 @@ static bool is_plain(const icma_bounded *b) {
     return b->bound.kind == ICMA_BOUND_ABS;
 }
 
-/* Symbols of (target - prediction) / step, and the integers that they stand for. False if one is out of range. */
-static bool quantise(search *s, const float *prediction, size_t count, float step, double price, unsigned *context, double *bits) {
-    bool fits = true;
-    for (size_t i = 0; i < count; i++) {
-        s->values[i] = (s->target[i] - prediction[i]) / step;
-        fits = fits && fabsf(s->values[i]) < 2 * ICMA_TRELLIS_LARGEST - 4; /* NaN does not */
-    }
-    if (!fits)
-        return false;
+/* Classes of a factor's weights; NULL: one. */
+static const uint8_t *classes_of(const search *s, size_t f) {
+    return s->b->classes ? s->b->classes + s->u->offset[f] : NULL;
+}
+
+/* Symbols of the weights of one class, and the integers that they stand for. */
+static bool quantise_class(search *s, size_t first, size_t count, double price, uint8_t *context, double *bits) {
+    int32_t *symbols = s->symbols + first;
     if (!is_plain(s->b)) {
-        *context = icma_trellis_quantise(s->values, count, price, s->symbols, s->scratch, bits);
-        return icma_trellis_expand(*context, s->symbols, count);
+        *context = (uint8_t)icma_trellis_quantise(s->values + first, count, price, symbols, s->scratch, bits);
+        return icma_trellis_expand(*context, symbols, count);
     }
     for (size_t i = 0; i < count; i++)
-        s->symbols[i] = (int32_t)roundf(s->values[i]);
-    *context = icma_rans_best_context(s->symbols, count, bits);
+        symbols[i] = (int32_t)roundf(s->values[first + i]);
+    *context = (uint8_t)icma_rans_best_context(symbols, count, bits);
     return true;
 }
 
-/* Decodes the integers of one factor as a reader will. */
-static void decode_factor(search *s, size_t f, const float *prediction, float step) {
+/* Integers for (target - prediction) / step, class after class. False if one is out of range. */
+static bool quantise(search *s, size_t f, const float *prediction, float step, double price, double *bits) {
+    const uint8_t *classes = classes_of(s, f);
+    size_t next[ICMA_RESIDUAL_CLASSES], count = (size_t)info_of(s, f)->count;
+    uint8_t *context = s->u->context[f];
+    bool fits = true;
+    icma_residual_places(s->sizes[f], next);
+    for (size_t i = 0; i < count; i++) {
+        float value = (s->target[i] - prediction[i]) / step;
+        s->values[next[classes ? classes[i] : 0]++] = value;
+        fits = fits && fabsf(value) < 2 * ICMA_TRELLIS_LARGEST - 4; /* NaN does not */
+    }
+    *bits = 0;
+    for (size_t c = 0; fits && c < ICMA_RESIDUAL_CLASSES; c++) {
+        double more;
+        if (s->sizes[f][c] == 0)
+            continue;
+        fits = quantise_class(s, next[c] - s->sizes[f][c], s->sizes[f][c], price, context++, &more);
+        *bits += more;
+    }
+    return fits;
+}
+
+/* Decodes the integers of one factor as a reader will; they are kept when `keep`. */
+static void decode_factor(search *s, size_t f, const float *prediction, float step, bool keep) {
     const icma_tensor_info *info = info_of(s, f);
-    for (size_t i = 0; i < info->count; i++)
-        s->values[i] = fmaf((float)s->symbols[i], step, prediction[i]);
+    const uint8_t *classes = classes_of(s, f);
+    size_t next[ICMA_RESIDUAL_CLASSES];
+    icma_residual_places(s->sizes[f], next);
+    for (size_t i = 0; i < info->count; i++) {
+        int32_t integer = s->symbols[next[classes ? classes[i] : 0]++];
+        s->values[i] = fmaf((float)integer, step, prediction[i]);
+        if (keep)
+            s->u->integers[f][i] = (int16_t)integer;
+    }
     icma_store_floats(info->dtype, s->values, (size_t)info->count, s->b->decoded + info->begin);
 }
 
@@ -113,13 +143,11 @@ static void try(search *s, attempt *a, bool keep) {
         double bits;
         icma_load_floats(info->dtype, s->b->original + info->begin, (size_t)info->count, s->target);
         a->holds = step > 0 && a->code[f] >= -ICMA_RESIDUAL_MOST_CODE && a->code[f] <= ICMA_RESIDUAL_MOST_CODE &&
-                   quantise(s, prediction, (size_t)info->count, step, a->price, &s->u->context[f], &bits);
+                   quantise(s, f, prediction, step, a->price, &bits);
         if (!a->holds)
             break;
         a->bits += bits;
-        decode_factor(s, f, prediction, step);
-        for (size_t i = 0; keep && i < info->count; i++)
-            s->u->integers[f][i] = (int16_t)s->symbols[i];
+        decode_factor(s, f, prediction, step, keep);
     }
     a->holds = a->holds && holds(s);
 }
@@ -217,6 +245,7 @@ static bool search_allocate(search *s) {
     for (size_t f = 0; f < s->u->count; f++) {
         size_t count = (size_t)info_of(s, f)->count;
         most = count > most ? count : most;
+        icma_residual_count(classes_of(s, f), count, s->sizes[f]);
         s->u->integers[f] = icma_alloc_array(count ? count : 1, sizeof(int16_t));
         done = done && s->u->integers[f];
     }
@@ -292,6 +321,16 @@ static size_t find_units(const icma_bounded *b, const size_t *offset, bool *pair
     return count;
 }
 
+/* The classes that are there have a run each, with the contexts of a unit's factor. */
+static void gather_runs(const icma_bounded *b, const unit *u, size_t f, icma_residual *out) {
+    size_t sizes[ICMA_RESIDUAL_CLASSES];
+    const uint8_t *context = u->context[f];
+    icma_residual_count(b->classes ? b->classes + u->offset[f] : NULL, (size_t)b->signature->tensors[u->tensor[f]].count, sizes);
+    for (size_t c = 0; c < ICMA_RESIDUAL_CLASSES; c++)
+        if (sizes[c])
+            out->runs[out->run_count++] = (icma_rans_run){sizes[c], *context++};
+}
+
 /* Where each tensor's part of a unit is, for putting the residual in the tensors' order. */
 typedef struct part {
     const unit *unit;
@@ -309,9 +348,10 @@ static icma_status gather(const icma_bounded *b, const unit *units, size_t count
             out->total += (size_t)b->signature->tensors[units[u].tensor[f]].count;
         }
     out->list = icma_alloc_zeroed(out->count + 1, sizeof *out->list);
+    out->runs = icma_alloc_zeroed((b->classes ? ICMA_RESIDUAL_CLASSES : 1) * out->count + 1, sizeof *out->runs);
     out->integers = icma_alloc_array(out->total + 1, sizeof *out->integers);
     out->trellis = !is_plain(b);
-    if (!status && (!out->list || !out->integers))
+    if (!status && (!out->list || !out->runs || !out->integers))
         status = icma_fail(error, ICMA_E_MEMORY, NULL, "no memory for a residual");
     for (size_t t = 0, i = 0, first = 0; !status && t < tensors; t++) {
         if (!parts[t].unit)
@@ -320,7 +360,8 @@ static icma_status gather(const icma_bounded *b, const unit *units, size_t count
         const unit *u = parts[t].unit;
         size_t f = parts[t].factor;
         memcpy(out->integers + first, u->integers[f], length * sizeof *out->integers);
-        out->list[i++] = (icma_residual_tensor){(uint32_t)t, u->code[f], u->context[f], first};
+        out->list[i++] = (icma_residual_tensor){(uint32_t)t, u->code[f], out->run_count, first};
+        gather_runs(b, u, f, out);
         first += length;
     }
     icma_free(parts);

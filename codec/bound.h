@@ -21,6 +21,7 @@ typedef struct icma_bounded {
     icma_bound bound;
     const uint8_t *original;    /* the file's data */
     const float *prediction;    /* of all modelled tensors in data order, one after the other, before the cast */
+    const uint8_t *classes;     /* of residual.h: of all modelled weights; NULL: one class */
     bool *verbatim;             /* one a tensor: kept as it is. On entry the exceptions; tensors that cannot meet the bound are added */
     uint8_t *decoded;           /* on entry a copy of the original; gets what a reader will decode */
 } icma_bounded;

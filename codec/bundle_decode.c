@@ -79,7 +79,7 @@ static icma_status fill_modelled(icma_bundle *b, uint32_t task_index, icma_part 
                                  icma_error *error) {
     const icma_checkpoint *c = &p->table.list[index];
     icma_residual residual = {0};
-    icma_status status = with_residual ? icma_part_load_residual(b, task_index, p, index, &residual, error) : ICMA_OK;
+    icma_status status = with_residual ? icma_part_load_residual(b, task_index, p, index, q, &residual, error) : ICMA_OK;
     if (!status)
         status = icma_decoder_tensors(b->groups[p->group].decoder, q, &residual, c->exceptions, c->exception_count, data, error);
     icma_residual_free(&residual);

@@ -103,16 +103,29 @@ icma_status icma_part_find_block(icma_bundle *b, uint32_t task, icma_part *p, ui
     return ICMA_OK;
 }
 
-icma_status icma_part_load_residual(icma_bundle *b, uint32_t task, icma_part *p, size_t index, icma_residual *out, icma_error *error) {
+/* *out is owned by the caller; NULL where the generator predicts no spreads. */
+static icma_status make_classes(const icma_group_state *g, const float *code, uint8_t **out, icma_error *error) {
+    *out = NULL;
+    if (!icma_generator_has_classes(&g->generator))
+        return ICMA_OK;
+    *out = icma_alloc((size_t)icma_generator_modelled_weights(&g->generator, &g->signature) + 1);
+    return *out ? icma_decoder_classes(g->decoder, code, *out, error) : icma_fail(error, ICMA_E_MEMORY, NULL, "no memory for classes of weights");
+}
+
+icma_status icma_part_load_residual(icma_bundle *b, uint32_t task, icma_part *p, size_t index, const float *code, icma_residual *out, icma_error *error) {
     const icma_group_state *g = &b->groups[p->group];
     const uint8_t *data;
+    uint8_t *classes = NULL;
     size_t size;
     memset(out, 0, sizeof *out);
     if (!has_block(&p->table.list[index], ICMA_SECTION_RESIDUAL))
         return ICMA_OK;
     icma_status status = icma_part_find_block(b, task, p, ICMA_SECTION_RESIDUAL, index, &data, &size, error);
+    if (!status && size)
+        status = make_classes(g, code, &classes, error);
     if (!status)
-        status = icma_residual_read(data, size, &g->signature, &g->generator, out, error);
+        status = icma_residual_read(data, size, &g->signature, &g->generator, classes, out, error);
+    icma_free(classes);
     for (size_t i = 0; !status && i < out->count; i++)
         if (icma_is_verbatim(&g->signature, &g->generator, &p->table.list[index], out->list[i].tensor))
             status = icma_bundle_corrupt(b, error, "a residual of a tensor that is kept verbatim");

@@ -555,46 +555,48 @@ icma_status icma_conv_decoder_read(icma_cursor *from, icma_conv_decoder *out, ic
 
 /* --- exact evaluation -------------------------------------------------------------------------------------------- */
 
+enum { ENGINE_LAYERS = ICMA_CONV_MOST_LAYERS + 3 };
+
 struct icma_conv_engine {
     const icma_ops *ops;
     icma_conv_decoder shape; /* its sizes only */
-    icma_tensor *weight[ICMA_CONV_MOST_LAYERS + 2], *bias[ICMA_CONV_MOST_LAYERS + 2];
+    icma_tensor *weight[ENGINE_LAYERS], *bias[ENGINE_LAYERS]; /* each channel of the output is a layer of its own: the last is computed only when asked for */
     icma_tensor *input, *activation[2];
+    icma_tensor *variance; /* the second channel; NULL until it is asked for */
 };
 
-/* Columns of a layer that the engine computes: of the last one the mean alone. */
-static size_t engine_columns(const icma_conv_decoder *d, size_t layer) {
-    size_t rows, columns;
-    icma_conv_layer_shape(d, layer, &rows, &columns);
-    return layer <= d->layers ? columns : 1;
-}
-
-static icma_status upload_last(icma_conv_engine *e, const icma_conv_decoder *d, size_t rows, icma_error *error) {
-    float *mean = icma_alloc_array(rows, sizeof *mean);
-    if (!mean)
+/* One of the output's channels. */
+static icma_status upload_channel(icma_conv_engine *e, const icma_conv_decoder *d, size_t channel, icma_error *error) {
+    const icma_ops *ops = e->ops;
+    size_t last = d->layers + 1, rows, columns;
+    icma_conv_layer_shape(d, last, &rows, &columns);
+    float *column = icma_alloc_array(rows, sizeof *column);
+    if (!column)
         return no_memory(error);
     for (size_t r = 0; r < rows; r++)
-        mean[r] = d->weight[d->layers + 1][r * d->outputs];
-    icma_status status = e->ops->upload(e->ops->device, e->weight[d->layers + 1], 0, mean, rows, error);
-    icma_free(mean);
+        column[r] = d->weight[last][r * columns + channel];
+    icma_status status = ops->alloc(ops->device, ICMA_ELEMENT_F32, 1, &e->bias[last + channel], error);
+    if (!status)
+        status = ops->upload(ops->device, e->bias[last + channel], 0, d->bias[last] + channel, 1, error);
+    if (!status)
+        status = ops->alloc(ops->device, ICMA_ELEMENT_F32, rows, &e->weight[last + channel], error);
+    if (!status)
+        status = ops->upload(ops->device, e->weight[last + channel], 0, column, rows, error);
+    icma_free(column);
     return status;
 }
 
 static icma_status upload_layer(icma_conv_engine *e, const icma_conv_decoder *d, size_t layer, icma_error *error) {
     const icma_ops *ops = e->ops;
-    size_t rows, columns, used = engine_columns(d, layer);
+    size_t rows, columns;
     icma_conv_layer_shape(d, layer, &rows, &columns);
-    icma_status status = ops->alloc(ops->device, ICMA_ELEMENT_F32, used, &e->bias[layer], error);
+    icma_status status = ops->alloc(ops->device, ICMA_ELEMENT_F32, columns, &e->bias[layer], error);
     if (!status)
-        status = ops->upload(ops->device, e->bias[layer], 0, d->bias[layer], used, error);
+        status = ops->upload(ops->device, e->bias[layer], 0, d->bias[layer], columns, error);
     if (status || rows == 0)
         return status;
-    status = ops->alloc(ops->device, ICMA_ELEMENT_F32, rows * used, &e->weight[layer], error);
-    if (!status && used < columns)
-        status = upload_last(e, d, rows, error);
-    else if (!status)
-        status = ops->upload(ops->device, e->weight[layer], 0, d->weight[layer], rows * used, error);
-    return status;
+    status = ops->alloc(ops->device, ICMA_ELEMENT_F32, rows * columns, &e->weight[layer], error);
+    return status ? status : ops->upload(ops->device, e->weight[layer], 0, d->weight[layer], rows * columns, error);
 }
 
 icma_status icma_conv_engine_create(const icma_conv_decoder *d, const icma_ops *ops, icma_conv_engine **out, icma_error *error) {
@@ -611,8 +613,10 @@ icma_status icma_conv_engine_create(const icma_conv_decoder *d, const icma_ops *
     icma_status status = ops->alloc(ops->device, ICMA_ELEMENT_F32, d->inputs ? d->inputs : 1, &e->input, error);
     for (int i = 0; !status && i < 2; i++)
         status = ops->alloc(ops->device, ICMA_ELEMENT_F32, sizes[i], &e->activation[i], error);
-    for (size_t l = 0; !status && l <= d->layers + 1; l++)
+    for (size_t l = 0; !status && l <= d->layers; l++)
         status = upload_layer(e, d, l, error);
+    for (size_t channel = 0; !status && channel < d->outputs; channel++)
+        status = upload_channel(e, d, channel, error);
     if (status)
         icma_conv_engine_free(e);
     else
@@ -623,13 +627,14 @@ icma_status icma_conv_engine_create(const icma_conv_decoder *d, const icma_ops *
 void icma_conv_engine_free(icma_conv_engine *e) {
     if (!e)
         return;
-    for (size_t l = 0; l < ICMA_CONV_MOST_LAYERS + 2; l++) {
+    for (size_t l = 0; l < ENGINE_LAYERS; l++) {
         e->ops->release(e->ops->device, e->weight[l]);
         e->ops->release(e->ops->device, e->bias[l]);
     }
     e->ops->release(e->ops->device, e->input);
     e->ops->release(e->ops->device, e->activation[0]);
     e->ops->release(e->ops->device, e->activation[1]);
+    e->ops->release(e->ops->device, e->variance);
     icma_free(e);
 }
 
@@ -641,21 +646,26 @@ static void run_linear(icma_conv_engine *e) {
     e->ops->linear(e->ops->device, icma_matrix_of(e->input, 1, rows), w, icma_matrix_of(e->bias[0], 1, columns), y);
 }
 
-/* Layer 1 .. N + 1; the matrix that it wrote. */
-static icma_matrix run_layer(icma_conv_engine *e, size_t layer) {
+/* Layers 1 .. N. */
+static void run_layer(icma_conv_engine *e, size_t layer) {
     const icma_ops *ops = e->ops;
     const icma_conv_decoder *d = &e->shape;
     const icma_conv shape = {.batch = 1, .width = d->width};
-    size_t before = layer - 1, after = layer <= d->layers ? layer : d->layers, rows = d->width * d->channels[before], columns = engine_columns(d, layer);
+    size_t before = layer - 1, rows = d->width * d->channels[before], columns = d->channels[layer];
     icma_matrix x = icma_matrix_of(e->activation[before % 2], positions(d, before), d->channels[before]);
-    icma_matrix y = icma_matrix_of(e->activation[layer % 2], positions(d, after), columns);
-    icma_matrix w = icma_matrix_of(e->weight[layer], rows, columns), bias = icma_matrix_of(e->bias[layer], 1, columns);
-    if (layer > d->layers) {
-        ops->conv(ops->device, shape, x, w, bias, y);
-    } else {
-        ops->conv_up(ops->device, shape, x, w, bias, y);
-        ops->elu(ops->device, y, y);
-    }
+    icma_matrix y = icma_matrix_of(e->activation[layer % 2], positions(d, layer), columns);
+    ops->conv_up(ops->device, shape, x, icma_matrix_of(e->weight[layer], rows, columns), icma_matrix_of(e->bias[layer], 1, columns), y);
+    ops->elu(ops->device, y, y);
+}
+
+/* A channel of the output, from g_N, which stays as it is. */
+static icma_matrix run_channel(icma_conv_engine *e, size_t channel, icma_tensor *to) {
+    const icma_ops *ops = e->ops;
+    const icma_conv_decoder *d = &e->shape;
+    const icma_conv shape = {.batch = 1, .width = d->width};
+    size_t n = d->layers, rows = d->width * d->channels[n];
+    icma_matrix x = icma_matrix_of(e->activation[n % 2], positions(d, n), d->channels[n]), y = icma_matrix_of(to, positions(d, n), 1);
+    ops->conv(ops->device, shape, x, icma_matrix_of(e->weight[n + 1 + channel], rows, 1), icma_matrix_of(e->bias[n + 1 + channel], 1, 1), y);
     return y;
 }
 
@@ -666,7 +676,16 @@ icma_status icma_conv_engine_run(icma_conv_engine *e, const float *input, icma_m
     if (status)
         return status;
     run_linear(e);
-    for (size_t l = 1; l <= e->shape.layers + 1; l++)
-        *y = run_layer(e, l);
+    for (size_t l = 1; l <= e->shape.layers; l++)
+        run_layer(e, l);
+    *y = run_channel(e, 0, e->activation[(e->shape.layers + 1) % 2]);
     return ICMA_OK;
+}
+
+icma_status icma_conv_engine_variance(icma_conv_engine *e, icma_matrix *v, icma_error *error) {
+    const icma_ops *ops = e->ops;
+    icma_status status = e->variance ? ICMA_OK : ops->alloc(ops->device, ICMA_ELEMENT_F32, icma_conv_decoder_length(&e->shape), &e->variance, error);
+    if (!status)
+        *v = run_channel(e, 1, e->variance);
+    return status;
 }

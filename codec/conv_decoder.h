@@ -61,11 +61,13 @@ icma_status icma_conv_decoder_write(icma_conv_decoder *decoder, icma_conv_coding
 /* Reads from the cursor as far as the decoder goes. Everything is checked: sizes, limits, finite and normal-or-zero numbers; what sizes imply is allocated only as far as the payload has bytes for it. */
 icma_status icma_conv_decoder_read(icma_cursor *from, icma_conv_decoder *out, icma_error *error);
 
-/* The decoder on a device. Of two outputs it computes the first, the mean. */
+/* The decoder on a device. */
 typedef struct icma_conv_engine icma_conv_engine;
 icma_status icma_conv_engine_create(const icma_conv_decoder *decoder, const icma_ops *ops, icma_conv_engine **out, icma_error *error);
 void icma_conv_engine_free(icma_conv_engine *engine); /* NULL is fine */
-/* Runs it on `inputs` numbers; *y is the output's first channel, length x 1, on the device, until the next run. */
+/* Runs it on `inputs` numbers; *y is the output's first channel, the mean, length x 1, on the device, until the next run. */
 icma_status icma_conv_engine_run(icma_conv_engine *engine, const float *input, icma_matrix *y, icma_error *error);
+/* After a run of a decoder of two outputs: *v is the second, the log-variance, likewise. */
+icma_status icma_conv_engine_variance(icma_conv_engine *engine, icma_matrix *v, icma_error *error);
 
 #endif

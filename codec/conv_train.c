@@ -96,7 +96,7 @@ static icma_status make_shape(session *s, icma_error *error) {
     const icma_pack_options *o = s->options;
     icma_conv_shape *shape = &s->shape;
     *shape = (icma_conv_shape){.used = s->data.used, .layers = o->layers, .width = o->kernel, .hidden = ENCODER_HIDDEN, .latent = o->latent_dim,
-                               .coordinates = s->diffusion ? 0 : s->generator->coordinates, .autoencoder = s->diffusion};
+                               .coordinates = s->diffusion ? 0 : s->generator->coordinates, .autoencoder = s->diffusion, .variance = o->variance};
     for (size_t l = 0; l < shape->layers; l++)
         shape->channels[l] = o->channels[0] ? o->channels[l] : automatic_channels(l, shape->layers);
     shape->length = icma_conv_padded(shape->used, shape->layers);
@@ -426,7 +426,7 @@ static icma_status finish_epoch(session *s, bool *stop, icma_error *error) {
     size_t every = (t->epochs + ICMA_LOSS_POINTS - 2) / (ICMA_LOSS_POINTS - 1);
     if (!isfinite(loss))
         return icma_fail(error, ICMA_E_USAGE, NULL, "training ran away: its loss is not finite; use a smaller learning rate than %g", s->options->learning_rate);
-    s->since_best = loss < s->best * (1 - plateau) ? 0 : s->since_best + 1;
+    s->since_best = isinf(s->best) || loss < s->best - plateau * fabs(s->best) ? 0 : s->since_best + 1; /* a likelihood goes below 0 */
     s->best = fmin(s->best, loss);
     *stop = s->options->patience && s->since_best >= s->options->patience;
     if ((s->epoch % every == 0 || s->epoch + 1 == t->epochs || *stop) && t->loss_count < ICMA_LOSS_POINTS) {

@@ -380,6 +380,22 @@ icma_status icma_decoder_predict(icma_decoder *d, const float *code, size_t tens
     return status ? status : d->ops->download(d->ops->device, d->y, 0, values, (size_t)d->signature->tensors[tensor].count, error);
 }
 
+icma_status icma_decoder_classes(icma_decoder *d, const float *code, uint8_t *classes, icma_error *error) {
+    size_t count = (size_t)icma_generator_modelled_weights(d->generator, d->signature);
+    float *values = icma_alloc_array(count + 1, sizeof *values);
+    icma_matrix v = {0};
+    icma_status status = values ? take_code(d, code, error) : icma_fail(error, ICMA_E_MEMORY, NULL, "no memory for classes of weights");
+    if (!status)
+        status = icma_conv_engine_variance(d->engine, &v, error);
+    if (!status)
+        status = d->ops->download(d->ops->device, v.tensor, v.offset, values, count, error);
+    for (size_t i = 0; !status && i < count; i++)
+        if (!icma_residual_class(values[i], &classes[i]))
+            status = icma_fail(error, ICMA_E_CORRUPT, NULL, "a predicted variance is not finite");
+    icma_free(values);
+    return status;
+}
+
 static icma_status decode_tensor(icma_decoder *d, size_t t, const icma_residual *residual, const icma_residual_tensor *r, uint8_t *data, icma_error *error) {
     const icma_tensor_info *info = &d->signature->tensors[t];
     icma_status status = predict_tensor(d, t, error);

@@ -41,5 +41,7 @@ icma_status icma_decoder_tensors(icma_decoder *decoder, const float *code, const
 icma_status icma_decoder_model(icma_decoder *decoder, const icma_checkpoints *task, const icma_checkpoint *checkpoint, uint8_t *data, icma_error *error);
 /* What the generator alone makes of one modelled tensor, before the cast; values has room for its elements. */
 icma_status icma_decoder_predict(icma_decoder *decoder, const float *code, size_t tensor, float *values, icma_error *error);
+/* Where icma_generator_has_classes: the class (residual.h) of each weight of all modelled tensors, one tensor after the other. ICMA_E_CORRUPT if a predicted variance is not finite. */
+icma_status icma_decoder_classes(icma_decoder *decoder, const float *code, uint8_t *classes, icma_error *error);
 
 #endif

@@ -51,6 +51,10 @@ const char *icma_generator_name(const icma_generator *g) {
     return g->kind == ICMA_GENERATOR_BASIS ? "basis" : "none";
 }
 
+bool icma_generator_has_classes(const icma_generator *generator) {
+    return generator->kind == ICMA_GENERATOR_CONV && generator->conv.outputs == 2;
+}
+
 bool icma_generator_predicts(const icma_generator *generator) {
     return generator->kind != ICMA_GENERATOR_NONE;
 }

@@ -97,6 +97,8 @@ size_t icma_generator_network_parameters(const icma_generator *generator);
 bool icma_generator_is_modelled(const icma_generator *generator, size_t tensor);
 /* "none", "basis", "conv" or "diffusion". */
 const char *icma_generator_name(const icma_generator *generator);
+/* Whether it predicts a spread for every weight, by which residuals are coded: a decoder of two outputs (spec 4.11). */
+bool icma_generator_has_classes(const icma_generator *generator);
 /* Whether it predicts anything: kinds but ICMA_GENERATOR_NONE. */
 bool icma_generator_predicts(const icma_generator *generator);
 /* Numbers in a code: K, or inputs of the decoder; 0 without a generator. */

@@ -110,6 +110,7 @@ typedef struct icma_pack_options {
     size_t channels[ICMA_MOST_LAYERS]; /* of the encoder's layers; channels[0] = ICMA_AUTO: 8, 16, 32, ... 256 ... 16, 8 */
     size_t kernel;                     /* taps; odd */
     icma_weights weights;
+    bool variance;                     /* ICMA_CHOOSE_CONV: the decoder predicts mean and variance of every weight (ICM-LoRA, eq. 6), and residuals are coded by the latter */
     size_t denoiser_epochs;            /* ICMA_CHOOSE_DIFFUSION; ICMA_AUTO: 2000 or so */
     /* Training that takes long can be saved and continued (ICMA_CHOOSE_CONV, ICMA_CHOOSE_DIFFUSION). */
     const char *training_file; /* its state is kept here and, one save older, in the same with ".old"; removed when the archive is there. NULL: nowhere */

@@ -488,6 +488,8 @@ static icma_status check_options(const icma_pack_options *o, icma_error *error) 
     for (size_t l = 0; l < o->layers; l++)
         if ((o->channels[0] != ICMA_AUTO) != (o->channels[l] != ICMA_AUTO) || o->channels[l] > ICMA_CONV_MOST_CHANNELS)
             return icma_fail(error, ICMA_E_USAGE, NULL, "channels need a number for every layer, each at most %d", ICMA_CONV_MOST_CHANNELS);
+    if (o->variance && o->generator != ICMA_CHOOSE_CONV)
+        return icma_fail(error, ICMA_E_USAGE, NULL, "a variance is predicted by the convolutional CVAE alone");
     if (o->batch == 0 || !(o->learning_rate > 0) || !(o->max_error > 0) || !(o->explain >= 0 && o->explain <= 1) || !(o->kld_weight >= 0))
         return icma_fail(error, ICMA_E_USAGE, NULL, "a pack option is out of range; start from icma_pack_defaults()");
     return ICMA_OK;

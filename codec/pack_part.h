@@ -24,6 +24,7 @@ typedef struct icma_part_writer {
     size_t held;
     icma_buffer *blocks;    /* residual of each checkpoint of that section */
     icma_residual residual; /* of the checkpoint at hand */
+    uint8_t *classes;       /* of its modelled weights (residual.h); NULL where the generator predicts no spreads */
     bool *verbatim;         /* which modelled tensors it keeps as they are */
     bool any_modelled;
     float *q;

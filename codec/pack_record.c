@@ -54,6 +54,8 @@ static void add_network(cJSON *options, const icma_packer *p, const icma_pack_gr
         cJSON_Delete(channels);
         *whole = false;
     }
+    if (g->generator.conv.outputs == 2)
+        note(whole, cJSON_AddTrueToObject(options, "variance"));
     add_number(options, "weight_decay", o->weight_decay, whole);
     add_number(options, "patience", (double)o->patience, whole);
     add_number(options, "epochs_done", (double)g->training.epochs_done, whole);

@@ -92,6 +92,8 @@ static icma_status predict(icma_part_writer *w, const icma_checkpoint *c, float 
             status = icma_decoder_predict(g->decoder, w->q, t, values, error);
             values += signature->tensors[t].count;
         }
+    if (!status && w->classes)
+        status = icma_decoder_classes(g->decoder, w->q, w->classes, error);
     return status;
 }
 
@@ -110,7 +112,7 @@ static icma_status bound_checkpoint(icma_part_writer *w, size_t i, size_t size, 
     float *prediction = icma_alloc_array(modelled_weights(signature, &g->generator) + 1, sizeof *prediction);
     uint8_t *decoded = icma_alloc(size);
     icma_bounded b = {.signature = signature, .generator = &g->generator, .pairs = &g->group->pairs, .bound = c->bound, .original = w->data[i],
-                      .prediction = prediction, .verbatim = w->verbatim, .decoded = decoded};
+                      .prediction = prediction, .classes = w->classes, .verbatim = w->verbatim, .decoded = decoded};
     icma_status status = prediction && decoded ? predict(w, c, prediction, error) : no_memory(error);
     if (!status) {
         memcpy(decoded, w->data[i], (size_t)signature->data_size);
@@ -276,7 +278,7 @@ static icma_status process_checkpoint(icma_part_writer *w, size_t i, icma_error 
     if (!status && !good)
         status = icma_fail(error, ICMA_E_BOUND, NULL, "a checkpoint does not hold its bound even verbatim");
     if (!status)
-        status = icma_residual_write(&w->residual, &w->g->generator, &w->blocks[i], error);
+        status = icma_residual_write(&w->residual, &w->g->group->signature, &w->g->generator, w->classes, &w->blocks[i], error);
     icma_residual_free(&w->residual);
     if (!status && (w->held >= ICMA_PACK_STREAM_BYTES || i + 1 == w->table.count))
         status = flush_part(w, i + 1, error);
@@ -364,6 +366,7 @@ static void free_part(icma_part_writer *w) {
         icma_buffer_free(&w->blocks[i]);
     icma_residual_free(&w->residual);
     icma_free(w->blocks);
+    icma_free(w->classes);
     icma_free(w->verbatim);
     icma_free(w->originals);
     icma_free(w->data);
@@ -383,7 +386,9 @@ static icma_status allocate_part(icma_part_writer *w, size_t first, size_t count
     w->blocks = icma_alloc_zeroed(count, sizeof *w->blocks);
     w->verbatim = icma_alloc_zeroed(w->g->generator.tensor_count + 1, sizeof *w->verbatim);
     w->any_modelled = modelled_weights(&w->g->group->signature, &w->g->generator) > 0;
-    if (!w->blocks || !w->verbatim)
+    bool classes = icma_generator_has_classes(&w->g->generator);
+    w->classes = classes ? icma_alloc(modelled_weights(&w->g->group->signature, &w->g->generator) + 1) : NULL;
+    if (!w->blocks || !w->verbatim || (classes && !w->classes))
         return no_memory(error);
     if (!w->table.list || !w->sources || !w->source_index || !w->originals || !w->data || !w->q)
         return no_memory(error);

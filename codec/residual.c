@@ -2,7 +2,6 @@
 #include "residual.h"
 
 #include "memory.h"
-#include "rans.h"
 #include "trellis.h"
 
 #include <math.h>
@@ -10,6 +9,7 @@
 
 void icma_residual_free(icma_residual *residual) {
     icma_free(residual->list);
+    icma_free(residual->runs);
     icma_free(residual->integers);
     memset(residual, 0, sizeof *residual);
 }
@@ -24,21 +24,64 @@ float icma_residual_step(float scale, int32_t code) {
     return isnormal(step) ? step : 0;
 }
 
+/* --- classes ----------------------------------------------------------------------------------------------------- */
+
+bool icma_residual_class(float log_variance, uint8_t *out) {
+    const float inverse = 0x1.715476p+0F /* 1 / ln 2 */, round = 0x1.8p+23F, lowest = -ICMA_RESIDUAL_CLASSES / 2, highest = ICMA_RESIDUAL_CLASSES / 2 - 1;
+    if (!isfinite(log_variance))
+        return false;
+    float octaves = log_variance * inverse;
+    octaves = octaves < lowest ? lowest : octaves > highest ? highest : octaves;
+    float shifted = octaves + round; /* to an integer, ties to even */
+    *out = (uint8_t)((int)(shifted - round) + ICMA_RESIDUAL_CLASSES / 2);
+    return true;
+}
+
+void icma_residual_count(const uint8_t *classes, size_t count, size_t sizes[ICMA_RESIDUAL_CLASSES]) {
+    memset(sizes, 0, ICMA_RESIDUAL_CLASSES * sizeof *sizes);
+    sizes[0] = classes ? 0 : count;
+    for (size_t i = 0; classes && i < count; i++)
+        sizes[classes[i]]++;
+}
+
+void icma_residual_places(const size_t sizes[ICMA_RESIDUAL_CLASSES], size_t next[ICMA_RESIDUAL_CLASSES]) {
+    next[0] = 0;
+    for (size_t c = 1; c < ICMA_RESIDUAL_CLASSES; c++)
+        next[c] = next[c - 1] + sizes[c - 1];
+}
+
+static size_t length_of(const icma_residual *r, size_t i) {
+    return (i + 1 < r->count ? r->list[i + 1].first : r->total) - r->list[i].first;
+}
+
+/* Integers of all tensors from the order of the elements to that in which they are coded, or back. */
+static void reorder(const icma_residual *r, const icma_safetensors *signature, const icma_generator *g, const uint8_t *classes, const int16_t *from, int16_t *to, bool back) {
+    for (size_t t = 0, i = 0, first = 0; i < r->count; first += icma_generator_is_modelled(g, t) ? (size_t)signature->tensors[t].count : 0, t++) {
+        if (r->list[i].tensor != t)
+            continue;
+        size_t sizes[ICMA_RESIDUAL_CLASSES], next[ICMA_RESIDUAL_CLASSES], begin = r->list[i].first, count = length_of(r, i++);
+        icma_residual_count(classes + first, count, sizes);
+        icma_residual_places(sizes, next);
+        for (size_t l = 0; l < count; l++) {
+            size_t place = begin + next[classes[first + l]]++;
+            to[back ? begin + l : place] = from[back ? place : begin + l];
+        }
+    }
+}
+
 /* --- runs and streams: the integers of all tensors lie one after the other and are cut every RESIDUAL_STREAM of them ------------ */
 
 static size_t stream_count(size_t total) {
     return (total + ICMA_RESIDUAL_STREAM - 1) / ICMA_RESIDUAL_STREAM;
 }
 
-/* The runs of stream s: the parts of tensors that lie in it. `runs` has room for all tensors. Returns how many. */
+/* The runs of stream s: the parts of runs that lie in it. `runs` has room for all. Returns how many. */
 static size_t runs_of(const icma_residual *r, size_t s, icma_rans_run *runs) {
     size_t first = s * ICMA_RESIDUAL_STREAM, next = r->total - first < ICMA_RESIDUAL_STREAM ? r->total : first + ICMA_RESIDUAL_STREAM, count = 0;
-    for (size_t i = 0; i < r->count; i++) {
-        size_t begin = r->list[i].first, end = i + 1 < r->count ? r->list[i + 1].first : r->total;
-        begin = begin > first ? begin : first;
-        end = end < next ? end : next;
+    for (size_t i = 0, at = 0; i < r->run_count && at < next; at += r->runs[i++].count) {
+        size_t begin = at > first ? at : first, end = at + r->runs[i].count < next ? at + r->runs[i].count : next;
         if (begin < end)
-            runs[count++] = (icma_rans_run){end - begin, r->list[i].context};
+            runs[count++] = (icma_rans_run){end - begin, r->runs[i].context};
     }
     return count;
 }
@@ -54,13 +97,13 @@ static icma_status no_memory(icma_error *error) {
 
 /* --- writing ----------------------------------------------------------------------------------------------------- */
 
-static icma_status encode_stream(const icma_residual *r, size_t s, icma_rans_run *runs, icma_buffer *out, icma_error *error) {
+static icma_status encode_stream(const icma_residual *r, const int16_t *integers, size_t s, icma_rans_run *runs, icma_buffer *out, icma_error *error) {
     size_t count = stream_length(r, s);
     int32_t *symbols = icma_alloc_array(count, sizeof *symbols);
     if (!symbols)
         return no_memory(error);
     for (size_t i = 0; i < count; i++)
-        symbols[i] = r->trellis ? icma_trellis_symbol(r->integers[s * ICMA_RESIDUAL_STREAM + i]) : r->integers[s * ICMA_RESIDUAL_STREAM + i];
+        symbols[i] = r->trellis ? icma_trellis_symbol(integers[s * ICMA_RESIDUAL_STREAM + i]) : integers[s * ICMA_RESIDUAL_STREAM + i];
     icma_status status = icma_rans_encode(symbols, runs, runs_of(r, s, runs), out, error);
     icma_free(symbols);
     return status;
@@ -74,8 +117,8 @@ static void write_tensors(const icma_residual *r, size_t modelled, icma_buffer *
         icma_write_varint(out, r->list[i].tensor - (i ? r->list[i - 1].tensor + 1 : 0));
     for (size_t i = 0; i < r->count; i++)
         icma_write_varint_signed(out, r->list[i].code - (i ? r->list[i - 1].code : 0));
-    for (size_t i = 0; i < r->count; i++)
-        icma_write_u8(out, (uint8_t)r->list[i].context);
+    for (size_t i = 0; i < r->run_count; i++)
+        icma_write_u8(out, (uint8_t)r->runs[i].context);
 }
 
 static size_t modelled_tensors(const icma_generator *g) {
@@ -85,19 +128,21 @@ static size_t modelled_tensors(const icma_generator *g) {
     return count;
 }
 
-icma_status icma_residual_write(const icma_residual *r, const icma_generator *g, icma_buffer *out, icma_error *error) {
-    icma_status status = ICMA_OK;
+icma_status icma_residual_write(const icma_residual *r, const icma_safetensors *signature, const icma_generator *g, const uint8_t *classes, icma_buffer *out, icma_error *error) {
     if (r->count == 0)
         return ICMA_OK;
     icma_buffer streams = {0};
-    icma_rans_run *runs = icma_alloc_array(r->count, sizeof *runs);
-    if (!runs)
-        return no_memory(error);
-    write_tensors(r, modelled_tensors(g), out);
+    icma_rans_run *runs = icma_alloc_array(r->run_count, sizeof *runs);
+    int16_t *coded = classes ? icma_alloc_array(r->total, sizeof *coded) : NULL;
+    icma_status status = runs && (coded || !classes) ? ICMA_OK : no_memory(error);
+    if (!status && classes)
+        reorder(r, signature, g, classes, r->integers, coded, false);
+    if (!status)
+        write_tensors(r, modelled_tensors(g), out);
     size_t count = stream_count(r->total);
     for (size_t s = 0; !status && s < count; s++) {
         size_t before = streams.size;
-        status = encode_stream(r, s, runs, &streams, error);
+        status = encode_stream(r, coded ? coded : r->integers, s, runs, &streams, error);
         if (s + 1 < count)
             icma_write_varint(out, streams.size - before);
     }
@@ -106,6 +151,7 @@ icma_status icma_residual_write(const icma_residual *r, const icma_generator *g,
     if (!status)
         status = icma_buffer_status(&streams, error);
     icma_buffer_free(&streams);
+    icma_free(coded);
     icma_free(runs);
     return status ? status : icma_buffer_status(out, error);
 }
@@ -141,9 +187,40 @@ static icma_status read_tensors(icma_cursor *from, const icma_safetensors *signa
         if (!(icma_residual_step(g->scale[r->list[i].tensor], r->list[i].code) > 0))
             return bad(error, "a step that is not a normal number");
     }
-    for (size_t i = 0; i < r->count; i++)
-        r->list[i].context = icma_read_u8(from);
-    return from->failed ? bad(error, "truncated") : ICMA_OK;
+    return ICMA_OK;
+}
+
+/* The runs of tensor i, so far without context: one a class that it has; only counted while there is no room. */
+static void add_runs(icma_residual *r, size_t i, const uint8_t *classes) {
+    size_t sizes[ICMA_RESIDUAL_CLASSES];
+    icma_residual_count(classes, length_of(r, i), sizes);
+    r->list[i].run = r->run_count;
+    for (size_t c = 0; c < ICMA_RESIDUAL_CLASSES; c++) {
+        if (sizes[c] == 0)
+            continue;
+        if (r->runs)
+            r->runs[r->run_count] = (icma_rans_run){sizes[c], 0};
+        r->run_count++;
+    }
+}
+
+static void list_runs(icma_residual *r, const icma_safetensors *signature, const icma_generator *g, const uint8_t *classes) {
+    r->run_count = 0;
+    for (size_t t = 0, i = 0, first = 0; i < r->count; first += icma_generator_is_modelled(g, t) ? (size_t)signature->tensors[t].count : 0, t++)
+        if (r->list[i].tensor == t)
+            add_runs(r, i++, classes ? classes + first : NULL);
+}
+
+static icma_status read_contexts(icma_cursor *from, const icma_safetensors *signature, const icma_generator *g, const uint8_t *classes, icma_residual *r, icma_error *error) {
+    list_runs(r, signature, g, classes);
+    if (r->run_count > from->left)
+        return bad(error, "truncated");
+    if (!(r->runs = icma_alloc_array(r->run_count, sizeof *r->runs)))
+        return no_memory(error);
+    list_runs(r, signature, g, classes);
+    for (size_t i = 0; i < r->run_count; i++)
+        r->runs[i].context = icma_read_u8(from);
+    return ICMA_OK;
 }
 
 /* Where the streams lie: offsets[s] .. offsets[s + 1] of what is left. */
@@ -161,7 +238,7 @@ static icma_status read_sizes(icma_cursor *from, size_t streams, size_t *offsets
 }
 
 static icma_status decode_stream(const icma_residual *r, size_t s, const uint8_t *data, size_t size, int32_t *symbols, icma_error *error) {
-    icma_rans_run *runs = icma_alloc_array(r->count, sizeof *runs);
+    icma_rans_run *runs = icma_alloc_array(r->run_count, sizeof *runs);
     icma_status status = runs ? icma_rans_decode(data, size, runs, runs_of(r, s, runs), symbols + s * ICMA_RESIDUAL_STREAM, error) : no_memory(error);
     icma_free(runs);
     return status;
@@ -180,8 +257,10 @@ static icma_status decode_streams(const icma_residual *r, const uint8_t *data, c
 }
 
 static bool make_integers(icma_residual *r, size_t i, int32_t *symbols) {
-    size_t first = r->list[i].first, count = (i + 1 < r->count ? r->list[i + 1].first : r->total) - first;
-    bool fits = !r->trellis || icma_trellis_expand(r->list[i].context, symbols + first, count);
+    size_t first = r->list[i].first, count = length_of(r, i);
+    bool fits = true;
+    for (size_t run = r->list[i].run, at = first; fits && r->trellis && at < first + count; at += r->runs[run++].count)
+        fits = icma_trellis_expand(r->runs[run].context, symbols + at, r->runs[run].count);
     for (size_t l = first; l < first + count; l++) {
         fits = fits && symbols[l] >= INT16_MIN && symbols[l] <= INT16_MAX;
         r->integers[l] = (int16_t)symbols[l];
@@ -200,7 +279,17 @@ static icma_status decode_all(icma_residual *r, const uint8_t *data, const size_
     return status || fits ? status : bad(error, "an integer is out of range");
 }
 
-static icma_status read_block(icma_cursor *from, const icma_safetensors *signature, const icma_generator *g, icma_residual *r, icma_error *error) {
+/* The integers of a block that is read up to its streams, to the order of the elements. */
+static icma_status order_integers(icma_residual *r, const icma_safetensors *signature, const icma_generator *g, const uint8_t *classes, icma_error *error) {
+    int16_t *coded = r->integers;
+    r->integers = icma_alloc_array(r->total + 1, sizeof *r->integers);
+    if (r->integers)
+        reorder(r, signature, g, classes, coded, r->integers, true);
+    icma_free(coded);
+    return r->integers ? ICMA_OK : no_memory(error);
+}
+
+static icma_status read_block(icma_cursor *from, const icma_safetensors *signature, const icma_generator *g, const uint8_t *classes, icma_residual *r, icma_error *error) {
     uint64_t head = icma_read_varint(from), count = head / 2;
     bool all = count == 0;
     r->trellis = head % 2;
@@ -213,6 +302,8 @@ static icma_status read_block(icma_cursor *from, const icma_safetensors *signatu
         return no_memory(error);
     r->count = (size_t)count;
     icma_status status = read_tensors(from, signature, g, all, r, error);
+    if (!status)
+        status = read_contexts(from, signature, g, classes, r, error);
     if (status)
         return status;
     size_t streams = stream_count(r->total);
@@ -223,18 +314,20 @@ static icma_status read_block(icma_cursor *from, const icma_safetensors *signatu
     status = offsets && r->integers ? read_sizes(from, streams, offsets, error) : no_memory(error);
     if (!status)
         status = decode_all(r, icma_read_bytes(from, from->left), offsets, streams, error);
+    if (!status && classes)
+        status = order_integers(r, signature, g, classes, error);
     icma_free(offsets);
     return status;
 }
 
-icma_status icma_residual_read(const uint8_t *data, size_t size, const icma_safetensors *signature, const icma_generator *g, icma_residual *out,
+icma_status icma_residual_read(const uint8_t *data, size_t size, const icma_safetensors *signature, const icma_generator *g, const uint8_t *classes, icma_residual *out,
                                icma_error *error) {
     icma_residual r = {0};
     memset(out, 0, sizeof *out);
     if (size == 0)
         return ICMA_OK;
     icma_cursor from = icma_cursor_over(data, size);
-    icma_status status = read_block(&from, signature, g, &r, error);
+    icma_status status = read_block(&from, signature, g, classes, &r, error);
     if (status)
         icma_residual_free(&r);
     else

@@ -4,24 +4,29 @@
  *
  *   x_l = fma(integer_l, step, y_l),   step = scale_t * 2^(code / 16),   y the generator's prediction
  *
- * before the cast to its dtype. Their symbols are coded as rANS streams, a context a tensor; the integers are those of trellis.h, or, where errors must not exceed half a step, the symbols
+ * before the cast to its dtype. Their symbols are coded as rANS streams, a run and its context a tensor; the integers are those of trellis.h, or, where errors must not exceed half a step, the symbols
  * themselves.
+ *
+ * Where the generator predicts a spread for every weight, weights have *classes* by it, and a tensor's integers are coded class after class, a run each. `classes` below is one number for each weight of all modelled
+ * tensors in data order, one tensor after the other, less than ICMA_RESIDUAL_CLASSES; NULL: one class.
  */
 #ifndef ICMA_RESIDUAL_H
 #define ICMA_RESIDUAL_H
 
 #include "generator.h"
+#include "rans.h"
 
 enum {
     ICMA_RESIDUAL_LARGEST = 32767,    /* of |integer| without a trellis */
     ICMA_RESIDUAL_MOST_CODE = 640,    /* of |code|: steps within 40 octaves of the scale */
     ICMA_RESIDUAL_STREAM = 1 << 18,   /* integers a stream: so many decode in parallel with others */
+    ICMA_RESIDUAL_CLASSES = 64,
 };
 
 typedef struct icma_residual_tensor {
     uint32_t tensor;
     int32_t code;
-    unsigned context;
+    size_t run;   /* its runs: residual.runs[run] .., ascending by class */
     size_t first; /* its integers: residual.integers[first] .. */
 } icma_residual_tensor;
 
@@ -29,8 +34,10 @@ typedef struct icma_residual_tensor {
 typedef struct icma_residual {
     icma_residual_tensor *list; /* ascending; owned */
     size_t count;
+    icma_rans_run *runs; /* of all tensors, in order, none of them empty; owned */
+    size_t run_count;
     bool trellis;
-    int16_t *integers; /* owned */
+    int16_t *integers; /* in the order of the elements; owned */
     size_t total;
 } icma_residual;
 
@@ -39,10 +46,17 @@ void icma_residual_free(icma_residual *residual); /* leaves it zeroed */
 /* scale * 2^(code / 16) in f32: the sixteenths are constants (spec 4.11), the octaves exact. 0 where that is denormal. */
 float icma_residual_step(float scale, int32_t code);
 
-/* Appends the block of one checkpoint; nothing for an empty residual. */
-icma_status icma_residual_write(const icma_residual *residual, const icma_generator *generator, icma_buffer *out, icma_error *error);
+/* The class of a predicted logarithm of a variance: half octaves of the spread, from 2^-16 to 2^15.5 of it (spec 4.11). False if it is not finite. */
+bool icma_residual_class(float log_variance, uint8_t *out);
+/* How many weights of a tensor are in each class; `classes` are its own. */
+void icma_residual_count(const uint8_t *classes, size_t count, size_t sizes[ICMA_RESIDUAL_CLASSES]);
+/* Where element after element goes: next[class] is the place of the class's next one, and starts with its first. */
+void icma_residual_places(const size_t sizes[ICMA_RESIDUAL_CLASSES], size_t next[ICMA_RESIDUAL_CLASSES]);
+
+/* Appends the block of one checkpoint; nothing for an empty residual. The runs must be those of the classes. */
+icma_status icma_residual_write(const icma_residual *residual, const icma_safetensors *signature, const icma_generator *generator, const uint8_t *classes, icma_buffer *out, icma_error *error);
 /* Reads a block of `size` bytes. Tensors must be modelled, and every step above 0. */
-icma_status icma_residual_read(const uint8_t *data, size_t size, const icma_safetensors *signature, const icma_generator *generator,
+icma_status icma_residual_read(const uint8_t *data, size_t size, const icma_safetensors *signature, const icma_generator *generator, const uint8_t *classes,
                                icma_residual *out, icma_error *error);
 
 #endif

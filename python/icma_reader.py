@@ -45,6 +45,7 @@ NO_GENERATOR, BASIS, CONV = range(3)
 NORMAL, DIFFUSION = range(2)
 # 4.11
 MOST_CODE, STREAM = 640, 1 << 18
+LOWEST_OCTAVE, HIGHEST_OCTAVE = -32, 31
 SIXTEENTHS = (0x3f800000, 0x3f85aac3, 0x3f8b95c2, 0x3f91c3d3, 0x3f9837f0, 0x3f9ef532, 0x3fa5fed7, 0x3fad583f,
               0x3fb504f3, 0x3fbd08a4, 0x3fc5672a, 0x3fce248c, 0x3fd744fd, 0x3fe0ccdf, 0x3feac0c7, 0x3ff5257d)
 BITS = {'BOOL': 8, 'F4': 4, 'F6_E2M3': 6, 'F6_E3M2': 6, 'U8': 8, 'I8': 8, 'F8_E5M2': 8, 'F8_E4M3': 8, 'F8_E8M0': 8,
@@ -706,12 +707,12 @@ class Decoder:
         return y
 
     def run(self, x):
-        """The first channel of y"""
+        """y, one column a channel"""
         with numpy.errstate(all='ignore'):
             g = linear(x, self.weights[0], self.biases[0]).reshape(self.start, self.channels[0])
             for l in range(1, self.n + 1):
                 g = elu(self.layer(l, g))
-            return self.layer(self.n + 1, g)[:, 0]
+            return self.layer(self.n + 1, g)
 
 
 class Denoiser:
@@ -850,10 +851,29 @@ class Generator:
 
     def decoded(self, t, x):
         """4.5, kind 2: tensor t of what the decoder makes of x"""
+        c = self.tensors[t].elements
+        return self.output(t, x)[:, 0] * (self.scale[t] * (numpy.float32(64) / numpy.sqrt(numpy.float32(c))))
+
+    def output(self, t, x):
+        """The decoder's for the elements of tensor t"""
         if self.ran is None or self.ran[0] != x.tobytes():
             self.ran = x.tobytes(), self.decoder.run(x)
         first, c = sum(self.tensors[u].elements for u in self.modelled if u < t), self.tensors[t].elements
-        return self.ran[1][first:first + c] * (self.scale[t] * (numpy.float32(64) / numpy.sqrt(numpy.float32(c))))
+        return self.ran[1][first:first + c]
+
+    def classes(self, x):
+        """4.11: {tensor: the class of each element}; nothing where there is no second channel. x is what 4.5 makes of the checkpoint."""
+        if self.kind != CONV or self.decoder.outputs != 2:
+            return None
+        found = {}
+        for t in self.modelled:
+            v = self.output(t, x)[:, 1]
+            if not numpy.all(numpy.isfinite(v)):
+                corrupt('a predicted variance is not finite')
+            with numpy.errstate(over='ignore'):
+                octaves = numpy.clip(v * ELU_INVERSE, LOWEST_OCTAVE, HIGHEST_OCTAVE)
+            found[t] = numpy.rint(octaves).astype(numpy.int64) - LOWEST_OCTAVE
+        return found
 
     def weights(self, head, t, q, residual=None):
         """The bytes of modelled tensor t; `residual` is its step and integers (4.11), if it has any."""
@@ -1054,7 +1074,7 @@ def residual_step(scale, code):
     return step if numpy.finfo(numpy.float32).tiny <= step < numpy.inf else None
 
 
-def read_residual(cursor, generator):
+def read_residual(cursor, generator, classes):
     """4.11: a block, {tensor: (step, integers)}"""
     tensors, codes, tensor, code = [], [], -1, 0
     n, with_trellis = divmod(cursor.varint(), 2)
@@ -1072,8 +1092,11 @@ def read_residual(cursor, generator):
         if abs(code) > MOST_CODE or residual_step(generator.scale[tensor], code) is None:
             corrupt('a residual has a step out of its range')
         codes.append(code)
-    contexts = cursor.take(len(tensors))
-    runs = [(generator.tensors[tensor].elements, context) for tensor, context in zip(tensors, contexts)]
+    orders = [numpy.arange(generator.tensors[t].elements) if classes is None else numpy.argsort(classes[t], kind='stable') for t in tensors]
+    counts = [[len(order)] if classes is None else list(filter(None, numpy.bincount(classes[t]).tolist())) for t, order in zip(tensors, orders)]
+    contexts = iter(cursor.take(sum(map(len, counts))))
+    runs_of = [[(count, next(contexts)) for count in own] for own in counts]
+    runs = [run for own in runs_of for run in own]
     if -(-sum(count for count, _ in runs) // STREAM) > len(cursor.data) - cursor.at + 1:
         corrupt('a residual ends too soon')
     streams, numbers = cut(runs), []
@@ -1085,15 +1108,17 @@ def read_residual(cursor, generator):
         except rans.Corrupt as error:
             corrupt(f'a residual: {error}')
     at, out = 0, {}
-    for tensor, code, context in zip(tensors, codes, contexts):
-        count = generator.tensors[tensor].elements
-        integers = numbers[at:at + count]
-        if with_trellis:
-            integers = expand(integers, context)
+    for tensor, code, own, order in zip(tensors, codes, runs_of, orders):
+        integers = []
+        for count, context in own:
+            part = numbers[at:at + count]
+            integers += expand(part, context) if with_trellis else part
+            at += count
         if any(not -32768 <= integer <= 32767 for integer in integers):
             corrupt('a residual holds a number out of its range')
-        out[tensor] = residual_step(generator.scale[tensor], code), numpy.array(integers, numpy.float32)
-        at += count
+        placed = numpy.empty(len(order), numpy.float32)
+        placed[order] = integers
+        out[tensor] = residual_step(generator.scale[tensor], code), placed
     return out
 
 
@@ -1210,10 +1235,10 @@ class Part:
             cursor.end()
         return self.found[kind, section.first][row.number]
 
-    def residual(self, row):
-        """4.11: {tensor: (step, integers)}"""
-        block = self.block(RESIDUAL, row) if has_block(row, RESIDUAL) else b''
-        found = read_residual(Cursor(block, 'a residual'), self.group.generator) if block else {}
+    def residual(self, row, x):
+        """4.11: {tensor: (step, integers)}; x is the checkpoint's code"""
+        block, generator = self.block(RESIDUAL, row) if has_block(row, RESIDUAL) else b'', self.group.generator
+        found = read_residual(Cursor(block, 'a residual'), generator, generator.classes(x)) if block else {}
         if any(t in row.exceptions for t in found):
             corrupt('a residual of a tensor that is kept verbatim')
         return found
@@ -1272,7 +1297,8 @@ class Part:
     def compute(self, row):
         if row.tier == LOSSLESS:
             return self.file(row, self.original(row))
-        return self.file(row, self.tensors(row, self.coefficients(row), self.residual(row)))
+        q = self.coefficients(row)
+        return self.file(row, self.tensors(row, q, self.residual(row, q)))
 
     def decode(self, row):
         data = self.compute(row)

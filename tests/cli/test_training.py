@@ -128,7 +128,8 @@ class Training(Case):
 
     def test_refused(self):
         for arguments in (['--layers', '3'], ['--resume'], ['--generator', 'basis', '--patience', '3'], [*CONV, '--channels', '4,x,4'], [*CONV, '--channels', '4,6,0'],
-                          [*CONV, '--kernel', '4'], ['--generator', 'conv', '--layers', '17'], [*CONV, '--layers', '4'], [*CONV, '--weights', 'f64'], ['--generator', 'gan']):
+                          [*CONV, '--kernel', '4'], ['--generator', 'conv', '--layers', '17'], [*CONV, '--layers', '4'], [*CONV, '--weights', 'f64'], ['--variance'],
+                          ['--generator', 'diffusion', '--variance'], ['--generator', 'basis', '--variance'], ['--generator', 'gan']):
             result = self.pack(*arguments)
             self.assertEqual(result.code, 2, (arguments, result))
             self.assertEqual(files_below(self.here), [])

@@ -23,6 +23,7 @@ typedef struct adapter {
     icma_pairs pairs;
     icma_generator g;
     float *prediction;
+    uint8_t *classes; /* of residual.h; NULL: one */
     uint8_t *decoded; /* a whole file */
     bool verbatim[MOST];
     icma_residual residual;
@@ -89,6 +90,7 @@ static void free_adapter(adapter *a) {
     icma_generator_free(&a->g);
     icma_pairs_free(&a->pairs);
     free(a->prediction);
+    free(a->classes);
     free(a->decoded);
     support_free_image(&a->image);
 }
@@ -139,6 +141,7 @@ static double encode(adapter *a, icma_bound bound) {
                       .bound = bound,
                       .original = a->image.data,
                       .prediction = a->prediction,
+                      .classes = a->classes,
                       .verbatim = a->verbatim,
                       .decoded = decoded_data(a)};
     memcpy(a->decoded, a->image.bytes, a->image.size);
@@ -184,7 +187,7 @@ static void make_gaussian(const shape *s, uint64_t seed, adapter *a) {
 static double block_bits(const adapter *a) {
     icma_buffer block = {0};
     icma_error error = {0};
-    assert_int_equal(icma_residual_write(&a->residual, &a->g, &block, &error), ICMA_OK);
+    assert_int_equal(icma_residual_write(&a->residual, &a->image.tensors, &a->g, a->classes, &block, &error), ICMA_OK);
     double bits = 8 * (double)block.size;
     icma_buffer_free(&block);
     return bits;
@@ -475,7 +478,7 @@ static void threads_do_not_matter(void **state) {
             icma_set_threads(threads);
             make_gaussian(&s, 36, &a);
             encode(&a, bound);
-            assert_int_equal(icma_residual_write(&a.residual, &a.g, &block, &error), ICMA_OK);
+            assert_int_equal(icma_residual_write(&a.residual, &a.image.tensors, &a.g, a.classes, &block, &error), ICMA_OK);
             if (threads == 1) {
                 first = block;
             } else {
@@ -488,6 +491,42 @@ static void threads_do_not_matter(void **state) {
         icma_buffer_free(&first);
     }
     icma_set_threads(0);
+}
+
+/* Weights of two spreads, 64 times apart and mixed: known to the coder, and shuffled, so that they say nothing. */
+static void classes_of_spread_save_bits(void **state) {
+    (void)state;
+    const shape s = {ICMA_F32, 3, 4, 300, 200};
+    const icma_bound asked[] = {{ICMA_BOUND_DW, 0.1F}, {ICMA_BOUND_REL, 0.05F}, {ICMA_BOUND_ABS, 0.01F}};
+    adapter a;
+    float *values[MOST];
+    uint64_t seed = 41;
+    make_normals(&s, 38, values);
+    size_t total = 0;
+    for (size_t t = 0; t < s.tensors; t++)
+        total += rows_of(&s, t) * columns_of(&s, t);
+    uint8_t *classes = malloc(total);
+    assert_non_null(classes);
+    for (size_t t = 0, at = 0; t < s.tensors; t++)
+        for (size_t i = 0; i < rows_of(&s, t) * columns_of(&s, t); i++, at++) {
+            bool wide = support_uniform(&seed) < 0.3;
+            values[t][i] *= wide ? 1 : 0x1p-6F;
+            classes[at] = wide ? 32 : 20;
+        }
+    make_adapter(&s, values, &a);
+    for (size_t b = 0; b < COUNT(asked); b++) {
+        double bits[2];
+        for (int known = 0; known < 2; known++) {
+            a.classes = known ? classes : NULL;
+            assert_true(encode(&a, asked[b]) <= (double)asked[b].value);
+            assert_true(holds(&a, asked[b]));
+            bits[known] = block_bits(&a);
+        }
+        if (bits[1] > 0.92 * bits[0])
+            fail_msg("bound %zu: %.0f bits, without classes %.0f", b, bits[1], bits[0]);
+    }
+    free_adapter(&a); /* and the classes */
+    free_values(&s, values);
 }
 
 static void memory_may_end(void **state) {
@@ -596,6 +635,7 @@ int main(void) {
         cmocka_unit_test(originals_that_are_not_finite_are_kept),
         cmocka_unit_test(weights_of_any_size),
         cmocka_unit_test(threads_do_not_matter),
+        cmocka_unit_test(classes_of_spread_save_bits),
         cmocka_unit_test(memory_may_end),
         cmocka_unit_test(rates_are_what_theory_says),
         cmocka_unit_test(sizes_do_not_matter),

@@ -582,6 +582,22 @@ static double *oracle(const icma_conv_decoder *d, const float *input) {
     return x;
 }
 
+/* The second channel, twice; the first is still there after it. */
+static void check_variance(icma_conv_engine *engine, const icma_ops *ops, const icma_conv_decoder *d, const double *expected) {
+    size_t length = icma_conv_decoder_length(d);
+    float *v = icma_alloc_array(length, sizeof *v);
+    for (int turn = 0; d->outputs == 2 && turn < 2; turn++) {
+        icma_matrix out;
+        icma_error error = {0};
+        assert_int_equal(icma_conv_engine_variance(engine, &out, &error), ICMA_OK);
+        assert_true(out.rows == length && out.columns == 1);
+        assert_int_equal(ops->download(ops->device, out.tensor, out.offset, v, length, &error), ICMA_OK);
+        for (size_t i = 0; i < length; i++)
+            assert_true(fabs((double)v[i] - expected[2 * i + 1]) < 1e-4 * (1 + fabs(expected[2 * i + 1])));
+    }
+    icma_free(v);
+}
+
 static void engines_evaluate_exactly(void **state) {
     (void)state;
     const icma_ops *tables[] = {icma_ops_reference(), icma_ops_cpu()};
@@ -600,6 +616,7 @@ static void engines_evaluate_exactly(void **state) {
             for (int turn = 0; turn < 2; turn++) /* another input first, of which nothing must be left */
                 assert_int_equal(icma_conv_engine_run(engine, turn ? input : other, &out, &error), ICMA_OK);
             assert_true(out.rows == length && out.columns == 1);
+            check_variance(engine, tables[t], &d, expected);
             assert_int_equal(tables[t]->download(tables[t]->device, out.tensor, out.offset, y, length, &error), ICMA_OK);
             icma_conv_engine_free(engine);
             if (t == 0)

@@ -78,6 +78,7 @@ static icma_pack_options quick(void) {
     icma_pack_use_generator(&options, generator);
     options.epochs = 2;
     options.denoiser_epochs = 2;
+    options.variance = generator == ICMA_CHOOSE_CONV;
     options.latent_dim = 2;
     options.layers = 2;
     options.kernel = 3;

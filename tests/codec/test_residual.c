@@ -4,10 +4,10 @@
 #include "residual.h"
 
 #include "memory.h"
-#include "rans.h"
 #include "support.h"
 #include "trellis.h"
 
+#include <float.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -21,6 +21,7 @@ enum { TENSORS = 6, VERBATIM = 2 };
 typedef struct lab {
     support_image image;
     icma_generator g;
+    uint8_t *classes; /* owned; NULL: one */
 } lab;
 
 /* Five modelled tensors and a verbatim one (2) between them; the last is long when `long_one`. */
@@ -36,6 +37,7 @@ static void make_lab(lab *l, bool long_one) {
     static const float scales[TENSORS] = {1, 0x1.8p-9F, 0, 0x1p-120F, 0x1.23p100F, 0.37F};
     icma_error error = {0};
     support_build_image(tensors, TENSORS, &l->image);
+    l->classes = NULL;
     l->g = (icma_generator){.kind = ICMA_GENERATOR_NONE, .tensor_count = TENSORS};
     assert_int_equal(icma_generator_allocate(&l->g, &error), ICMA_OK);
     for (size_t t = 0; t < TENSORS; t++) {
@@ -45,12 +47,58 @@ static void make_lab(lab *l, bool long_one) {
 }
 
 static void free_lab(lab *l) {
+    free(l->classes);
     icma_generator_free(&l->g);
     support_free_image(&l->image);
 }
 
+/* Classes of all modelled weights, any of `most`, in stretches: tensors of one class and of many. */
+static void make_classes(lab *l, size_t most, uint64_t seed) {
+    size_t total = (size_t)icma_generator_modelled_weights(&l->g, &l->image.tensors);
+    uint8_t now = ICMA_RESIDUAL_CLASSES - 1;
+    free(l->classes);
+    l->classes = malloc(total);
+    assert_non_null(l->classes);
+    for (size_t i = 0; i < total; i++) {
+        if (support_uniform(&seed) < 0.3)
+            now = (uint8_t)(63.99 * floor((double)most * support_uniform(&seed)) / (double)most);
+        l->classes[i] = now;
+    }
+}
+
 static size_t cells(const lab *l, size_t tensor) {
     return (size_t)l->image.tensors.tensors[tensor].count;
+}
+
+/* Of a tensor, which may be one that is not modelled: where there are no classes. */
+static const uint8_t *classes_of(const lab *l, size_t tensor) {
+    const uint8_t *at = l->classes;
+    for (size_t t = 0; at && t < tensor; t++)
+        at += t == VERBATIM ? 0 : cells(l, t);
+    return at;
+}
+
+/* A tensor's runs, each in a random context; and its integers from symbols that lie in the order of the elements: class after class they are a sequence each. */
+static void add_tensor(const lab *l, icma_residual *r, size_t i, size_t length, const int32_t *symbols, uint64_t *seed) {
+    const uint8_t *classes = classes_of(l, r->list[i].tensor);
+    int32_t *own = malloc((length + 1) * sizeof *own);
+    assert_non_null(own);
+    r->list[i].run = r->run_count;
+    for (unsigned c = 0; c < (classes ? ICMA_RESIDUAL_CLASSES : 1); c++) {
+        size_t count = 0;
+        unsigned context = (unsigned)(support_uniform(seed) * icma_rans_contexts());
+        for (size_t j = 0; j < length; j++)
+            if (!classes || classes[j] == c)
+                own[count++] = symbols[j];
+        if (count == 0)
+            continue;
+        r->runs[r->run_count++] = (icma_rans_run){count, context};
+        assert_true(!r->trellis || icma_trellis_expand(context, own, count));
+        for (size_t j = length; j-- > 0;)
+            if (!classes || classes[j] == c)
+                r->integers[r->list[i].first + j] = (int16_t)own[--count];
+    }
+    free(own);
 }
 
 /* Residuals of these tensors. Integers of both signs, of every size that is allowed. */
@@ -62,8 +110,9 @@ static void make_residual(const lab *l, const uint32_t *tensors, size_t count, b
         r->total += tensors[i] < TENSORS ? cells(l, tensors[i]) : 20;
     r->list = icma_alloc_zeroed(count + 1, sizeof *r->list);
     r->integers = icma_alloc_zeroed(r->total + 1, sizeof *r->integers);
+    r->runs = icma_alloc_zeroed(count * ICMA_RESIDUAL_CLASSES + 1, sizeof *r->runs);
     int32_t *symbols = malloc((r->total + 1) * sizeof *symbols);
-    assert_true(r->list && r->integers && symbols);
+    assert_true(r->list && r->integers && r->runs && symbols);
     for (size_t i = 0, first = 0; i < count; i++) {
         size_t length = tensors[i] < TENSORS ? cells(l, tensors[i]) : 20;
         double spread = exp(6 * support_uniform(&seed));
@@ -76,12 +125,9 @@ static void make_residual(const lab *l, const uint32_t *tensors, size_t count, b
         r->list[i] = (icma_residual_tensor){
             .tensor = tensors[i],
             .code = (int32_t)(100 * support_uniform(&seed)) - 40,
-            .context = (unsigned)(support_uniform(&seed) * icma_rans_contexts()),
             .first = first,
         };
-        assert_true(!trellis || icma_trellis_expand(r->list[i].context, symbols, length));
-        for (size_t j = 0; j < length; j++)
-            r->integers[first + j] = (int16_t)symbols[j];
+        add_tensor(l, r, i, length, symbols, &seed);
         first += length;
     }
     free(symbols);
@@ -90,7 +136,7 @@ static void make_residual(const lab *l, const uint32_t *tensors, size_t count, b
 static icma_buffer write_block(const lab *l, const icma_residual *r) {
     icma_buffer block = {0};
     icma_error error = {0};
-    if (icma_residual_write(r, &l->g, &block, &error) != ICMA_OK)
+    if (icma_residual_write(r, &l->image.tensors, &l->g, l->classes, &block, &error) != ICMA_OK)
         fail_msg("%s", error.message);
     return block;
 }
@@ -98,34 +144,40 @@ static icma_buffer write_block(const lab *l, const icma_residual *r) {
 static icma_status read_block(const lab *l, const uint8_t *data, size_t size, icma_residual *out) {
     icma_error error = {0};
     memset(out, 0x5A, sizeof *out);
-    icma_status status = icma_residual_read(data, size, &l->image.tensors, &l->g, out, &error);
+    icma_status status = icma_residual_read(data, size, &l->image.tensors, &l->g, l->classes, out, &error);
     assert_int_equal(status, error.status);
     if (status)
-        assert_true(!out->list && !out->integers && !out->count && !out->total);
+        assert_true(!out->list && !out->runs && !out->integers && !out->count && !out->run_count && !out->total);
     return status;
 }
 
 static void check_same(const icma_residual *a, const icma_residual *b) {
-    assert_true(a->count == b->count && a->total == b->total && a->trellis == b->trellis);
+    assert_true(a->count == b->count && a->total == b->total && a->trellis == b->trellis && a->run_count == b->run_count);
     for (size_t i = 0; i < a->count; i++)
         assert_true(a->list[i].tensor == b->list[i].tensor && a->list[i].code == b->list[i].code &&
-                    a->list[i].context == b->list[i].context && a->list[i].first == b->list[i].first);
+                    a->list[i].run == b->list[i].run && a->list[i].first == b->list[i].first);
+    for (size_t i = 0; i < a->run_count; i++)
+        assert_true(a->runs[i].count == b->runs[i].count && a->runs[i].context == b->runs[i].context);
     assert_memory_equal(a->integers, b->integers, a->total * sizeof *a->integers);
 }
 
 /* Whatever is read can be decoded with. */
 static void check_usable(const lab *l, const icma_residual *r) {
-    size_t total = 0;
+    size_t total = 0, run = 0;
     for (size_t i = 0; i < r->count; i++) {
         const icma_residual_tensor *t = &r->list[i];
         assert_true(t->tensor < TENSORS && icma_generator_is_modelled(&l->g, t->tensor));
         assert_true(i == 0 || t->tensor > r->list[i - 1].tensor);
-        assert_true(abs(t->code) <= ICMA_RESIDUAL_MOST_CODE && t->context < icma_rans_contexts());
+        assert_true(abs(t->code) <= ICMA_RESIDUAL_MOST_CODE);
+        assert_int_equal(t->run, run);
+        for (size_t held = 0; held < cells(l, t->tensor); held += r->runs[run++].count)
+            assert_true(run < r->run_count && r->runs[run].count > 0 && r->runs[run].context < icma_rans_contexts());
         assert_true(isnormal(icma_residual_step(l->g.scale[t->tensor], t->code)));
         assert_int_equal(t->first, total);
         total += cells(l, t->tensor);
     }
     assert_int_equal(total, r->total);
+    assert_int_equal(run, r->run_count);
 }
 
 /* --- steps --------------------------------------------------------------------------------------------- */
@@ -177,9 +229,11 @@ static void blocks_come_back(void **state) {
     static const size_t counts[] = {1, 1, 2, 2, 5};
     lab l;
     make_lab(&l, false);
-    for (uint64_t seed = 1; seed <= 40; seed++)
+    for (uint64_t seed = 1; seed <= 80; seed++)
         for (size_t s = 0; s < COUNT(sets); s++) {
             icma_residual r, back;
+            if (seed > 40)
+                make_classes(&l, seed - 40, seed);
             make_residual(&l, sets[s], counts[s], seed % 2, seed, &r);
             icma_buffer block = write_block(&l, &r);
             if (read_block(&l, block.data, block.size, &back) != ICMA_OK)
@@ -210,11 +264,13 @@ static void no_tensors_take_no_bytes(void **state) {
 }
 
 /* 700,000 integers after others: streams are cut every 2^18 of them, in the middle of a tensor. */
-static void check_streams(bool trellis) {
+static void check_streams(bool trellis, bool classes) {
     static const uint32_t tensors[] = {0, 3, 5};
     lab l;
     icma_residual r, back[2];
     make_lab(&l, true);
+    if (classes)
+        make_classes(&l, ICMA_RESIDUAL_CLASSES, 8);
     make_residual(&l, tensors, COUNT(tensors), trellis, 7, &r);
     assert_true(r.total > 2 * ICMA_RESIDUAL_STREAM);
     icma_buffer block = write_block(&l, &r);
@@ -255,8 +311,76 @@ static void check_streams(bool trellis) {
 
 static void long_tensors_have_several_streams(void **state) {
     (void)state;
-    check_streams(false);
-    check_streams(true);
+    check_streams(false, false);
+    check_streams(true, false);
+    check_streams(true, true);
+}
+
+/* --- classes ------------------------------------------------------------------------------------------- */
+
+/* round(v / ln 2) + 32 in the range, in double; near a tie the rounding of the product decides. */
+static void classes_are_octaves_of_variance(void **state) {
+    (void)state;
+    uint64_t seed = 31;
+    uint8_t got;
+    for (int i = 0; i < 100000; i++) {
+        float v = (float)(70 * support_uniform(&seed) - 35);
+        double octaves = fmax(-32, fmin(31, (double)v / log(2)));
+        assert_true(icma_residual_class(v, &got));
+        if (fabs(fabs(octaves - floor(octaves)) - 0.5) > 1e-5)
+            assert_int_equal(got, (int)floor(octaves + 0.5) + 32);
+    }
+    static const struct {
+        float v;
+        uint8_t wanted;
+    } cases[] = {{0, 32}, {-0.0F, 32}, {0x1p-149F, 32}, {FLT_MAX, 63}, {-FLT_MAX, 0}, {0x1.62e43p-1F /* ln 2 */, 33}, {-0x1.62e43p-1F, 31},
+                 /* times 1 / ln 2 exactly half, and a half and a bit: ties go to even */
+                 {0x1.62e43p-2F, 32}, {0x1.62e434p-2F, 33}};
+    for (size_t i = 0; i < COUNT(cases); i++) {
+        assert_true(icma_residual_class(cases[i].v, &got));
+        assert_int_equal(got, cases[i].wanted);
+    }
+    assert_false(icma_residual_class(NAN, &got));
+    assert_false(icma_residual_class(INFINITY, &got));
+    assert_false(icma_residual_class(-INFINITY, &got));
+}
+
+/* Of one tensor of 32 elements in two classes, by hand: those of the lower class come first, and each has a context. */
+static void lower_classes_come_first(void **state) {
+    (void)state;
+    static const uint32_t tensor = 0;
+    lab l;
+    icma_residual r, back;
+    icma_error error = {0};
+    icma_buffer wanted = {0};
+    int32_t coded[32];
+    make_lab(&l, false);
+    make_classes(&l, 1, 1);
+    make_residual(&l, &tensor, 1, false, 2, &r);
+    r.run_count = 2;
+    r.runs[0] = (icma_rans_run){16, 40};
+    r.runs[1] = (icma_rans_run){16, 90};
+    for (int i = 0; i < 32; i++) {
+        l.classes[i] = i % 2 ? 7 : 50; /* odd elements first */
+        r.integers[i] = (int16_t)(i - 11);
+        coded[i % 2 ? i / 2 : 16 + i / 2] = i - 11;
+    }
+    icma_write_varint(&wanted, 2);
+    icma_write_varint(&wanted, 0);
+    icma_write_varint_signed(&wanted, r.list[0].code);
+    icma_write_u8(&wanted, 40);
+    icma_write_u8(&wanted, 90);
+    assert_int_equal(icma_rans_encode(coded, r.runs, 2, &wanted, &error), ICMA_OK);
+    icma_buffer block = write_block(&l, &r);
+    assert_int_equal(block.size, wanted.size);
+    assert_memory_equal(block.data, wanted.data, block.size);
+    assert_int_equal(read_block(&l, block.data, block.size, &back), ICMA_OK);
+    check_same(&r, &back);
+    icma_residual_free(&back);
+    icma_residual_free(&r);
+    icma_buffer_free(&block);
+    icma_buffer_free(&wanted);
+    free_lab(&l);
 }
 
 /* --- damage -------------------------------------------------------------------------------------------- */
@@ -277,11 +401,13 @@ static icma_status attempt(const lab *l, const uint8_t *data, size_t size) {
     return status;
 }
 
-static void check_damage(bool trellis) {
+static void check_damage(bool trellis, bool classes) {
     static const uint32_t tensors[] = {0, 1, 3, 5};
     lab l;
     icma_residual r;
     make_lab(&l, false);
+    if (classes)
+        make_classes(&l, 5, 4);
     make_residual(&l, tensors, COUNT(tensors), trellis, 3, &r);
     icma_buffer block = write_block(&l, &r);
     for (size_t cut = 1; cut < block.size; cut++)
@@ -321,8 +447,9 @@ static void check_damage(bool trellis) {
 
 static void damage_is_seen(void **state) {
     (void)state;
-    check_damage(false);
-    check_damage(true);
+    check_damage(false, false);
+    check_damage(true, false);
+    check_damage(true, true);
 }
 
 /* The status of a block whose first tensor was changed; tensors {1, 3}. */
@@ -331,7 +458,7 @@ static icma_status spoiled(const lab *l, uint32_t tensor, int32_t code, unsigned
     icma_residual r;
     make_residual(l, tensors, tensor < 3 ? 2 : 1, false, 5, &r);
     r.list[0].code = code;
-    r.list[0].context = context;
+    r.runs[0].context = context;
     r.integers[r.total / 2] = integer;
     icma_buffer block = write_block(l, &r);
     icma_status status = attempt(l, block.data, block.size);
@@ -482,6 +609,7 @@ static void memory_may_end(void **state) {
     lab l;
     icma_residual r, back;
     make_lab(&l, false);
+    make_classes(&l, 4, 10);
     make_residual(&l, tensors, COUNT(tensors), true, 9, &r);
     icma_buffer block = write_block(&l, &r);
     for (int reading = 0; reading < 2; reading++) {
@@ -495,7 +623,7 @@ static void memory_may_end(void **state) {
                 status = read_block(&l, block.data, block.size, &back);
                 icma_residual_free(&back);
             } else {
-                status = icma_residual_write(&r, &l.g, &out, &error);
+                status = icma_residual_write(&r, &l.image.tensors, &l.g, l.classes, &out, &error);
                 icma_buffer_free(&out);
             }
             support_limit_memory(NULL);
@@ -514,6 +642,8 @@ int main(void) {
         cmocka_unit_test(blocks_come_back),
         cmocka_unit_test(no_tensors_take_no_bytes),
         cmocka_unit_test(long_tensors_have_several_streams),
+        cmocka_unit_test(classes_are_octaves_of_variance),
+        cmocka_unit_test(lower_classes_come_first),
         cmocka_unit_test(damage_is_seen),
         cmocka_unit_test(what_is_out_of_range_is_refused),
         cmocka_unit_test(what_no_writer_says_is_refused),

@@ -450,6 +450,24 @@ def conv_bounded(root):
     return conv('4,8,8,4', 4, '--max-error', 'dw=0.04')
 
 
+def conv_variance(root):
+    """decoder of two outputs: residuals coded by the spread that it predicts for every weight; 3 tasks x 4 checkpoints of F32 and BF16, weights that move much beside others that
+    hardly do, magnitudes kept verbatim, given conditions"""
+    for task in ('bird', 'cat', 'dog'):
+        for n in range(4):
+            tensors = {}
+            for module in ('q', 'k'):
+                for factor, dtype in (('A', 'F32'), ('B', 'BF16')):
+                    name = f'base_model.model.{module}_proj.lora_{factor}.weight'
+                    base, noise = numbers(f'{name} {task}', 96, 0.1), numbers(f'{name} {task} {n}', 96, 0.1)
+                    values = [b + v * (0.002 if i % 32 < 16 else 0.9) for i, (b, v) in enumerate(zip(base, noise))]
+                    tensors[name] = (dtype, (4, 24) if factor == 'A' else (24, 4), FLOATS[dtype](values))
+            tensors['base_model.model.q_proj.lora_magnitude_vector'] = ('F32', (2,), f32([1.0, 1.0 + n / 8]))
+            adapter(root / task / f'checkpoint-{n + 1}', safetensors(tensors, {'format': 'pt'}), 4)
+        condition(root / task, numbers(f'{task} condition', 5))
+    return conv('4,8,8,4', 4, '--variance', '--max-error', 'dw=0.04')
+
+
 def conv_generate(root):
     """decoder of three layers and 5 taps, quantised, tier generate; 3 tasks x 3 checkpoints of F16, given and learned conditions, integers"""
     for task in ('sun', 'moon', 'star'):
@@ -490,7 +508,7 @@ def diffusion(root):
 MAKERS = {f.__name__.replace('_', '-'): f for f in (basis_given, basis_learned, basis_mixed, basis_wide, paper, generate,
                                                      stepless, none, one, two_groups, bounded_dw, bounded_rel, bounded_abs,
                                                      bounded_none, bounded_verbatim, bounded_streams, lossless_chain, lossless_basis, lossless_one,
-                                                     lossless_large, texts_shared, texts_own, conv_f32, conv_bf16, conv_bounded, conv_generate, conv_lossless,
+                                                     lossless_large, texts_shared, texts_own, conv_f32, conv_bf16, conv_bounded, conv_generate, conv_lossless, conv_variance,
                                                      diffusion)}
 
 

@@ -1252,8 +1252,8 @@ def read_block(draft, block):
     return out
 
 
-def write_block(parts, sizes=None, **odd):
-    """`sizes` replaces those of the streams. A plain list has no trellis."""
+def write_block(parts, sizes=None, classes=None, **odd):
+    """`sizes` replaces those of the streams. A plain list has no trellis. With `classes`, so many a tensor, all have their tensor's context, and the symbols are those of class after class."""
     if not parts:
         return b''
     flag, unlisted = getattr(parts, 'trellis', 0), getattr(parts, 'unlisted', None)
@@ -1261,7 +1261,7 @@ def write_block(parts, sizes=None, **odd):
     out = varint(flag)
     if tensors[1:] != unlisted:
         out = varint(2 * len(parts) + flag) + b''.join(varint(b - a - 1) for a, b in zip(tensors, tensors[1:]))
-    out += b''.join(signed(b - a) for a, b in zip(codes, codes[1:])) + bytes(part.context for part in parts)
+    out += b''.join(signed(b - a) for a, b in zip(codes, codes[1:])) + b''.join(bytes([part.context]) * n for part, n in zip(parts, classes or [1] * len(parts)))
     streams, runs, numbers = [], [], []
     for part in parts:
         rest = part.symbols
@@ -2285,7 +2285,7 @@ def conv_treatments(draft):
 
 @mutant('good', 'conv-f32')
 def conv_two_outputs(draft):
-    """a second channel, which nothing uses"""
+    """a second channel, which nothing needs without residuals"""
     def change(own):
         own.outputs = 2
         own.biases[-1] = numpy.append(own.biases[-1], numpy.float32(-7.5))
@@ -2295,10 +2295,10 @@ def conv_two_outputs(draft):
 
 @mutant('good', 'conv-bounded')
 def conv_two_outputs_quantised(draft):
-    """a second channel, quantised, which nothing uses"""
+    """a second channel of zeros, quantised: all weights have one class"""
     def change(own):
         own.outputs, last = 2, [len(own.symbols) - 1, own.symbols[-1]]
-        own.symbols[last[0]:] = [[3] * len(own.symbols[last[0] - 1]), last[1] + [-5]]
+        own.symbols[last[0]:] = [[0] * len(own.symbols[last[0] - 1]), last[1] + [0]]
         own.codes.insert(last[0], 640)
         own.contexts.insert(last[0], 99)
     conv(change)(draft)
@@ -2321,6 +2321,17 @@ def conv_idle_channel(draft):
         taps = numpy.split(own.weights[2], own.width)
         own.weights[2] = numpy.concatenate([numpy.append(tap, numpy.zeros((1, tap.shape[1]), numpy.float32), axis=0) for tap in taps])
     conv(change)(draft)
+
+
+def reclass(draft, task, kept):
+    """The symbols of the blocks `kept` again, for the classes that the decoder that is there now predicts."""
+    with tempfile.NamedTemporaryFile(suffix='.icma') as file:
+        file.write(draft.build())
+        file.flush()
+        with reader.open(file.name) as archive:
+            rows = [row for row in archive.checkpoints(draft.names[task].decode()) if reader.has_block(row, RESIDUAL)]
+            found = [row.part.group.generator.classes(row.part.coefficients(row)) for row in rows]
+    draft.store(draft.find(RESIDUAL, task=task), write_blocks([write_block(own, classes=[len(set(classes[part.tensor])) for part in own]) for own, classes in zip(kept, found)]))
 
 
 def network(seed, wild=False, long=False):
@@ -2357,6 +2368,8 @@ def network(seed, wild=False, long=False):
                 own.denoiser[3] += (numpy.array(noise.standard_normal(rows * columns), '<f4').view('<u4') >> 16).astype('<u2').tobytes()
                 own.denoiser[3] += noise.standard_normal(columns).astype('<f4').tobytes()
             own.steps = floats(*(2.0 ** draw.uniform(-9, 0) for _ in range(own.d)))
+        bounded = [p.task for p in draft.pieces if p.kind == RESIDUAL]
+        kept = {task: [read_block(draft, data) for data in read_blocks(draft, task)] for task in bounded}
         conv(make)(draft)
         for piece in [p for p in draft.pieces if p.kind == TASK]:
             rows = table_of(draft, piece.task)
@@ -2366,6 +2379,8 @@ def network(seed, wild=False, long=False):
                 elif row.latents is not None:
                     row.latents = [draw.choice((0, 1, -1, draw.randint(-99, 99), draw.randint(-999, 999))) for _ in row.latents]
             draft.store(piece, write_table(rows, draft.generator()))
+        for task in bounded if draft.generator().decoder.outputs == 2 else ():
+            reclass(draft, task, kept[task])
         rehash(draft)
     return change
 
@@ -2375,6 +2390,46 @@ for seed in range(16):
 for seed in range(16, 24):
     simple(f'conv-network-{seed}', 'equal', 'the same with numbers of very different magnitudes', network(seed, True), ('conv-f32', 'conv-bf16')[seed % 2])
 simple('conv-streams', 'equal', "a decoder of more than 2^18 numbers, so in two streams", network(24, long=True), 'conv-f32')
+
+
+def as_floats(change):
+    """The same decoder with its numbers as f32, and then a change of it."""
+    def change_draft(draft):
+        own, decoder = read_conv(draft), draft.generator().decoder
+        set_(own, coding=0, biases=[bias.copy() for bias in decoder.biases], weights=[weights.copy() for weights in decoder.weights])
+        change(own)
+        draft.store(draft.find(GENERATOR), own.write())
+    return change_draft
+
+
+def of_variance(value):
+    """All weights of the second channel, and its bias."""
+    def change(own):
+        own.weights[-1][:, 1] = own.biases[-1][1] = value
+    return as_floats(change)
+
+
+def contexts_at(draft, task=1):
+    """Where those of a task's first block of all tensors start."""
+    cursor = reader.Cursor(read_blocks(draft, task)[0], '')
+    assert cursor.varint() < 2
+    for _ in draft.generator().modelled:
+        cursor.signed()
+    return cursor.at
+
+
+for name, verdict, what, change in (
+        ('as-floats', 'good', 'the same decoder as f32', as_floats(lambda own: None)),
+        ('infinite', 'corrupt', 'a predicted variance that is not finite', of_variance(numpy.float32(3e38))),
+        ('none', 'corrupt', 'all weights of one class: too many contexts', of_variance(numpy.float32(0))),
+        ('one-output', 'corrupt', 'no second channel: too many contexts', as_floats(lambda own: set_(own, outputs=1, biases=[*own.biases[:-1], own.biases[-1][:1]],
+                                                                                                      weights=[*own.weights[:-1], own.weights[-1][:, :1]]))),
+        ('context-missing', 'corrupt', 'a class without context', lambda draft: block(lambda data, at=contexts_at(draft): data[:at] + data[at + 1:])(draft)),
+        ('context-over', 'corrupt', 'a class of context 225', lambda draft: block(lambda data, at=contexts_at(draft): data[:at + 1] + b'\xe1' + data[at + 2:])(draft)),
+        ('contexts-swapped', 'corrupt', 'contexts of two classes the other way round',
+         lambda draft: block(lambda data, at=contexts_at(draft): data[:at] + data[at:at + 2][::-1] + data[at + 2:])(draft)),
+        ('contexts-cut', 'corrupt', 'a block that ends within its contexts', lambda draft: block(lambda data, at=contexts_at(draft): data[:at + 20])(draft))):
+    simple(f'variance-{name}', verdict, what, change, 'conv-variance')
 
 
 @mutant('equal', 'diffusion')
