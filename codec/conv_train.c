@@ -20,6 +20,7 @@ enum {
 };
 static const float latent_noise = 0.1F;      /* of the autoencoder, so that its decoder bears what the denoiser misses (P-diff, section 3.2) */
 static const double plateau = 1e-3;          /* a loss this much lower is progress */
+static const double most_nats = 1e6;         /* of KL: a posterior that is lost, though its loss is a number */
 static const double coding_share = 0.05;     /* how much rounding the weights may add to the squared error, */
 static const double coding_aim = 0.6;        /* or to which share of the bound their error may go: modules differ */
 
@@ -424,8 +425,8 @@ static icma_status finish_epoch(session *s, bool *stop, icma_error *error) {
     icma_training *t = s->training;
     double n = (double)s->group->count, reconstruction = s->losses[0] / n, kl = s->losses[1] / n, loss = reconstruction + s->kl_weight * kl;
     size_t every = (t->epochs + ICMA_LOSS_POINTS - 2) / (ICMA_LOSS_POINTS - 1);
-    if (!isfinite(loss))
-        return icma_fail(error, ICMA_E_USAGE, NULL, "training ran away: its loss is not finite; use a smaller learning rate than %g", s->options->learning_rate);
+    if (!isfinite(loss) || kl > most_nats)
+        return icma_fail(error, ICMA_E_USAGE, NULL, "training ran away: reconstruction %g, KL %g; use a smaller learning rate than %g", reconstruction, kl, s->options->learning_rate);
     s->since_best = isinf(s->best) || loss < s->best - plateau * fabs(s->best) ? 0 : s->since_best + 1; /* a likelihood goes below 0 */
     s->best = fmin(s->best, loss);
     *stop = s->options->patience && s->since_best >= s->options->patience;
