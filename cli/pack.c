@@ -159,10 +159,6 @@ static icma_status read_generator(const char *generator, icma_pack_options *opti
     return icma_fail(error, ICMA_E_USAGE, NULL, "--generator takes auto, basis, conv, diffusion, soup or none, not \"%s\"", generator);
 }
 
-static bool is_network(const icma_pack_options *options) {
-    return options->generator == ICMA_CHOOSE_CONV || options->generator == ICMA_CHOOSE_DIFFUSION;
-}
-
 /* "8,16,32": a number a layer. */
 static icma_status read_channels(const pack_arguments *a, icma_pack_options *options, icma_error *error) {
     const char *text = a->channels;
@@ -199,7 +195,7 @@ static icma_status read_weights(const char *weights, icma_pack_options *options,
 
 static icma_status read_network(const pack_arguments *a, icma_pack_options *options, icma_error *error) {
     bool asked = a->layers.given || a->channels || a->kernel.given || a->weights || a->resume || a->training || a->save_every.given || a->patience.given || a->weight_decay.given;
-    if (asked && !is_network(options))
+    if (asked && !icma_choice_is_network(options->generator))
         return usage(error, "--layers, --channels, --kernel, --weights, --patience, --weight-decay, --training, --save-every and --resume belong to --generator conv or diffusion");
     if (a->layers.given)
         options->layers = (size_t)a->layers.value;
@@ -368,7 +364,7 @@ static icma_status pack_found(const pack_arguments *a, const icma_inputs *inputs
             return status;
         options->scorer = cli_evaluator_scorer(evaluator);
     }
-    status = is_network(options) ? pack_saving(a, inputs, options, ops, &result, error) : icma_pack(inputs, a->output, options, ops, &result, error);
+    status = icma_choice_is_network(options->generator) ? pack_saving(a, inputs, options, ops, &result, error) : icma_pack(inputs, a->output, options, ops, &result, error);
     cli_progress_clear();
     cli_evaluator_close(evaluator);
     if (status)

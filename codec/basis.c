@@ -8,6 +8,12 @@
 #include <math.h>
 #include <string.h>
 
+/* 5 % of the leftover energy may be coding noise; a floor where there is no leftover. */
+double icma_basis_water_level(const icma_basis *basis) {
+    static const double noise_share = 0.05, noise_floor = 1e-8;
+    return fmax(noise_share * basis->leftover, noise_floor * basis->energy) / (double)basis->total;
+}
+
 void icma_basis_free(icma_basis *basis) {
     for (int role = 0; role < ICMA_ROLE_COUNT; role++)
         icma_free(basis->mixing[role]);

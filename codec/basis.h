@@ -41,6 +41,8 @@ typedef struct icma_basis_target {
 icma_status icma_basis_choose(const icma_group *group, const icma_gram *gram, const icma_generator *generator, icma_basis_target target,
                               icma_basis *out, icma_error *error);
 void icma_basis_free(icma_basis *basis); /* leaves it zeroed */
+/* Water level: variance of the coding noise of a coefficient, a share of what the basis leaves over. */
+double icma_basis_water_level(const icma_basis *basis);
 
 /* The second pass over the data: makes the rows tensor by tensor, quantises them and appends them to the archive as HEAD sections of group `index`; projects the sources outside the
  * sample (noting exceptions among them, as icma_gram_compute does). *chunks (owned by the caller, icma_free) lists the sections written. */

@@ -174,15 +174,10 @@ static size_t stream_count(const quantised *q) {
     return (q->total + ICMA_RESIDUAL_STREAM - 1) / ICMA_RESIDUAL_STREAM;
 }
 
-/* The runs of stream s: the parts of vectors that lie in it. `out` has room for all. Returns how many. */
+/* The runs of stream s; `out` has room for all. Returns how many. */
 static size_t runs_of(const quantised *q, size_t s, icma_rans_run *out) {
-    size_t first = s * ICMA_RESIDUAL_STREAM, next = q->total - first < ICMA_RESIDUAL_STREAM ? q->total : first + ICMA_RESIDUAL_STREAM, count = 0;
-    for (size_t r = 0, at = 0; r < q->count && at < next; at += q->runs[r++].count) {
-        size_t begin = at > first ? at : first, end = at + q->runs[r].count < next ? at + q->runs[r].count : next;
-        if (begin < end)
-            out[count++] = (icma_rans_run){end - begin, q->runs[r].context};
-    }
-    return count;
+    size_t first = s * ICMA_RESIDUAL_STREAM;
+    return icma_rans_cut(q->runs, q->count, first, q->total - first < ICMA_RESIDUAL_STREAM ? q->total : first + ICMA_RESIDUAL_STREAM, out);
 }
 
 /* --- steps ------------------------------------------------------------------------------------------------------- */

@@ -12,25 +12,13 @@ void icma_denoiser_layer_shape(const icma_denoiser *d, int layer, size_t *rows, 
     *columns = layer == ICMA_DENOISER_LAYERS - 1 ? d->latent : d->hidden;
 }
 
-/* Zeroed floats; an array of none is not an error, and is NULL. */
-static bool make_floats(float **out, size_t rows, size_t columns) {
-    size_t count;
-    *out = NULL;
-    if (rows == 0 || columns == 0)
-        return true;
-    if (!icma_multiply_size(rows, columns, &count))
-        return false;
-    *out = icma_alloc_zeroed(count, sizeof(float));
-    return *out != NULL;
-}
-
 icma_status icma_denoiser_allocate(icma_denoiser *d, icma_error *error) {
-    bool done = make_floats(&d->centre, d->latent, 1) && make_floats(&d->spread, d->latent, 1) && make_floats(&d->keep, d->steps, 1) &&
-                make_floats(&d->add, d->steps, 1) && make_floats(&d->time, d->steps, d->embedding);
+    bool done = icma_make_floats(&d->centre, d->latent, 1) && icma_make_floats(&d->spread, d->latent, 1) && icma_make_floats(&d->keep, d->steps, 1) &&
+                icma_make_floats(&d->add, d->steps, 1) && icma_make_floats(&d->time, d->steps, d->embedding);
     for (int l = 0; done && l < ICMA_DENOISER_LAYERS; l++) {
         size_t rows, columns;
         icma_denoiser_layer_shape(d, l, &rows, &columns);
-        done = make_floats(&d->weight[l], rows, columns) && make_floats(&d->bias[l], columns, 1);
+        done = icma_make_floats(&d->weight[l], rows, columns) && icma_make_floats(&d->bias[l], columns, 1);
     }
     if (done)
         return ICMA_OK;

@@ -76,30 +76,18 @@ uint64_t icma_generator_modelled_weights(const icma_generator *generator, const 
     return sum;
 }
 
-/* Zeroed floats; an array of none is not an error, and is NULL. */
-static bool make_floats(float **out, size_t rows, size_t columns) {
-    size_t count;
-    *out = NULL;
-    if (rows == 0 || columns == 0)
-        return true;
-    if (!icma_multiply_size(rows, columns, &count))
-        return false;
-    *out = icma_alloc_zeroed(count, sizeof(float));
-    return *out != NULL;
-}
-
 icma_status icma_generator_allocate(icma_generator *g, icma_error *error) {
     g->total = icma_generator_first(g, ICMA_ROLE_COUNT);
     if (!g->treatment)
         g->treatment = icma_alloc_zeroed(g->tensor_count ? g->tensor_count : 1, 1);
-    bool done = g->treatment && (g->scale || make_floats(&g->scale, g->tensor_count, 1)) &&
-                (g->projection || make_floats(&g->projection, g->given_coordinates, g->condition_size)) &&
-                make_floats(&g->latent_step, g->latent, 1) && make_floats(&g->correction_step, g->total, 1) &&
-                (g->head_step || make_floats(&g->head_step, g->total, 1));
+    bool done = g->treatment && (g->scale || icma_make_floats(&g->scale, g->tensor_count, 1)) &&
+                (g->projection || icma_make_floats(&g->projection, g->given_coordinates, g->condition_size)) &&
+                icma_make_floats(&g->latent_step, g->latent, 1) && icma_make_floats(&g->correction_step, g->total, 1) &&
+                (g->head_step || icma_make_floats(&g->head_step, g->total, 1));
     for (int part = 0; done && part < ICMA_TRUNK_PARTS; part++) {
         size_t rows, columns;
         icma_trunk_shape(g, part, &rows, &columns);
-        done = make_floats(&g->trunk[part], rows, columns);
+        done = icma_make_floats(&g->trunk[part], rows, columns);
     }
     if (done)
         return ICMA_OK;

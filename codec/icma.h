@@ -124,6 +124,8 @@ typedef struct icma_pack_options {
 } icma_pack_options;
 
 icma_pack_options icma_pack_defaults(void);
+/* Whether convolutional networks are trained for it, with the options of theirs. */
+bool icma_choice_is_network(icma_generator_choice generator);
 /* Chooses a generator with its own defaults of what depends on it: latent_dim, epochs, batch, learning_rate, kld_weight. */
 void icma_pack_use_generator(icma_pack_options *options, icma_generator_choice generator);
 /* Sets what `--preset NAME` sets ("paper"): ICMA_E_USAGE for an unknown name. */

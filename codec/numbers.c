@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "numbers.h"
 
+#include "memory.h"
+
 #include <math.h>
 
 size_t icma_number_size(icma_dtype dtype) {
@@ -43,4 +45,15 @@ bool icma_all_positive(const float *values, size_t count) {
         if (!(values[i] > 0))
             return false;
     return true;
+}
+
+bool icma_make_floats(float **out, size_t rows, size_t columns) {
+    size_t count;
+    *out = NULL;
+    if (rows == 0 || columns == 0)
+        return true;
+    if (!icma_multiply_size(rows, columns, &count))
+        return false;
+    *out = icma_alloc_zeroed(count, sizeof(float));
+    return *out != NULL;
 }

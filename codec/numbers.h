@@ -15,5 +15,7 @@ void icma_write_floats(icma_buffer *out, float *values, size_t count, icma_dtype
 /* False when the cursor ran dry or a number is neither zero nor normal. */
 bool icma_read_floats(icma_cursor *from, float *values, size_t count, icma_dtype dtype);
 bool icma_all_positive(const float *values, size_t count);
+/* rows x columns zeros, owned by the caller (icma_free); an array of none is not an error, and is NULL. False: no memory. */
+bool icma_make_floats(float **out, size_t rows, size_t columns);
 
 #endif

@@ -25,9 +25,13 @@ icma_pack_options icma_pack_defaults(void) {
                                .latent_dim = 16, .batch = 32, .learning_rate = 2e-3, .layers = 12, .kernel = 7, .save_seconds = 60, .seed = 1};
 }
 
+bool icma_choice_is_network(icma_generator_choice generator) {
+    return generator == ICMA_CHOOSE_CONV || generator == ICMA_CHOOSE_DIFFUSION;
+}
+
 void icma_pack_use_generator(icma_pack_options *options, icma_generator_choice generator) {
     icma_pack_options standard = icma_pack_defaults();
-    bool conv = generator == ICMA_CHOOSE_CONV || generator == ICMA_CHOOSE_DIFFUSION;
+    bool conv = icma_choice_is_network(generator);
     options->generator = generator;
     options->loss = conv ? ICMA_LOSS_PAPER : standard.loss;
     options->latent_dim = conv ? 256 : standard.latent_dim;
@@ -201,11 +205,6 @@ static icma_status learn_basis(icma_packer *p, icma_pack_group *g, icma_error *e
     return status;
 }
 
-/* The 5 % of the leftover that coding noise may add, as in training; a floor where there is none. */
-static double soup_theta(const icma_basis *basis) {
-    return fmax(0.05 * basis->leftover, 1e-8 * basis->energy) / (double)basis->total;
-}
-
 static icma_status brew(icma_packer *p, icma_pack_group *g, double *weight, icma_error *error) {
     const icma_pack_options *o = p->options;
     icma_training *t = &g->training;
@@ -227,7 +226,7 @@ static icma_status brew(icma_packer *p, icma_pack_group *g, double *weight, icma
         return icma_fail(error, ICMA_E_MEMORY, NULL, "no memory for a soup");
     status = write_head(p, g, error);
     if (!status)
-        status = icma_soup_trunk(g->group, &g->basis, weight, &t->conditions, soup_theta(&g->basis), &g->generator, error);
+        status = icma_soup_trunk(g->group, &g->basis, weight, &t->conditions, icma_basis_water_level(&g->basis), &g->generator, error);
     return status;
 }
 
@@ -261,7 +260,7 @@ static icma_status learn(icma_packer *p, icma_pack_group *g, icma_error *error) 
         return status;
     if (o->generator == ICMA_CHOOSE_SOUP)
         return learn_soup(p, g, error);
-    return o->generator == ICMA_CHOOSE_CONV || o->generator == ICMA_CHOOSE_DIFFUSION ? learn_conv(p, g, error) : learn_basis(p, g, error);
+    return icma_choice_is_network(o->generator) ? learn_conv(p, g, error) : learn_basis(p, g, error);
 }
 
 /* Writes the generator and goes on with what a reader will read, not with what was trained. */
@@ -482,8 +481,7 @@ static icma_status check_options(const icma_pack_options *o, icma_error *error) 
         return icma_fail(error, ICMA_E_USAGE, NULL, "tiers generate and latent need a generator; leave out --generator none, or use tier bounded");
     if (o->layers < 1 || o->layers > ICMA_MOST_LAYERS || o->kernel % 2 == 0 || o->kernel > ICMA_CONV_MOST_WIDTH || !(o->weight_decay >= 0))
         return icma_fail(error, ICMA_E_USAGE, NULL, "a network of this shape is out of range");
-    bool network = o->generator == ICMA_CHOOSE_CONV || o->generator == ICMA_CHOOSE_DIFFUSION;
-    if (network && (o->latent_dim == 0 || o->latent_dim > ICMA_MAX_LATENT))
+    if (icma_choice_is_network(o->generator) && (o->latent_dim == 0 || o->latent_dim > ICMA_MAX_LATENT))
         return icma_fail(error, ICMA_E_USAGE, NULL, "a network needs 1 to %d latent dimensions", ICMA_MAX_LATENT);
     for (size_t l = 0; l < o->layers; l++)
         if ((o->channels[0] != ICMA_AUTO) != (o->channels[l] != ICMA_AUTO) || o->channels[l] > ICMA_CONV_MOST_CHANNELS)

@@ -97,19 +97,12 @@ static icma_status predict(icma_part_writer *w, const icma_checkpoint *c, float 
     return status;
 }
 
-static size_t modelled_weights(const icma_safetensors *signature, const icma_generator *g) {
-    size_t sum = 0;
-    for (size_t t = 0; t < signature->tensor_count; t++)
-        sum += icma_generator_is_modelled(g, t) ? (size_t)signature->tensors[t].count : 0;
-    return sum;
-}
-
 /* Codes checkpoint i to its bound; tensors that cannot hold it join its exceptions. */
 static icma_status bound_checkpoint(icma_part_writer *w, size_t i, size_t size, icma_error *error) {
     icma_checkpoint *c = &w->table.list[i];
     icma_pack_group *g = w->g;
     const icma_safetensors *signature = &g->group->signature;
-    float *prediction = icma_alloc_array(modelled_weights(signature, &g->generator) + 1, sizeof *prediction);
+    float *prediction = icma_alloc_array((size_t)icma_generator_modelled_weights(&g->generator, signature) + 1, sizeof *prediction);
     uint8_t *decoded = icma_alloc(size);
     icma_bounded b = {.signature = signature, .generator = &g->generator, .pairs = &g->group->pairs, .bound = c->bound, .original = w->data[i],
                       .prediction = prediction, .classes = w->classes, .verbatim = w->verbatim, .decoded = decoded};
@@ -385,9 +378,9 @@ static icma_status allocate_part(icma_part_writer *w, size_t first, size_t count
     w->q = icma_alloc_array(icma_generator_code_size(&w->g->generator) + 1, sizeof *w->q);
     w->blocks = icma_alloc_zeroed(count, sizeof *w->blocks);
     w->verbatim = icma_alloc_zeroed(w->g->generator.tensor_count + 1, sizeof *w->verbatim);
-    w->any_modelled = modelled_weights(&w->g->group->signature, &w->g->generator) > 0;
+    w->any_modelled = icma_generator_modelled_weights(&w->g->generator, &w->g->group->signature) > 0;
     bool classes = icma_generator_has_classes(&w->g->generator);
-    w->classes = classes ? icma_alloc(modelled_weights(&w->g->group->signature, &w->g->generator) + 1) : NULL;
+    w->classes = classes ? icma_alloc((size_t)icma_generator_modelled_weights(&w->g->generator, &w->g->group->signature) + 1) : NULL;
     if (!w->blocks || !w->verbatim || (classes && !w->classes))
         return no_memory(error);
     if (!w->table.list || !w->sources || !w->source_index || !w->originals || !w->data || !w->q)

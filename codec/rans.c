@@ -193,6 +193,16 @@ static void writer_finish(const rans_writer *writer, icma_buffer *out) {
         icma_store_u16(to, writer->words[w]);
 }
 
+size_t icma_rans_cut(const icma_rans_run *runs, size_t run_count, size_t first, size_t end, icma_rans_run *out) {
+    size_t count = 0;
+    for (size_t r = 0, at = 0; r < run_count && at < end; at += runs[r++].count) {
+        size_t from = at > first ? at : first, to = at + runs[r].count < end ? at + runs[r].count : end;
+        if (from < to)
+            out[count++] = (icma_rans_run){to - from, runs[r].context};
+    }
+    return count;
+}
+
 icma_status icma_rans_encode(const int32_t *symbols, const icma_rans_run *runs, size_t run_count,
                              icma_buffer *out, icma_error *error) {
     icma_status status = runs_check(runs, run_count, ICMA_E_USAGE, error);

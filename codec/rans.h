@@ -35,6 +35,8 @@ unsigned icma_rans_best_context(const int32_t *symbols, size_t count, double *bi
 /* The same among the contexts first .. end - 1. */
 unsigned icma_rans_best_context_among(const int32_t *symbols, size_t count, unsigned first, unsigned end, double *bits);
 
+/* The parts of runs, which lie one after the other, between the symbols first and end - 1: for streams that are cut wherever it falls. `out` has room for `run_count`; returns how many there are. */
+size_t icma_rans_cut(const icma_rans_run *runs, size_t run_count, size_t first, size_t end, icma_rans_run *out);
 /* Appends the stream of all runs' symbols, which lie one after the other. */
 icma_status icma_rans_encode(const int32_t *symbols, const icma_rans_run *runs, size_t run_count,
                              icma_buffer *out, icma_error *error);

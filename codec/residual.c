@@ -75,20 +75,15 @@ static size_t stream_count(size_t total) {
     return (total + ICMA_RESIDUAL_STREAM - 1) / ICMA_RESIDUAL_STREAM;
 }
 
-/* The runs of stream s: the parts of runs that lie in it. `runs` has room for all. Returns how many. */
-static size_t runs_of(const icma_residual *r, size_t s, icma_rans_run *runs) {
-    size_t first = s * ICMA_RESIDUAL_STREAM, next = r->total - first < ICMA_RESIDUAL_STREAM ? r->total : first + ICMA_RESIDUAL_STREAM, count = 0;
-    for (size_t i = 0, at = 0; i < r->run_count && at < next; at += r->runs[i++].count) {
-        size_t begin = at > first ? at : first, end = at + r->runs[i].count < next ? at + r->runs[i].count : next;
-        if (begin < end)
-            runs[count++] = (icma_rans_run){end - begin, r->runs[i].context};
-    }
-    return count;
-}
-
 static size_t stream_length(const icma_residual *r, size_t s) {
     size_t left = r->total - s * ICMA_RESIDUAL_STREAM;
     return left < ICMA_RESIDUAL_STREAM ? left : ICMA_RESIDUAL_STREAM;
+}
+
+/* The runs of stream s; `runs` has room for all. Returns how many. */
+static size_t runs_of(const icma_residual *r, size_t s, icma_rans_run *runs) {
+    size_t first = s * ICMA_RESIDUAL_STREAM;
+    return icma_rans_cut(r->runs, r->run_count, first, first + stream_length(r, s), runs);
 }
 
 static icma_status no_memory(icma_error *error) {

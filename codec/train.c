@@ -9,8 +9,6 @@
 #include <stdio.h>
 #include <string.h>
 
-static const double noise_share = 0.05;     /* of the leftover energy that coding noise may add */
-static const double noise_floor = 1e-8;     /* of the energy, where there is no leftover */
 
 typedef struct trainer {
     const icma_group *group;
@@ -97,8 +95,8 @@ static size_t widest_trunk(const trainer *t, size_t coordinates, uint64_t head_b
 
 static void make_plan(trainer *t, uint64_t head_bytes) {
     const icma_pack_options *o = t->options;
-    size_t n = t->group->count, k = t->basis->total;
-    t->plan.theta = fmax(noise_share * t->basis->leftover, noise_floor * t->basis->energy) / (double)k;
+    size_t n = t->group->count;
+    t->plan.theta = icma_basis_water_level(t->basis);
     t->plan.latent = o->latent_dim < ICMA_MAX_LATENT ? o->latent_dim : ICMA_MAX_LATENT;
     t->plan.batch = o->batch < n ? o->batch : n;
     size_t steps = (n + t->plan.batch - 1) / t->plan.batch;
