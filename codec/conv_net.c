@@ -545,7 +545,10 @@ static void block_losses(icma_conv_net *net, const icma_conv_batch *b) {
     const icma_ops *ops = net->ops;
     size_t n = b->count;
     icma_matrix x = blocks(net, b->x, n), y = blocks(net, icma_conv_output(net, n), n), out = icma_matrix_of(net->slots[SLOT_BLOCK_LOSS], x.rows, 1);
-    ops->squared_error(ops->device, x, y, view(net, SLOT_ONES, 1), out);
+    if (net->shape.variance)
+        ops->gaussian_nll(ops->device, x, y, out);
+    else
+        ops->squared_error(ops->device, x, y, view(net, SLOT_ONES, 1), out);
 }
 
 icma_status icma_conv_loss(icma_conv_net *net, const icma_conv_batch *b, double *reconstruction, double *kl, icma_error *error) {
@@ -578,7 +581,12 @@ static void output_backward(icma_conv_net *net, const icma_conv_batch *b, icma_m
     size_t n = b->count;
     icma_matrix x = blocks(net, b->x, n), y = blocks(net, icma_conv_output(net, n), n);
     float scale = (float)(1 / ((double)n * (double)net->shape.used));
-    ops->squared_error_backward(ops->device, x, y, view(net, SLOT_ONES, 1), scale, blocks(net, dy, n));
+    if (net->shape.variance) {
+        ops->gaussian_nll_backward(ops->device, x, y, scale, blocks(net, dy, n));
+        clear_padding(net, dy, n); /* where x, m and v are 0, the gradient by v is not */
+    } else {
+        ops->squared_error_backward(ops->device, x, y, view(net, SLOT_ONES, 1), scale, blocks(net, dy, n));
+    }
 }
 
 /* Gradients of y = x W + b: of W and b (the next part) from dy, and dx = (beta dx +) dy W^T for the inputs that dx has columns for. */

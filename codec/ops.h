@@ -112,6 +112,10 @@ typedef struct icma_ops {
                                 icma_matrix dbeta, icma_matrix dx);
     /* dx = dy act'(x); in place (dx = dy) is fine. */
     void (*activation_backward)(void *device, icma_activation act, icma_matrix x, icma_matrix dy, icma_matrix dx);
+    /* Gaussian likelihood without its constant (paper eq. 6). y has for each number of x a mean m and a log-variance v, side by side: out[i, 0] = sum_j ((x - m)^2 exp(-v) + v) / 2 */
+    void (*gaussian_nll)(void *device, icma_matrix x, icma_matrix y, icma_matrix out);
+    /* dm = scale (m - x) exp(-v); dv = scale (1 - (x - m)^2 exp(-v)) / 2; side by side as in y */
+    void (*gaussian_nll_backward)(void *device, icma_matrix x, icma_matrix y, float scale, icma_matrix dy);
     /* y = keep * y + add * x */
     void (*blend)(void *device, float keep, float add, icma_matrix x, icma_matrix y);
 

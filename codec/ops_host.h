@@ -128,6 +128,8 @@ void icma_activation_backward_reference(void *device, icma_activation act, icma_
 void icma_batch_norm_given_reference(void *device, icma_matrix x, icma_matrix gamma, icma_matrix beta, float epsilon, icma_activation act, icma_matrix mean, icma_matrix variance, icma_matrix y);
 void icma_batch_norm_reference(void *device, icma_matrix x, icma_matrix gamma, icma_matrix beta, float epsilon, icma_activation act, icma_matrix mean, icma_matrix variance, icma_matrix y);
 void icma_batch_norm_backward_reference(void *device, icma_matrix x, icma_matrix gamma, icma_matrix beta, float epsilon, icma_activation act, icma_matrix mean, icma_matrix variance, icma_matrix dy, icma_matrix dgamma, icma_matrix dbeta, icma_matrix dx);
+void icma_gaussian_nll_reference(void *device, icma_matrix x, icma_matrix y, icma_matrix out);
+void icma_gaussian_nll_backward_reference(void *device, icma_matrix x, icma_matrix y, float scale, icma_matrix dy);
 void icma_blend_reference(void *device, float keep, float add, icma_matrix x, icma_matrix y);
 
 #endif

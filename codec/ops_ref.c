@@ -306,6 +306,8 @@ const icma_ops *icma_ops_reference(void) {
         .batch_norm_given = icma_batch_norm_given_reference,
         .batch_norm_backward = icma_batch_norm_backward_reference,
         .activation_backward = icma_activation_backward_reference,
+        .gaussian_nll = icma_gaussian_nll_reference,
+        .gaussian_nll_backward = icma_gaussian_nll_backward_reference,
         .blend = icma_blend_reference,
         .softsign = ref_softsign,
         .linear = ref_linear,

@@ -31,6 +31,8 @@ static const icma_conv_shape shapes[] = {
     {.used = 29, .layers = 4, .width = 7, .channels = {2, 1, 3, 2}, .hidden = 1, .latent = 1, .coordinates = 3},
     {.used = 37, .layers = 3, .width = 3, .channels = {3, 4, 2}, .hidden = 5, .latent = 4, .autoencoder = true},
     {.used = 21, .layers = 2, .width = 1, .channels = {3, 2}, .hidden = 2, .latent = 2, .coordinates = 2},
+    {.used = 37, .layers = 3, .width = 5, .channels = {3, 4, 2}, .hidden = 5, .latent = 4, .coordinates = 2, .variance = true},
+    {.used = 42, .layers = 1, .width = 3, .channels = {3}, .hidden = 2, .latent = 2, .autoencoder = true, .variance = true},
 };
 
 static icma_conv_shape shape_of(size_t i) {

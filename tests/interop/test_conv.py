@@ -263,6 +263,11 @@ class Parity(Case):
     def test_5_autoencoder(self):
         self.check(Shape(2000, (8, 16, 32, 16, 8), 8, coordinates=0, autoencoder=True), weight_decay=2e-3, cosine=True)
 
+    def test_6_variance(self):
+        for autoencoder in (False, True):
+            with self.subTest(autoencoder=autoencoder):
+                self.check(Shape(2000, (8, 16, 32, 16, 8), 8, coordinates=0 if autoencoder else 3, autoencoder=autoencoder, variance=True))
+
     def test_7_the_papers_plan(self):
         self.check(Shape(36864, PAPER, 8, hidden=256, latent=256, coordinates=5))
 
