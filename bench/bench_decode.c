@@ -81,7 +81,7 @@ int main(int argc, char **argv) {
         uint64_t bytes;
         double seconds;
         icma_set_threads(threads[i]);
-        if (icma_device_open(devices[i], &ops, &error) || icma_bundle_open(argv[1], ops, NULL, &bundle, &error) ||
+        if (icma_device_open(devices[i], ICMA_PRECISION_F32, (icma_device_work){0}, &ops, &error) || icma_bundle_open(argv[1], ops, NULL, &bundle, &error) ||
             decode_all(bundle, &bytes, &seconds, &error)) {
             fprintf(stderr, "bench_decode: %s: %s\n", error.file, error.message);
             return 1;

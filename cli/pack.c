@@ -353,7 +353,7 @@ static icma_status pack_saving(const pack_arguments *a, const icma_inputs *input
 
 static icma_status pack_found(const pack_arguments *a, const icma_inputs *inputs, icma_pack_options *options, icma_error *error) {
     const struct icma_ops *ops;
-    icma_status status = icma_device_open(a->device ? a->device : "auto", &ops, error);
+    icma_status status = icma_device_open(a->device ? a->device : "auto", ICMA_PRECISION_F32, (icma_device_work){0}, &ops, error);
     if (status)
         return status;
     icma_pack_result result;

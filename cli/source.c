@@ -79,7 +79,7 @@ icma_status cli_bundle_open(const cli_list *operands, const cli_decoding *decodi
         status = find_lone_bundle(path, error);
     }
     if (!status)
-        status = icma_device_open(device, &ops, error);
+        status = icma_device_open(device, ICMA_PRECISION_F32, (icma_device_work){0}, &ops, error);
     if (!status)
         status = icma_bundle_open(*path, ops, &limits, bundle, error);
     if (status && status != ICMA_E_USAGE && status != ICMA_E_DEVICE && *path)

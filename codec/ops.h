@@ -14,6 +14,8 @@
 #ifndef ICMA_OPS_H
 #define ICMA_OPS_H
 
+#include "dtype.h"
+#include "rans.h"
 #include "status.h"
 
 #include <stdbool.h>
@@ -22,7 +24,9 @@
 
 typedef struct icma_tensor icma_tensor;
 
-typedef enum icma_element { ICMA_ELEMENT_F32, ICMA_ELEMENT_I16, ICMA_ELEMENT_U32 } icma_element;
+typedef enum icma_element { ICMA_ELEMENT_F32, ICMA_ELEMENT_I16, ICMA_ELEMENT_U32, ICMA_ELEMENT_U8, ICMA_ELEMENT_F64 } icma_element;
+
+size_t icma_element_size(icma_element element); /* in bytes */
 
 typedef struct icma_matrix {
     icma_tensor *tensor;
@@ -53,9 +57,43 @@ typedef enum icma_activation {
     ICMA_ACTIVATION_ELU,        /* the op `elu` */
 } icma_activation;
 
+/*
+ * Entropy-coded integers (spec 4.10, 4.13): runs, end to end, cut into streams of `length` symbols each, the last one shorter. Everything here is in host memory and stays the caller's; the device reads it
+ * before the call returns.
+ */
+typedef struct icma_coded {
+    const uint8_t *data;
+    const size_t *offsets; /* stream s is the bytes offsets[s] .. offsets[s + 1] - 1 of data; streams + 1 numbers */
+    size_t streams, length;
+    const icma_rans_run *runs;
+    size_t run_count, total; /* symbols of all runs together */
+    bool trellis;            /* integers are those of trellis.h (each run a sequence of its own, also where a stream ends within it), else the symbols themselves */
+} icma_coded;
+
+/*
+ * One tensor that is put together (spec 4.5): y_l = scale * chain over k ascending of fma(q_k * step_k, (float)head[k, l], acc) from +0, or `model`'s elements, or +0 where neither is given; then, with `integers`,
+ * y_l = fma((float)integer_l, step, y_l); then the cast of 4.5.
+ */
+typedef struct icma_assembly {
+    size_t count;              /* elements, at least 1 */
+    icma_matrix head;          /* I16, rows x count; tensor NULL: none */
+    icma_matrix q, steps;      /* 1 x rows, of head */
+    float scale;               /* of head */
+    icma_matrix model;         /* 1 x count; tensor NULL: none */
+    const icma_tensor *integers; /* I16, from element `first` on; NULL: none */
+    size_t first;
+    float step; /* of integers */
+    icma_dtype dtype; /* F32, F16 or BF16 */
+    size_t place;     /* of its first byte in the output; any alignment */
+} icma_assembly;
+
+/* Ops that were recorded once, to be run again (CUDA: a graph). */
+typedef struct icma_recording icma_recording;
+
 typedef struct icma_ops {
     const char *name; /* "reference", "cpu", "cuda:0" */
     void *device;     /* first argument of every entry */
+    size_t room;      /* bytes that a caller may keep on the device only to save transfers; 0 where transfers cost nothing */
 
     /* --- memory ------------------------------------------------------------------------------------------- */
     icma_status (*alloc)(void *device, icma_element element, size_t count, icma_tensor **out, icma_error *error); /* zeroed; count > 0 */
@@ -68,6 +106,18 @@ typedef struct icma_ops {
     void (*gemm)(void *device, float alpha, icma_matrix a, bool transpose_a, icma_matrix b, bool transpose_b, float beta, icma_matrix c);
     /* c = a a^T, both triangles. */
     void (*syrk)(void *device, icma_matrix a, icma_matrix c);
+    /* c += factor * a a^T, both triangles; c is F64. Products and their sums are single precision, so that a's columns should be a few thousand at most; what is added up over calls is double. */
+    void (*gram)(void *device, icma_matrix a, double factor, icma_matrix c);
+    /* Symmetric eigenproblem in host memory: a (n x n, both triangles) becomes its eigenvectors, row k that of values[k], ascending, of unit length, sign undefined. ICMA_E_MEMORY if it does not converge. */
+    icma_status (*eigen)(void *device, size_t n, double *a, double *values, icma_error *error);
+
+    /* --- recording: NULL where a device cannot ------------------------------------------------------------ */
+    /* Training ops from `record` to `recorded` are noted and not run; replay runs them, with the tensors and arguments that they had, as often as wanted. No alloc, release, upload or download in between. On failure of
+     * `recorded` nothing was run, and the ops can be run as usual. */
+    icma_status (*record)(void *device, icma_error *error);
+    icma_status (*recorded)(void *device, icma_recording **out, icma_error *error);
+    icma_status (*replay)(void *device, icma_recording *recording, icma_error *error);
+    void (*forget)(void *device, icma_recording *recording); /* NULL is fine */
 
     /* --- training: rows and columns ----------------------------------------------------------------------- */
     void (*add_row)(void *device, icma_matrix row, icma_matrix y);       /* y[i, :] += row[0, :] */
@@ -134,6 +184,12 @@ typedef struct icma_ops {
     void (*elu)(void *device, icma_matrix x, icma_matrix y);
     /* y = fma((float)integers, step, y), element by element. integers is I16. */
     void (*dequantise)(void *device, icma_matrix integers, float step, icma_matrix y);
+    /* Integers of all of `list`, end to end, into integers[first ..] (I16). ICMA_E_CORRUPT for a damaged stream or an integer that is out of range (beyond ICMA_TRELLIS_LARGEST for symbols of a trellis, 32767 without);
+     * some may have been written then. */
+    icma_status (*decode_integers)(void *device, const icma_coded *list, size_t count, icma_tensor *integers, size_t first, icma_error *error);
+    /* Puts tensors together, into `out` (U8) unless it is NULL and into host memory unless it is NULL. *bad: SIZE_MAX, or the least index of one with a value that is not finite before the cast; what was
+     * written of it is then undefined. Bytes that belong to no tensor stay as they are. */
+    icma_status (*assemble)(void *device, const icma_assembly *list, size_t count, icma_tensor *out, uint8_t *host, size_t *bad, icma_error *error);
 } icma_ops;
 
 /* Elements of the scratch of conv_weights for so many channels on both sides. */

@@ -14,15 +14,16 @@ icma_matrix icma_matrix_block(icma_matrix of, size_t row, size_t column, size_t 
     return (icma_matrix){of.tensor, of.offset + row * of.stride + column, rows, columns, of.stride};
 }
 
-static size_t element_size(icma_element element) {
-    return element == ICMA_ELEMENT_I16 ? 2 : 4;
+size_t icma_element_size(icma_element element) {
+    static const size_t sizes[] = {[ICMA_ELEMENT_F32] = 4, [ICMA_ELEMENT_I16] = 2, [ICMA_ELEMENT_U32] = 4, [ICMA_ELEMENT_U8] = 1, [ICMA_ELEMENT_F64] = 8};
+    return sizes[element];
 }
 
 static icma_status host_alloc(void *device, icma_element element, size_t count, icma_tensor **out, icma_error *error) {
     (void)device;
     *out = NULL;
     icma_tensor *tensor = icma_alloc_zeroed(1, sizeof *tensor);
-    void *data = icma_alloc_zeroed(count, element_size(element));
+    void *data = icma_alloc_zeroed(count, icma_element_size(element));
     if (!tensor || !data) {
         icma_free(tensor);
         icma_free(data);
@@ -45,7 +46,7 @@ static icma_status host_upload(void *device, icma_tensor *to, size_t offset, con
                                icma_error *error) {
     (void)device, (void)error;
     assert(offset <= to->count && count <= to->count - offset);
-    size_t size = element_size(to->element);
+    size_t size = icma_element_size(to->element);
     if (count)
         memcpy((char *)to->data + offset * size, from, count * size);
     return ICMA_OK;
@@ -55,7 +56,7 @@ static icma_status host_download(void *device, const icma_tensor *from, size_t o
                                  icma_error *error) {
     (void)device, (void)error;
     assert(offset <= from->count && count <= from->count - offset);
-    size_t size = element_size(from->element);
+    size_t size = icma_element_size(from->element);
     if (count)
         memcpy(to, (const char *)from->data + offset * size, count * size);
     return ICMA_OK;

@@ -36,7 +36,7 @@ double icma_rans_spread(unsigned context) {
     return ldexp(shape->spread, (int)shift - 16);
 }
 
-static void model_fill(icma_rans_model *model, unsigned context) {
+static void model_fill_frequencies(icma_rans_model *model, unsigned context) {
     const icma_rans_shape *shape = icma_rans_shape_of(context, &model->shift);
     const uint16_t *halves = icma_rans_halves + shape->first;
     uint32_t rest = (UINT32_C(1) << shape->bits) - shape->escape, start = 0;
@@ -64,6 +64,11 @@ static void model_fill_slots(icma_rans_model *model) {
             model->slots[model->start[s] + i] = model->frequency[s] << 20 | i << 8 | s;
 }
 
+void icma_rans_model_fill(icma_rans_model *model, unsigned context) {
+    model_fill_frequencies(model, context);
+    model_fill_slots(model);
+}
+
 static icma_status runs_check(const icma_rans_run *runs, size_t run_count, icma_status status,
                               icma_error *error) {
     for (size_t r = 0; r < run_count; r++)
@@ -74,7 +79,7 @@ static icma_status runs_check(const icma_rans_run *runs, size_t run_count, icma_
 }
 
 /* How many lanes: by the bits that the runs are expected to take. 0 where there are no symbols. */
-static unsigned lanes_of(const icma_rans_run *runs, size_t run_count) {
+unsigned icma_rans_lanes_of(const icma_rans_run *runs, size_t run_count) {
     uint64_t total = 0, symbols = 0;
     for (size_t r = 0; r < run_count; r++) {
         unsigned shift;
@@ -208,7 +213,7 @@ icma_status icma_rans_encode(const int32_t *symbols, const icma_rans_run *runs, 
     icma_status status = runs_check(runs, run_count, ICMA_E_USAGE, error);
     if (status)
         return status;
-    rans_writer writer = {.lanes = lanes_of(runs, run_count)};
+    rans_writer writer = {.lanes = icma_rans_lanes_of(runs, run_count)};
     if (writer.lanes == 0)
         return ICMA_OK;
     icma_rans_model *model = icma_alloc(sizeof *model);
@@ -221,7 +226,7 @@ icma_status icma_rans_encode(const int32_t *symbols, const icma_rans_run *runs, 
     for (size_t r = run_count; good && r-- > 0;) {
         end -= runs[r].count;
         if (r + 1 == run_count || runs[r].context != runs[r + 1].context)
-            model_fill(model, runs[r].context);
+            model_fill_frequencies(model, runs[r].context);
         good = put_run(&writer, model, symbols + end, runs[r].count);
     }
     if (good)
@@ -369,8 +374,7 @@ static const icma_rans_model *cached_model(model_cache *cache, unsigned context)
     icma_rans_model *model = icma_alloc(sizeof *model);
     if (!model)
         return NULL;
-    model_fill(model, context);
-    model_fill_slots(model);
+    icma_rans_model_fill(model, context);
     return cache->of[context] = model;
 }
 
@@ -402,7 +406,7 @@ icma_status icma_rans_decode_with(const icma_rans_decoder *decoder, const uint8_
     icma_status status = runs_check(runs, run_count, ICMA_E_CORRUPT, error);
     if (status)
         return status;
-    icma_rans_reader reader = {.lanes = lanes_of(runs, run_count)};
+    icma_rans_reader reader = {.lanes = icma_rans_lanes_of(runs, run_count)};
     icma_rans_kernel kernel = reader.lanes == 8                 ? decoder->eight
                               : reader.lanes == ICMA_RANS_LANES ? decoder->all
                                                                 : NULL;

@@ -19,6 +19,11 @@ typedef struct icma_rans_model {
     uint32_t slots[1 << ICMA_RANS_COARSE];
 } icma_rans_model;
 
+/* Fills the model of a context; less than icma_rans_contexts(). */
+void icma_rans_model_fill(icma_rans_model *model, unsigned context);
+/* How many lanes the stream of so many symbols in these contexts has: 0 (no symbols), 1, 8 or 32. */
+unsigned icma_rans_lanes_of(const icma_rans_run *runs, size_t run_count);
+
 /* The shape of a context, and how many raw low bits lie under its symbols. */
 const icma_rans_shape *icma_rans_shape_of(unsigned context, unsigned *shift);
 

@@ -1,17 +1,77 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "device.h"
 
+#include "module.h"
+
+#include <dlfcn.h>
+#include <stdlib.h>
 #include <string.h>
 
-icma_status icma_device_open(const char *name, const icma_ops **out, icma_error *error) {
-    *out = NULL;
-    if (strcmp(name, "auto") == 0 || strcmp(name, "cpu") == 0)
-        *out = icma_ops_cpu();
-    else if (strcmp(name, "reference") == 0)
-        *out = icma_ops_reference();
-    else if (strcmp(name, "cuda") == 0 || strncmp(name, "cuda:", 5) == 0)
-        return icma_fail(error, ICMA_E_DEVICE, NULL, "this icma was built without CUDA; use --device cpu");
-    else
-        return icma_fail(error, ICMA_E_USAGE, NULL, "unknown device \"%s\"; there are auto, cpu, reference and cuda[:N]", name);
+/* Waking a GPU takes about half a second, in which two cores do so much (bench/results/cpu.md, conv.md); what goes over the bus and back is worth it only with much to do on the way. */
+static const double worth_operations = 4e11, worth_bytes = 16e9;
+
+#ifdef ICMA_MODULE_FILE
+static icma_status load_module(icma_module_opener *out, icma_error *error) {
+    static icma_module_opener opener;
+    if (!opener) {
+        /* By its bare name: beside the program or in its library folder (the program's run path), or where the system's loader looks. Tests name another file. */
+        const char *file = getenv("ICMA_MODULE");
+        void *module = dlopen(file && *file ? file : ICMA_MODULE_FILE, RTLD_NOW | RTLD_LOCAL);
+        if (!module)
+            return icma_fail(error, ICMA_E_DEVICE, NULL, "the CUDA part cannot be loaded: %s; use --device cpu", dlerror());
+        void *symbol = dlsym(module, ICMA_MODULE_OPENER);
+        memcpy(&opener, &symbol, sizeof opener); /* ISO C has no cast from an object's pointer to a function's */
+        if (!opener)
+            return icma_fail(error, ICMA_E_DEVICE, NULL, "%s is not icma's; use --device cpu", ICMA_MODULE_FILE);
+    }
+    *out = opener;
     return ICMA_OK;
+}
+#else
+static icma_status load_module(icma_module_opener *out, icma_error *error) {
+    *out = NULL;
+    return icma_fail(error, ICMA_E_DEVICE, NULL, "this icma was built without CUDA; use --device cpu");
+}
+#endif
+
+static icma_status open_cuda(int index, icma_precision precision, const icma_ops **out, icma_error *error) {
+    icma_module_opener opener;
+    icma_status status = load_module(&opener, error);
+    return status ? status : opener(ICMA_MODULE_VERSION, index, precision, out, error);
+}
+
+/* The N of "cuda:N"; -1 if it is none. */
+static int device_index(const char *name) {
+    if (strcmp(name, "cuda") == 0)
+        return 0;
+    char *end;
+    long index = strncmp(name, "cuda:", 5) == 0 && name[5] >= '0' && name[5] <= '9' ? strtol(name + 5, &end, 10) : -1;
+    return index >= 0 && index < 1024 && *end == '\0' ? (int)index : -1;
+}
+
+icma_status icma_device_open(const char *name, icma_precision precision, icma_device_work work, const icma_ops **out, icma_error *error) {
+    *out = NULL;
+    if (strcmp(name, "auto") == 0) {
+        if ((work.operations < worth_operations && work.bytes < worth_bytes) || open_cuda(0, precision, out, NULL))
+            *out = icma_ops_cpu();
+    } else if (strcmp(name, "cpu") == 0) {
+        *out = icma_ops_cpu();
+    } else if (strcmp(name, "reference") == 0) {
+        *out = icma_ops_reference();
+    } else if (device_index(name) >= 0) {
+        return open_cuda(device_index(name), precision, out, error);
+    } else {
+        return icma_fail(error, ICMA_E_USAGE, NULL, "unknown device \"%s\"; there are auto, cpu, reference and cuda[:N]", name);
+    }
+    return ICMA_OK;
+}
+
+icma_status icma_precision_from_name(const char *name, icma_precision *out, icma_error *error) {
+    static const char *const names[] = {"f32", "tf32", "bf16"};
+    for (int i = 0; i < 3; i++)
+        if (strcmp(name, names[i]) == 0) {
+            *out = (icma_precision)i;
+            return ICMA_OK;
+        }
+    return icma_fail(error, ICMA_E_USAGE, NULL, "unknown precision \"%s\"; there are f32, tf32 and bf16", name);
 }
