@@ -148,6 +148,8 @@ typedef struct icma_ops {
     /* --- training: convolutions --------------------------------------------------------------------------- */
     /* Stride 2, half as many rows: y[b, p, o] = sum over t, i of x[b, 2 p + t - P, i] w[t, i, o]. Its backward with respect to x is conv_up with turned weights, and that of conv_up is this with turned weights. */
     void (*conv_down)(void *device, icma_conv shape, icma_matrix x, icma_matrix w, icma_matrix y);
+    /* conv_up (below) without bias, in whatever order and precision suits training. */
+    void (*conv_up_training)(void *device, icma_conv shape, icma_matrix x, icma_matrix w, icma_matrix y);
     /* out[t', o, i] = w[t, i, o]: t' = width - 1 - t where `flip` is set, else t. For backwards: conv's is conv with turned and flipped weights. */
     void (*turn_weights)(void *device, icma_conv shape, icma_matrix w, bool flip, icma_matrix out);
     /* Gradient of a layer's weights, from its longer side x (stride * length rows a sequence) and its shorter one y: g[t, i, j] = sum over b, p of x[b, stride p + t - P, i] y[b, p, j]; `turned`: stored as

@@ -118,6 +118,7 @@ enum { ICMA_CONV_CHUNKS = 16, ICMA_CONV_FEW_WEIGHTS = 1 << 14 };
 void icma_conv_down_reference(void *device, icma_conv shape, icma_matrix x, icma_matrix w, icma_matrix y);
 void icma_conv_reference(void *device, icma_conv shape, icma_matrix x, icma_matrix w, icma_matrix bias, icma_matrix y);
 void icma_conv_up_reference(void *device, icma_conv shape, icma_matrix x, icma_matrix w, icma_matrix bias, icma_matrix y);
+void icma_conv_up_training_reference(void *device, icma_conv shape, icma_matrix x, icma_matrix w, icma_matrix y);
 void icma_turn_weights_reference(void *device, icma_conv shape, icma_matrix w, bool flip, icma_matrix out);
 void icma_conv_weights_reference(void *device, icma_conv shape, size_t stride, icma_matrix x, icma_matrix y, bool turned, icma_tensor *scratch, icma_matrix g);
 float icma_elu_scalar(float x);

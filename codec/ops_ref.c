@@ -6,19 +6,6 @@
 #include <math.h>
 #include <string.h>
 
-icma_matrix icma_matrix_of(icma_tensor *tensor, size_t rows, size_t columns) {
-    return (icma_matrix){tensor, 0, rows, columns, columns};
-}
-
-icma_matrix icma_matrix_block(icma_matrix of, size_t row, size_t column, size_t rows, size_t columns) {
-    return (icma_matrix){of.tensor, of.offset + row * of.stride + column, rows, columns, of.stride};
-}
-
-size_t icma_element_size(icma_element element) {
-    static const size_t sizes[] = {[ICMA_ELEMENT_F32] = 4, [ICMA_ELEMENT_I16] = 2, [ICMA_ELEMENT_U32] = 4, [ICMA_ELEMENT_U8] = 1, [ICMA_ELEMENT_F64] = 8};
-    return sizes[element];
-}
-
 static icma_status host_alloc(void *device, icma_element element, size_t count, icma_tensor **out, icma_error *error) {
     (void)device;
     *out = NULL;
@@ -301,6 +288,7 @@ const icma_ops *icma_ops_reference(void) {
         .softsign_backward = ref_softsign_backward,
         .adam = ref_adam,
         .conv_down = icma_conv_down_reference,
+        .conv_up_training = icma_conv_up_training_reference,
         .turn_weights = icma_turn_weights_reference,
         .conv_weights = icma_conv_weights_reference,
         .batch_norm = icma_batch_norm_reference,

@@ -10,32 +10,36 @@
 /* Waking a GPU takes about half a second, in which two cores do so much (bench/results/cpu.md, conv.md); what goes over the bus and back is worth it only with much to do on the way. */
 static const double worth_operations = 4e11, worth_bytes = 16e9;
 
-#ifdef ICMA_MODULE_FILE
+#ifndef ICMA_MODULE_FILE
+#define ICMA_MODULE_FILE "" /* built without CUDA */
+#endif
+
+/* By its bare name, which the loader finds beside the program or in its library folder (the program's run path). Tests name another file. */
+static const char *module_file(void) {
+    const char *other = getenv("ICMA_MODULE");
+    return other && *other ? other : ICMA_MODULE_FILE;
+}
+
 static icma_status load_module(icma_module_opener *out, icma_error *error) {
     static icma_module_opener opener;
+    const char *file = module_file();
+    if (!opener && !*file)
+        return icma_fail(error, ICMA_E_DEVICE, NULL, "this icma was built without CUDA; use --device cpu");
     if (!opener) {
-        /* By its bare name: beside the program or in its library folder (the program's run path), or where the system's loader looks. Tests name another file. */
-        const char *file = getenv("ICMA_MODULE");
-        void *module = dlopen(file && *file ? file : ICMA_MODULE_FILE, RTLD_NOW | RTLD_LOCAL);
+        void *module = dlopen(file, RTLD_NOW | RTLD_LOCAL);
         if (!module)
             return icma_fail(error, ICMA_E_DEVICE, NULL, "the CUDA part cannot be loaded: %s; use --device cpu", dlerror());
         void *symbol = dlsym(module, ICMA_MODULE_OPENER);
         memcpy(&opener, &symbol, sizeof opener); /* ISO C has no cast from an object's pointer to a function's */
         if (!opener)
-            return icma_fail(error, ICMA_E_DEVICE, NULL, "%s is not icma's; use --device cpu", ICMA_MODULE_FILE);
+            return icma_fail(error, ICMA_E_DEVICE, NULL, "%s is not icma's; use --device cpu", file);
     }
     *out = opener;
     return ICMA_OK;
 }
-#else
-static icma_status load_module(icma_module_opener *out, icma_error *error) {
-    *out = NULL;
-    return icma_fail(error, ICMA_E_DEVICE, NULL, "this icma was built without CUDA; use --device cpu");
-}
-#endif
 
 static icma_status open_cuda(int index, icma_precision precision, const icma_ops **out, icma_error *error) {
-    icma_module_opener opener;
+    icma_module_opener opener = NULL;
     icma_status status = load_module(&opener, error);
     return status ? status : opener(ICMA_MODULE_VERSION, index, precision, out, error);
 }
