@@ -36,7 +36,8 @@ struct conv_job {
     conv_part part[2];
 };
 
-enum { DEPTH = 8, SIDE = 8 }; /* inner indices in shared memory at a time; outputs a thread has along either side */
+static const unsigned DEPTH = 8; /* inner indices in shared memory at a time */
+enum { SIDE = 8 };                 /* outputs a thread has along either side */
 
 /* Where inner index k of a part is in x (relative to its position) and in w. */
 __device__ __forceinline__ void inner_place(const conv_job &job, const conv_part &part, unsigned k, int64_t *in_x, size_t *in_w) {

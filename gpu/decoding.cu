@@ -13,7 +13,8 @@ extern "C" {
 
 namespace {
 
-enum { BLOCK = 256, EACH = 8, TILE = BLOCK * EACH, COEFFICIENTS = 1024 };
+enum { BLOCK = 256, EACH = 8, TILE = BLOCK * EACH };
+static const unsigned COEFFICIENTS = 1024; /* of a head, in shared memory at a time */
 
 /* --- single ops -------------------------------------------------------------------------------------------------- */
 

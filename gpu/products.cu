@@ -113,7 +113,8 @@ struct weights_job {
     size_t parts, first, covered; /* of each sequence, positions first .. first + covered - 1 are in the partial sums */
 };
 
-enum { NARROW_BLOCK = 256, NARROW_POSITIONS = 32, NARROW_ROWS = 128, NARROW_COLUMNS = 32, NARROW_SPAN = 1 << 13, NARROW_PARTS = 512 };
+static const unsigned NARROW_POSITIONS = 32; /* of a tile */
+enum { NARROW_BLOCK = 256, NARROW_ROWS = 128, NARROW_COLUMNS = 32, NARROW_SPAN = 1 << 13, NARROW_PARTS = 512 };
 
 /* A thread takes one (t, i) and COLUMNS of y, in registers; groups of threads share a tile's positions out, and are added up in order in the end. */
 template <int COLUMNS> __global__ void weights_narrow(weights_job job, size_t stretch, unsigned span) {

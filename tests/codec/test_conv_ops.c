@@ -17,7 +17,7 @@
 
 #define COUNT(array) (sizeof(array) / sizeof *(array))
 
-enum { MOST_TABLES = 2 + ICMA_KERNEL_SETS, OPERANDS = 12 };
+enum { MOST_TABLES = SUPPORT_TABLES + ICMA_KERNEL_SETS, OPERANDS = 12 };
 static icma_ops tables[MOST_TABLES];
 static char names[MOST_TABLES][16];
 static int table_count;
@@ -26,8 +26,10 @@ static int open_tables(void **state) {
     (void)state;
     icma_kernels sets[ICMA_KERNEL_SETS];
     size_t count = icma_kernels_all(sets);
-    tables[table_count++] = *icma_ops_reference();
-    tables[table_count++] = *icma_ops_cpu();
+    const icma_ops *list[SUPPORT_TABLES];
+    size_t found = support_tables(list);
+    for (size_t k = 0; k < found; k++)
+        tables[table_count++] = *list[k];
     for (size_t s = 0; s < count; s++) {
         tables[table_count] = *icma_ops_cpu();
         icma_conv_ops(&tables[table_count], sets[s].conv);

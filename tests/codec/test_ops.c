@@ -17,10 +17,13 @@
 
 #define COUNT(array) (sizeof(array) / sizeof *(array))
 
+static const icma_ops *tables[SUPPORT_TABLES];
+static int table_count;
+
 static const icma_ops *table(int which) {
-    return which == 0 ? icma_ops_reference() : icma_ops_cpu();
+    return tables[which];
 }
-enum { TABLES = 2, OPERANDS = 8 };
+enum { OPERANDS = 8 };
 
 /* --- operands ------------------------------------------------------------------------------------------ */
 
@@ -30,7 +33,7 @@ typedef struct operand {
     icma_element element;
     size_t total, offset, rows, columns, stride;
     void *before;
-    icma_tensor *tensor[TABLES];
+    icma_tensor *tensor[SUPPORT_TABLES];
     bool output;
 } operand;
 
@@ -91,7 +94,7 @@ static int16_t *cell_i16(const operand *o, size_t i, size_t j) {
 
 static void upload(operand *o) {
     icma_error error = {0};
-    for (int t = 0; t < TABLES; t++) {
+    for (int t = 0; t < table_count; t++) {
         const icma_ops *ops = table(t);
         assert_int_equal(ops->alloc(ops->device, o->element, o->total, &o->tensor[t], &error), ICMA_OK);
         assert_int_equal(ops->upload(ops->device, o->tensor[t], 0, o->before, o->total, &error), ICMA_OK);
@@ -178,7 +181,7 @@ static bool is_inside(const operand *o, size_t at) {
 /* What may not change did not. */
 static void check_sentinels(const bench *b) {
     for (size_t k = 0; k < b->count; k++)
-        for (int t = 0; t < TABLES; t++) {
+        for (int t = 0; t < table_count; t++) {
             const operand *o = &b->list[k];
             size_t size = element_size(o->element);
             char *after = download(o, t);
@@ -194,7 +197,7 @@ static void check_sentinels(const bench *b) {
 static void finish(bench *b) {
     check_sentinels(b);
     for (size_t k = 0; k < b->count; k++) {
-        for (int t = 0; t < TABLES; t++)
+        for (int t = 0; t < table_count; t++)
             table(t)->release(table(t)->device, b->list[k].tensor[t]);
         free(b->list[k].before);
     }
@@ -224,7 +227,7 @@ static void add_term(expected *e, size_t i, size_t j, double term) {
 
 /* Both tables are within `ulps` roundings of the terms' sum. Frees `e`. */
 static void check(const bench *b, const operand *o, expected e, double ulps) {
-    for (int t = 0; t < TABLES; t++) {
+    for (int t = 0; t < table_count; t++) {
         float *after = download(o, t);
         for (size_t i = 0; i < o->rows; i++)
             for (size_t j = 0; j < o->columns; j++) {
@@ -246,7 +249,7 @@ static bool same_bits(float a, float b) {
 
 /* Both tables give the bits of `wanted`, rows x columns without gaps (a NaN matches any NaN). Frees it. */
 static void check_bits(const bench *b, const operand *o, float *wanted) {
-    for (int t = 0; t < TABLES; t++) {
+    for (int t = 0; t < table_count; t++) {
         float *after = download(o, t);
         for (size_t i = 0; i < o->rows; i++)
             for (size_t j = 0; j < o->columns; j++) {
@@ -279,7 +282,7 @@ static size_t any_size(bench *b, size_t most) {
     }
 }
 
-#define FOR_EACH_TABLE for (int t = 0; t < TABLES; t++)
+#define FOR_EACH_TABLE for (int t = 0; t < table_count; t++)
 #define FOR_EACH_CELL(o)                                                                                     \
     for (size_t i = 0; i < (o)->rows; i++)                                                                   \
         for (size_t j = 0; j < (o)->columns; j++)
@@ -938,5 +941,6 @@ int main(void) {
         cmocka_unit_test(every_kernel_set_is_exact),
         cmocka_unit_test(threads_do_not_matter),
     };
+    table_count = (int)support_tables(tables);
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
