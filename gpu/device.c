@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "device.h"
 
+#include "icma_cuda.h"
 #include "module.h"
 
 #include <dlfcn.h>
@@ -20,28 +21,36 @@ static const char *module_file(void) {
     return other && *other ? other : ICMA_MODULE_FILE;
 }
 
-static icma_status load_module(icma_module_opener *out, icma_error *error) {
-    static icma_module_opener opener;
+static const icma_module *module; /* NULL until a GPU was asked for */
+
+static icma_status load_module(icma_error *error) {
     const char *file = module_file();
-    if (!opener && !*file)
+    icma_module_entrance enter = NULL;
+    if (module)
+        return ICMA_OK;
+    if (!*file)
         return icma_fail(error, ICMA_E_DEVICE, NULL, "this icma was built without CUDA; use --device cpu");
-    if (!opener) {
-        void *module = dlopen(file, RTLD_NOW | RTLD_LOCAL);
-        if (!module)
-            return icma_fail(error, ICMA_E_DEVICE, NULL, "the CUDA part cannot be loaded: %s; use --device cpu", dlerror());
-        void *symbol = dlsym(module, ICMA_MODULE_OPENER);
-        memcpy(&opener, &symbol, sizeof opener); /* ISO C has no cast from an object's pointer to a function's */
-        if (!opener)
-            return icma_fail(error, ICMA_E_DEVICE, NULL, "%s is not icma's; use --device cpu", file);
-    }
-    *out = opener;
+    void *library = dlopen(file, RTLD_NOW | RTLD_LOCAL);
+    if (!library)
+        return icma_fail(error, ICMA_E_DEVICE, NULL, "the CUDA part cannot be loaded: %s; use --device cpu", dlerror());
+    void *symbol = dlsym(library, ICMA_MODULE_ENTRANCE);
+    memcpy(&enter, &symbol, sizeof enter); /* ISO C has no cast from an object's pointer to a function's */
+    if (!enter || !(module = enter(ICMA_MODULE_VERSION)))
+        return icma_fail(error, ICMA_E_DEVICE, NULL, "%s is of another build of icma; install both again, or use --device cpu", file);
     return ICMA_OK;
 }
 
 static icma_status open_cuda(int index, icma_precision precision, const icma_ops **out, icma_error *error) {
-    icma_module_opener opener = NULL;
-    icma_status status = load_module(&opener, error);
-    return status ? status : opener(ICMA_MODULE_VERSION, index, precision, out, error);
+    icma_status status = load_module(error);
+    return status ? status : module->open(index, precision, out, error);
+}
+
+void *icma_cuda_pointer(const icma_ops *ops, const icma_tensor *tensor) {
+    return module && tensor && module->owns(ops) ? module->pointer(tensor) : NULL;
+}
+
+void *icma_cuda_stream(const icma_ops *ops) {
+    return module && module->owns(ops) ? module->stream(ops) : NULL;
 }
 
 /* The N of "cuda:N"; -1 if it is none. */

@@ -2,10 +2,12 @@
 /* The module's door: opens GPUs, each once. */
 #include "context.cuh"
 
-enum { MOST_GPUS = 64 };
-static icma_context *opened[MOST_GPUS];
+namespace {
 
-static void fill_table(icma_ops *table) {
+enum { MOST_GPUS = 64 };
+icma_context *opened[MOST_GPUS];
+
+void fill_table(icma_ops *table) {
     icma_recording_ops(table);
     icma_elementwise_ops(table);
     icma_row_ops(table);
@@ -16,10 +18,8 @@ static void fill_table(icma_ops *table) {
     icma_stream_ops(table);
 }
 
-extern "C" __attribute__((visibility("default"))) icma_status icma_module_open(int version, int index, icma_precision precision, const icma_ops **out, icma_error *error) {
+icma_status open_gpu(int index, icma_precision precision, const icma_ops **out, icma_error *error) {
     *out = NULL;
-    if (version != ICMA_MODULE_VERSION)
-        return icma_fail(error, ICMA_E_DEVICE, NULL, "the CUDA part is of another build (%d, not %d); install both again", ICMA_MODULE_VERSION, version);
     if (index < 0 || index >= MOST_GPUS)
         return icma_fail(error, ICMA_E_DEVICE, NULL, "there is no GPU %d; use --device cpu", index);
     if (!opened[index]) {
@@ -33,10 +33,24 @@ extern "C" __attribute__((visibility("default"))) icma_status icma_module_open(i
     return ICMA_OK;
 }
 
-extern "C" __attribute__((visibility("default"))) void *icma_module_pointer(const icma_tensor *tensor) {
+bool owns(const icma_ops *ops) {
+    for (int i = 0; i < MOST_GPUS; i++)
+        if (opened[i] && ops == &opened[i]->table)
+            return true;
+    return false;
+}
+
+void *pointer_of(const icma_tensor *tensor) {
     return tensor->data;
 }
 
-extern "C" __attribute__((visibility("default"))) void *icma_module_stream(const icma_ops *table) {
-    return (void *)icma_context_of(table->device)->stream;
+void *stream_of(const icma_ops *ops) {
+    return (void *)icma_context_of(ops->device)->stream;
+}
+
+} /* namespace */
+
+extern "C" __attribute__((visibility("default"))) const icma_module *icma_module_enter(int version) {
+    static const icma_module module = {open_gpu, owns, pointer_of, stream_of};
+    return version == ICMA_MODULE_VERSION ? &module : NULL;
 }
