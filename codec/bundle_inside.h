@@ -69,6 +69,7 @@ icma_status icma_part_load_texts(icma_bundle *bundle, uint32_t task, icma_part *
 const struct icma_text *icma_part_text(const icma_bundle *bundle, const icma_part *part, uint64_t index);
 /* The bytes of one checkpoint in the section of `kind` (RESIDUAL, LINK) that covers it; size 0 where there is none. They live until the next call for the part. */
 icma_status icma_part_find_block(icma_bundle *bundle, uint32_t task, icma_part *part, uint16_t kind, size_t index, const uint8_t **data, size_t *size, icma_error *error);
+/* The residual of a checkpoint; empty where it has none. It lives until the next call of icma_part_find_block for the part: integers that no classes reorder are still coded. */
 icma_status icma_part_load_residual(icma_bundle *bundle, uint32_t task, icma_part *part, size_t index, const float *code, icma_residual *out, icma_error *error);
 /* Copies the checkpoint's verbatim tensors into `data`. */
 icma_status icma_part_read_verbatim(icma_bundle *bundle, uint32_t task, icma_part *part, size_t index, uint8_t *data, icma_error *error);

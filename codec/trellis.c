@@ -29,6 +29,15 @@ static void expand_block(int32_t *symbols, size_t count) {
     }
 }
 
+void icma_trellis_expand_block(int16_t *symbols, size_t count) {
+    unsigned state = 0;
+    for (size_t i = 0; i < count; i++) {
+        int16_t k = symbols[i];
+        symbols[i] = (int16_t)(2 * k + offset_of[state]);
+        state = next_state(state, (unsigned)k & 1);
+    }
+}
+
 bool icma_trellis_expand(unsigned context, int32_t *symbols, size_t count) {
     int32_t largest = 0;
     for (size_t i = 0; i < count; i++) {
