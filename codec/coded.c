@@ -11,7 +11,7 @@
 #include <assert.h>
 
 /* Fewer integers than this are not worth waking threads for. */
-enum { FEW_INTEGERS = 1 << 15 };
+enum { FEW_INTEGERS = 1 << 18 };
 
 typedef struct stream {
     const uint8_t *data;

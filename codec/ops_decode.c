@@ -10,7 +10,7 @@
 #include <string.h>
 
 /* Below this many multiply-adds a list is not worth waking threads for; a thread takes so many blocks at once. */
-enum { SMALL_LIST = 1 << 20, BLOCKS_A_TURN = 8 };
+enum { SMALL_LIST = 1 << 22, BLOCKS_A_TURN = 8 };
 
 static icma_kernels kernels;
 

@@ -358,10 +358,10 @@ static void damaged_streams_are_refused_alike(void **state) {
 /* Many streams, several of them damaged, long enough for threads: the first one's error, on any number of them. */
 static void the_first_damaged_stream_counts(void **state) {
     (void)state;
-    const icma_rans_run runs[] = {{90000, 70}, {30000, 20}, {60000, 110}};
+    const icma_rans_run runs[] = {{180000, 70}, {60000, 20}, {120000, 110}};
     item it = make_item(runs, COUNT(runs), true);
     draw(&it);
-    encode(&it, 10000);
+    encode(&it, 20000);
     icma_coded coded = coded_of(&it);
     for (size_t s = it.streams; s-- > 0;) {
         memset(it.bytes.data + it.offsets[s] + 2, 0, 2); /* a state below the least */
@@ -620,7 +620,7 @@ static void tensors_are_put_together(void **state) {
 /* Worth several threads. */
 static void long_lists_are_put_together(void **state) {
     (void)state;
-    scene s = make_scene(60, LONGEST, 90);
+    scene s = make_scene(80, LONGEST, 400);
     assert_int_equal(check_scene(&s), SIZE_MAX);
     free_scene(&s);
 }
