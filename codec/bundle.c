@@ -104,6 +104,14 @@ icma_status icma_bundle_open(const char *path, const icma_ops *ops, const icma_l
     return status;
 }
 
+icma_status icma_bundle_use_device(icma_bundle *b, const icma_ops *ops, icma_error *error) {
+    for (size_t g = 0; g < icma_container_group_count(b->container); g++)
+        if (b->groups[g].decoder)
+            return icma_fail(error, ICMA_E_USAGE, icma_container_path(b->container), "the device cannot change once something was decoded; open the archive again");
+    b->ops = ops;
+    return ICMA_OK;
+}
+
 void icma_bundle_forget_task(icma_bundle *b, size_t index) {
     icma_task_state *t = &b->tasks[index];
     for (size_t p = 0; p < t->part_count; p++) {

@@ -10,6 +10,7 @@
 #ifndef ICMA_H
 #define ICMA_H
 
+#include "dtype.h"
 #include "inputs.h"
 #include "status.h"
 
@@ -17,7 +18,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
-struct icma_ops; /* a device: codec/ops.h for its implementers, gpu/device.h to open one */
+struct icma_ops;    /* a device: codec/ops.h for its implementers, gpu/device.h to open one */
+struct icma_tensor; /* memory on it */
 
 /* What was kept of a checkpoint (spec 4.1). */
 typedef enum icma_tier {
@@ -192,6 +194,8 @@ typedef struct icma_bundle icma_bundle;
 icma_status icma_bundle_open(const char *path, const struct icma_ops *ops, const icma_limits *limits,
                              icma_bundle **out, icma_error *error);
 void icma_bundle_close(icma_bundle *bundle); /* NULL is fine */
+/* Decodes on another device from now on; `ops` must outlive the bundle. ICMA_E_USAGE once something was decoded (or sampled): what that keeps lies on the device of before. */
+icma_status icma_bundle_use_device(icma_bundle *bundle, const struct icma_ops *ops, icma_error *error);
 
 typedef struct icma_checkpoint_info {
     uint32_t group; /* signature group */
@@ -273,6 +277,31 @@ void icma_decoded_free(icma_decoded *decoded); /* leaves it zeroed */
  * the stored one. */
 icma_status icma_bundle_decode(icma_bundle *bundle, size_t task, size_t checkpoint, icma_decoded *out,
                                icma_error *error);
+/* One tensor of an adapter on a device. Name and shape belong to the bundle. */
+typedef struct icma_device_tensor {
+    const char *name;
+    icma_dtype dtype;
+    unsigned dims;
+    const uint64_t *shape; /* dims numbers, the last one varies fastest */
+    uint64_t offset, size; /* bytes, in the adapter's data; offsets are aligned only as the packed file's were */
+} icma_device_tensor;
+
+/* One adapter in a device's memory. */
+typedef struct icma_device_adapter {
+    struct icma_tensor *data; /* bytes (ICMA_ELEMENT_U8): the data part of its safetensors file as it is, without the header; NULL if that is empty */
+    uint64_t size;            /* bytes of it */
+    icma_device_tensor *tensors; /* in the order of their offsets */
+    size_t tensor_count;
+    const struct icma_ops *ops; /* the device */
+} icma_device_adapter;
+/* Leaves it zeroed; one that is zeroed is fine. The bundle may be closed by then, but not the device. */
+void icma_device_adapter_free(icma_device_adapter *adapter);
+
+/* Decodes one checkpoint as icma_bundle_decode does, into memory of the bundle's device: modelled tensors are put together there, others are uploaded, and a lossless checkpoint is decoded on the host and uploaded. *out is
+ * the caller's; its names and shapes are good until icma_bundle_close. With `verify` the data is downloaded once to compare the whole file's checksum with the stored one (ICMA_E_CORRUPT); without it, damage that the
+ * archive's own checksums and the decoder do not see goes unnoticed. Side files are icma_bundle_decode's. ICMA_E_NOT_FOUND, ICMA_E_LIMIT, ICMA_E_CORRUPT, ICMA_E_MEMORY and ICMA_E_DEVICE as there. Not thread-safe
+ * for one bundle, nor for bundles that share a device that is not the CPU. */
+icma_status icma_bundle_decode_on_device(icma_bundle *bundle, size_t task, size_t checkpoint, bool verify, icma_device_adapter *out, icma_error *error);
 /* Generates an adapter from the task's condition alone: z ~ N(0, I) from `seed` (paper eq. 9; spec 4.8), no
  * latent, no corrections. Tensors that are not modelled come from the task's last checkpoint with the same
  * signature. ICMA_E_UNSUPPORTED for a task whose group has no generator. */

@@ -64,7 +64,7 @@ typedef enum icma_activation {
 typedef struct icma_coded {
     const uint8_t *data;
     const size_t *offsets; /* stream s is the bytes offsets[s] .. offsets[s + 1] - 1 of data; streams + 1 numbers */
-    size_t streams, length;
+    size_t streams, length; /* streams * length is at least `total` */
     const icma_rans_run *runs;
     size_t run_count, total; /* symbols of all runs together */
     bool trellis;            /* integers are those of trellis.h (each run a sequence of its own, also where a stream ends within it), else the symbols themselves */
@@ -186,8 +186,8 @@ typedef struct icma_ops {
     void (*elu)(void *device, icma_matrix x, icma_matrix y);
     /* y = fma((float)integers, step, y), element by element. integers is I16. */
     void (*dequantise)(void *device, icma_matrix integers, float step, icma_matrix y);
-    /* Integers of all of `list`, end to end, into integers[first ..] (I16). ICMA_E_CORRUPT for a damaged stream or an integer that is out of range (beyond ICMA_TRELLIS_LARGEST for symbols of a trellis, 32767 without);
-     * some may have been written then. */
+    /* Integers of all of `list`, end to end, into integers[first ..] (I16). ICMA_E_CORRUPT for a damaged stream (one without symbols must be empty), a run's context that does not exist, or a symbol that is out of
+     * range (-16384 .. 16383 of a trellis, in every context; -32768 .. 32767 without); some may have been written then. */
     icma_status (*decode_integers)(void *device, const icma_coded *list, size_t count, icma_tensor *integers, size_t first, icma_error *error);
     /* Puts tensors together, into `out` (U8) unless it is NULL and into host memory unless it is NULL. *bad: SIZE_MAX, or the least index of one with a value that is not finite before the cast; what was
      * written of it is then undefined. Bytes that belong to no tensor stay as they are. */

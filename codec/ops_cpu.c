@@ -146,6 +146,7 @@ const icma_ops *icma_ops_cpu(void) {
         fast.basis = cpu_basis;
         fast.dequantise = cpu_dequantise;
         icma_conv_ops(&fast, kernels.conv);
+        icma_decode_ops(&fast, kernels);
         fast.name = "cpu";
         table = fast;
     }

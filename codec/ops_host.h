@@ -111,8 +111,15 @@ const icma_conv_kernels *icma_conv_kernels_avx512(void);
 /* Sets the table's device and the entries of ops_conv.c, which run these kernels. */
 void icma_conv_ops(icma_ops *table, const icma_conv_kernels *kernels);
 
+/* Sets the entries of ops_decode.c, which run these kernels. */
+void icma_decode_ops(icma_ops *table, icma_kernels kernels);
+
 /* Partial sums of conv_weights where weights are few, each in its own part of the scratch: a fixed number, so that results do not depend on threads. */
 enum { ICMA_CONV_CHUNKS = 16, ICMA_CONV_FEW_WEIGHTS = 1 << 14 };
+
+/* Entries of the reference table that live in ops_decode_ref.c. */
+icma_status icma_decode_integers_reference(void *device, const icma_coded *list, size_t count, icma_tensor *integers, size_t first, icma_error *error);
+icma_status icma_assemble_reference(void *device, const icma_assembly *list, size_t count, icma_tensor *out, uint8_t *host, size_t *bad, icma_error *error);
 
 /* Entries of the reference table that live in ops_conv_ref.c. */
 void icma_conv_down_reference(void *device, icma_conv shape, icma_matrix x, icma_matrix w, icma_matrix y);

@@ -305,6 +305,8 @@ const icma_ops *icma_ops_reference(void) {
         .conv_up = icma_conv_up_reference,
         .elu = icma_elu_reference,
         .dequantise = ref_dequantise,
+        .decode_integers = icma_decode_integers_reference,
+        .assemble = icma_assemble_reference,
     };
     return &table;
 }
