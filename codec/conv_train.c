@@ -690,7 +690,7 @@ static icma_status finish(session *s, icma_error *error) {
 }
 
 static icma_status prepare(session *s, const icma_condition *conditions, uint32_t index, icma_error *error) {
-    icma_status status = icma_conditions_prepare(s->group, conditions, &s->rng, s->generator, &s->training->conditions, error);
+    icma_status status = icma_conditions_prepare(s->group, s->ops, conditions, &s->rng, s->generator, &s->training->conditions, error);
     if (status)
         return status;
     /* Learned conditions stay where they start, on axes of their own: the decoder's first layer, which is linear, learns what they mean. */

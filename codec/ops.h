@@ -104,9 +104,7 @@ typedef struct icma_ops {
     /* --- training: products ------------------------------------------------------------------------------- */
     /* c = alpha * op(a) op(b) + beta * c, op transposing where its flag is set; beta 0 does not read c. */
     void (*gemm)(void *device, float alpha, icma_matrix a, bool transpose_a, icma_matrix b, bool transpose_b, float beta, icma_matrix c);
-    /* c = a a^T, both triangles. */
-    void (*syrk)(void *device, icma_matrix a, icma_matrix c);
-    /* c += factor * a a^T, both triangles; c is F64. Products and their sums are single precision, so that a's columns should be a few thousand at most; what is added up over calls is double. */
+    /* c += factor * a a^T, both triangles; c is F64 and symmetric before. Products and their sums are single precision, so that a's columns should be a few thousand at most; what is added up over calls is double. */
     void (*gram)(void *device, icma_matrix a, double factor, icma_matrix c);
     /* Symmetric eigenproblem in host memory: a (n x n, both triangles) becomes its eigenvectors, row k that of values[k], ascending, of unit length, sign undefined. ICMA_E_MEMORY if it does not converge. */
     icma_status (*eigen)(void *device, size_t n, double *a, double *values, icma_error *error);

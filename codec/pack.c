@@ -189,7 +189,7 @@ static icma_status learn_basis(icma_packer *p, icma_pack_group *g, icma_error *e
     icma_lap(&now);
     icma_status status = ICMA_OK;
     if (o->generator != ICMA_CHOOSE_NONE && !(o->tier == ICMA_TIER_LOSSLESS && o->generator == ICMA_CHOOSE_AUTO))
-        status = icma_basis_choose(g->group, &g->gram, &g->generator, target_of(o), &g->basis, error);
+        status = icma_basis_choose(g->group, p->ops, &g->gram, &g->generator, target_of(o), &g->basis, error);
     if (status)
         return status;
     if (g->basis.total == 0 && g->gram.count == g->group->count)
@@ -214,9 +214,9 @@ static icma_status brew(icma_packer *p, icma_pack_group *g, double *weight, icma
     if (o->scorer.score)
         status = icma_soup_greedy(g->group, &g->generator, p->inputs, o->scorer, &o->progress, weight, error);
     if (!status)
-        status = icma_conditions_prepare(g->group, p->conditions, &rng, &g->generator, &t->conditions, error);
+        status = icma_conditions_prepare(g->group, p->ops, p->conditions, &rng, &g->generator, &t->conditions, error);
     if (!status)
-        status = icma_soup_basis(g->group, &g->gram, &g->generator, weight, o->max_error, &g->basis, error);
+        status = icma_soup_basis(g->group, p->ops, &g->gram, &g->generator, weight, o->max_error, &g->basis, error);
     if (status)
         return status;
     icma_conditions_settle(&t->conditions, g->generator.coordinates);

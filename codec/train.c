@@ -420,7 +420,7 @@ icma_status icma_train(const icma_group *group, const icma_basis *basis, const i
     trainer t = {.group = group, .basis = basis, .options = options, .ops = ops, .generator = generator, .training = out,
                  .rng = icma_rng_seed(options->seed)};
     memcpy(generator->components, basis->components, sizeof generator->components);
-    icma_status status = icma_conditions_prepare(group, conditions, &t.rng, generator, &out->conditions, error);
+    icma_status status = icma_conditions_prepare(group, ops, conditions, &t.rng, generator, &out->conditions, error);
     if (!status && !(out->active = icma_alloc_zeroed(out->conditions.count, sizeof *out->active)))
         status = no_memory(error);
     if (!status) {
