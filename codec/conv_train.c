@@ -42,8 +42,8 @@ typedef struct session {
     float kl_weight;
     float condition_gain;
     bool diffusion;
-    /* of a step */
-    icma_tensor *x, *a, *noise;
+    /* of a step; `all`: every adapter, where the device has room for them, from which the rows of a step are gathered */
+    icma_tensor *x, *a, *noise, *all, *rows;
     float *x_values, *a_values, *noise_values;
     /* what is saved, beside the networks */
     icma_rng rng;
@@ -70,7 +70,7 @@ static double seconds(void) {
 }
 
 static void session_free(session *s) {
-    icma_tensor *tensors[] = {s->x, s->a, s->noise};
+    icma_tensor *tensors[] = {s->x, s->a, s->noise, s->all, s->rows};
     for (size_t i = 0; i < sizeof tensors / sizeof *tensors; i++)
         s->ops->release(s->ops->device, tensors[i]);
     icma_conv_net_free(s->net);
@@ -138,6 +138,21 @@ static icma_status upload_room(session *s, icma_error *error) {
         status = no_memory(error);
     for (uint32_t i = 0; !status && i < s->group->count; i++)
         s->order[i] = i;
+    return status;
+}
+
+/* All adapters go to the device at once where that takes at most half of the room it can spare. Where it does not after all, they go step by step. */
+static icma_status upload_all(session *s, icma_error *error) {
+    const icma_ops *ops = s->ops;
+    size_t n = s->group->count, length = s->shape.length, cells;
+    if (!icma_multiply_size(n, length, &cells) || cells > ops->room / 2 / sizeof(float) || ops->alloc(ops->device, ICMA_ELEMENT_F32, cells, &s->all, NULL))
+        return ICMA_OK;
+    icma_status status = ops->alloc(ops->device, ICMA_ELEMENT_U32, s->training->batch, &s->rows, error);
+    for (uint32_t i = 0; !status && i < n; i++) {
+        status = icma_conv_data_load(&s->data, &i, 1, length, s->x_values, error);
+        if (!status)
+            status = ops->upload(ops->device, s->all, i * length, s->x_values, length, error);
+    }
     return status;
 }
 
@@ -221,9 +236,9 @@ static icma_status write_denoising(session *s, icma_buffer *out, icma_error *err
 static icma_status save(session *s, icma_error *error) {
     const icma_training *t = s->training;
     icma_buffer out = {0};
-    icma_status status = ICMA_OK;
     if (!s->path)
         return ICMA_OK;
+    icma_status status = icma_conv_collect(s->net, s->losses, error);
     icma_write_u64(&out, s->fingerprint);
     icma_write_u64(&out, s->phase);
     icma_write_u64(&out, s->epoch);
@@ -370,6 +385,19 @@ static icma_conv_batch batch_of(session *s, size_t count) {
                              .noise = icma_matrix_of(s->noise, count, s->shape.latent), .kl_weight = s->kl_weight, .latent_noise = latent_noise};
 }
 
+/* x, of the sources rows[0 .. count - 1]. */
+static icma_status put_adapters(session *s, const uint32_t *rows, size_t count, icma_error *error) {
+    const icma_ops *ops = s->ops;
+    size_t length = s->shape.length;
+    icma_status status = s->all ? ops->upload(ops->device, s->rows, 0, rows, count, error) : icma_conv_data_load(&s->data, rows, count, length, s->x_values, error);
+    if (status)
+        return status;
+    if (!s->all)
+        return ops->upload(ops->device, s->x, 0, s->x_values, count * length, error);
+    ops->gather_rows(ops->device, icma_matrix_of(s->all, s->group->count, length), s->rows, 0, icma_matrix_of(s->x, count, length));
+    return ICMA_OK;
+}
+
 /* Uploads adapters, conditions and noise of the sources rows[0 .. count - 1]; `quiet`: noise is 0. */
 static icma_status upload_batch(session *s, const uint32_t *rows, size_t count, bool quiet, icma_error *error) {
     size_t m = s->shape.coordinates, d = s->shape.latent;
@@ -379,9 +407,7 @@ static icma_status upload_batch(session *s, const uint32_t *rows, size_t count, 
             s->a_values[i * m + j] = s->condition_gain * c->table[c->slot[rows[i]] * m + j];
     for (size_t i = 0; i < count * d; i++)
         s->noise_values[i] = quiet ? 0 : icma_rng_normal(&s->rng);
-    icma_status status = icma_conv_data_load(&s->data, rows, count, s->shape.length, s->x_values, error);
-    if (!status)
-        status = s->ops->upload(s->ops->device, s->x, 0, s->x_values, count * s->shape.length, error);
+    icma_status status = put_adapters(s, rows, count, error);
     if (!status)
         status = s->ops->upload(s->ops->device, s->a, 0, s->a_values, count * m, error);
     return status ? status : s->ops->upload(s->ops->device, s->noise, 0, s->noise_values, count * d, error);
@@ -394,14 +420,9 @@ static icma_status run_step(session *s, size_t per_epoch, icma_error *error) {
     if (status)
         return status;
     icma_conv_batch b = batch_of(s, count);
-    double reconstruction, kl;
-    icma_conv_forward(s->net, &b, true);
-    status = icma_conv_loss(s->net, &b, &reconstruction, &kl, error);
+    status = icma_conv_step(s->net, &b, s->losses, error);
     if (status)
         return status;
-    s->losses[0] += reconstruction * (double)count;
-    s->losses[1] += kl * (double)count;
-    icma_conv_backward(s->net, &b);
     double rate = s->options->learning_rate * 0.5 * (1 + cos(3.14159265358979323846 * (double)(step - 1) / (double)steps));
     icma_conv_adam(s->net, (icma_adam){.learning_rate = (float)rate, .beta1 = 0.9F, .beta2 = 0.999F, .epsilon = 1e-8F, .weight_decay = (float)s->options->weight_decay, .step = step});
     s->position++;
@@ -456,6 +477,8 @@ static icma_status train_network(session *s, icma_error *error) {
                 status = pause_for_breath(s, error);
             }
         }
+        if (!status)
+            status = icma_conv_collect(s->net, s->losses, error);
         if (!status)
             status = finish_epoch(s, &stop, error);
         if (!status && !stop) {
@@ -708,6 +731,8 @@ static icma_status prepare(session *s, const icma_condition *conditions, uint32_
         status = upload_room(s, error);
     if (!status)
         status = icma_conv_net_create(s->ops, s->shape, s->training->batch, &s->rng, &s->net, error);
+    if (!status)
+        status = upload_all(s, error);
     return status ? status : prepare_saving(s, index, error);
 }
 
