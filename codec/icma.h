@@ -51,6 +51,8 @@ typedef struct icma_progress {
     void (*update)(void *context, const char *phase, double done, double total, const char *note);
     /* Asked often; true stops the work with ICMA_E_CANCELLED. May be NULL. */
     bool (*cancelled)(void *context);
+    /* Told seldom: a line that the user should read, such as that a device's memory was too small and the CPU goes on. May be NULL. */
+    void (*say)(void *context, const char *line);
     void *context;
 } icma_progress;
 
@@ -117,6 +119,7 @@ typedef struct icma_pack_options {
     double save_seconds;       /* between saves */
     bool resume;               /* go on from the file, if it is there: to the same archive, bit for bit. Without it, a file that is there is ICMA_E_EXISTS (unless `overwrite`) */
     uint64_t seed;
+    const char *precision; /* how a device that is not the CPU multiplies in training: "f32", "tf32" or "bf16". For the record only: the device knows */
     int threads; /* 0: as many as the machine has */
     bool overwrite;
     bool scalar; /* decode with the scalar reference ops: the same bits, slowly */
@@ -158,6 +161,7 @@ typedef struct icma_pack_result {
     size_t groups;
     icma_tier tier;
     icma_bound bound; /* under ICMA_TIER_BOUNDED: as asked for, or as found for target_bits */
+    const char *device;           /* that the generator was learned with: "cpu", "cuda:0"; static */
     bool has_generator;
     const char *generator;        /* "basis", "conv", "diffusion", "soup"; "none"; of the last group that has one. Static */
     size_t components;            /* rows over all roles and groups */

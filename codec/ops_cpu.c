@@ -140,6 +140,10 @@ static void cpu_dequantise(void *device, icma_matrix integers, float step, icma_
         kernels.dequantise(icma_row_i16(integers, i), y.columns, step, icma_row(y, i));
 }
 
+bool icma_ops_on_host(const icma_ops *ops) {
+    return ops == icma_ops_cpu() || ops == icma_ops_reference();
+}
+
 const icma_ops *icma_ops_cpu(void) {
     static icma_ops table;
     if (!table.name) {

@@ -611,7 +611,7 @@ static void greedy_can_be_watched_and_stopped(void **state) {
     write_levels(l, ICMA_F32);
     judge j = {.tasks = {"a", "b"}, .target = {1.4, 6}, .last = {4, 4}};
     watcher w = {0};
-    icma_progress progress = {watch, stop, &w};
+    icma_progress progress = {.update = watch, .cancelled = stop, .context = &w};
     w.stop_at = SIZE_MAX;
     assert_int_equal(stir(l, &j, &progress, &error), ICMA_OK);
     assert_true(w.updates == 14 && w.done == 13 && w.total == 14);
