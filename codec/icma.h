@@ -134,6 +134,9 @@ void icma_pack_use_generator(icma_pack_options *options, icma_generator_choice g
 /* Sets what `--preset NAME` sets ("paper"): ICMA_E_USAGE for an unknown name. */
 icma_status icma_pack_preset(const char *name, icma_pack_options *options, icma_error *error);
 
+/* Multiply-adds of training on so many adapters of so many weights each, about: 0 where no network is trained on the weights themselves. */
+double icma_pack_work(const icma_pack_options *options, size_t adapters, size_t weights);
+
 /* Bytes of an archive by kind; they add up to total (spec 3.4). `index` is header, index, footer; padding
  * counts with its section. */
 typedef struct icma_bytes {
@@ -196,6 +199,10 @@ typedef struct icma_bundle icma_bundle;
 icma_status icma_bundle_open(const char *path, const struct icma_ops *ops, const icma_limits *limits,
                              icma_bundle **out, icma_error *error);
 void icma_bundle_close(icma_bundle *bundle); /* NULL is fine */
+/* Decodes with another device than it was opened with: known first what there is, then with what. ICMA_E_USAGE once something was decoded. */
+icma_status icma_bundle_use_device(icma_bundle *bundle, const struct icma_ops *ops, icma_error *error);
+/* Goes on with the CPU, after ICMA_E_MEMORY from a device: false if it was the CPU already. */
+bool icma_bundle_leave_device(icma_bundle *bundle);
 
 typedef struct icma_checkpoint_info {
     uint32_t group; /* signature group */
@@ -252,6 +259,7 @@ typedef struct icma_generator_info {
     size_t hidden, hidden_layers; /* of a convolutional decoder: its layers */
     uint64_t head_bytes, trunk_parameters /* of whatever network there is */, modelled_parameters;
     size_t tensors, tensors_verbatim;
+    uint64_t decode_work; /* multiply-adds that decoding one adapter takes */
 } icma_generator_info;
 icma_status icma_bundle_generator(icma_bundle *bundle, uint32_t group, icma_generator_info *info,
                                   icma_error *error);

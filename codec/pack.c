@@ -54,6 +54,10 @@ icma_status icma_pack_preset(const char *name, icma_pack_options *options, icma_
     return ICMA_OK;
 }
 
+double icma_pack_work(const icma_pack_options *options, size_t adapters, size_t weights) {
+    return icma_choice_is_network(options->generator) ? icma_conv_train_work(options, adapters, weights) : 0;
+}
+
 void icma_pack_result_free(icma_pack_result *result) {
     for (size_t t = 0; result->tasks && t < result->task_count; t++)
         icma_free(result->tasks[t].name);

@@ -226,23 +226,88 @@ static void memory_may_end_anywhere_on_the_device(void **state) {
     const char *root = *state;
     char *file = support_path(root, "training");
     speech said;
-    for (int generator = 0; generator < 2; generator++)
+    static const icma_generator_choice generators[] = {ICMA_CHOOSE_BASIS, ICMA_CHOOSE_CONV, ICMA_CHOOSE_DIFFUSION};
+    for (size_t g = 0; g < COUNT(generators); g++)
         for (int on = 0; on < 2; on++) {
-            icma_pack_options options = generator ? conv_options(&said) : packing_options();
+            bool network = icma_choice_is_network(generators[g]);
+            icma_pack_options options = network ? conv_options(&said) : packing_options();
+            options.generator = generators[g];
             options.progress = (icma_progress){.say = listen, .context = &said};
-            if (!generator)
-                options.generator = ICMA_CHOOSE_BASIS;
-            options.training_file = generator ? file : NULL;
-            options.epochs = 2;
+            options.training_file = network ? file : NULL;
+            options.epochs = options.denoiser_epochs = 2;
             size_t k = 1, silent = 0;
-            for (; pack_short(root, &options, k, on); k++)
+            for (; pack_short(root, &options, k, on); k += network ? 3 : 1)
                 silent += said.lines == 0;
-            print_message("           %zu allocations, %zu of which did not matter\n", k - 1, silent);
+            print_message("           some %zu allocations, %zu of which did not matter\n", k, silent);
             assert_true(k > 30);
             assert_true(silent <= 1); /* what only saves transfers */
             packing_check_folder(root, NULL);
         }
     support_free(file);
+}
+
+/* --- reading ------------------------------------------------------------------------------------------- */
+
+static void a_bundle_changes_its_device(void **state) {
+    const char *root = *state;
+    speech said = {0};
+    icma_pack_options options = conv_options(&said);
+    fake_device device = {0};
+    icma_decoded wanted, found;
+    icma_generator_info info;
+    icma_error error = {0};
+    pack_on(icma_ops_cpu(), root, "x.icma", &options);
+    icma_bundle *bundle = packing_open(root, "x.icma", icma_ops_cpu());
+    packing_decode(bundle, "a", 0, &wanted);
+    assert_int_equal(icma_bundle_use_device(bundle, fake_device_open(&device, 0), &error), ICMA_E_USAGE);
+    assert_false(icma_bundle_leave_device(bundle));
+    icma_bundle_close(bundle);
+    /* What there is to do is known before the device is chosen. */
+    error = (icma_error){0};
+    bundle = packing_open(root, "x.icma", icma_ops_cpu());
+    assert_int_equal(icma_bundle_generator(bundle, 0, &info, &error), ICMA_OK);
+    assert_true(info.decode_work > info.modelled_parameters);
+    assert_int_equal(icma_bundle_use_device(bundle, fake_device_open(&device, 0), &error), ICMA_OK);
+    packing_decode(bundle, "a", 0, &found);
+    assert_true(device.live > 0 && found.size == wanted.size);
+    assert_memory_equal(found.data, wanted.data, wanted.size);
+    icma_decoded_free(&found);
+    assert_true(icma_bundle_leave_device(bundle));
+    assert_int_equal(device.live, 0);
+    packing_decode(bundle, "a", 0, &found);
+    assert_memory_equal(found.data, wanted.data, wanted.size);
+    icma_decoded_free(&found);
+    icma_decoded_free(&wanted);
+    icma_bundle_close(bundle);
+    delete(root, "x.icma");
+}
+
+/* Each allocation of decoding fails on the device: the CPU gives the same file. */
+static void a_device_without_memory_is_left(void **state) {
+    const char *root = *state;
+    speech said = {0};
+    icma_pack_options options = conv_options(&said);
+    size_t k = 0, failures = 0;
+    bool reached = true;
+    pack_on(icma_ops_cpu(), root, "x.icma", &options);
+    while (reached) {
+        fake_device device = {.fails_at = ++k};
+        icma_decoded decoded;
+        icma_error error = {0};
+        icma_bundle *bundle = packing_open(root, "x.icma", fake_device_open(&device, 0));
+        icma_status status = icma_bundle_decode(bundle, 0, 0, &decoded, &error);
+        assert_true(status == ICMA_OK || status == ICMA_E_MEMORY);
+        failures += status != ICMA_OK;
+        icma_decoded_free(&decoded);
+        assert_true(icma_bundle_leave_device(bundle));
+        assert_int_equal(device.live, 0);
+        packing_decode(bundle, "a", 0, &decoded); /* compares checksums */
+        icma_decoded_free(&decoded);
+        icma_bundle_close(bundle);
+        reached = device.allocations >= k;
+    }
+    assert_true(failures > 5 && failures == k - 1);
+    delete(root, "x.icma");
 }
 
 int main(void) {
@@ -251,6 +316,8 @@ int main(void) {
         cmocka_unit_test(losses_are_fetched_seldom),
         cmocka_unit_test(a_basis_is_packed_on_the_cpu),
         cmocka_unit_test(memory_may_end_anywhere_on_the_device),
+        cmocka_unit_test(a_bundle_changes_its_device),
+        cmocka_unit_test(a_device_without_memory_is_left),
     };
     const struct CMUnitTest large[] = {
         cmocka_unit_test(less_memory_is_a_smaller_batch),
