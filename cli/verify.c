@@ -110,7 +110,7 @@ static icma_status decode_task(verification *v, size_t task, icma_error *error) 
         detail = (icma_error){0};
         status = cli_check_signal(&detail);
         if (!status)
-            status = icma_bundle_decode(v->bundle, task, i, &decoded, &detail);
+            status = cli_bundle_decode(v->bundle, task, i, &decoded, &detail);
         if (!status)
             icma_decoded_free(&decoded);
         v->decoded += status == ICMA_OK;
@@ -206,6 +206,8 @@ static icma_status verify_bundle(verification *v, icma_error *error) {
         v->damage = cli_json_add_array(root, "damage");
     }
     icma_status status = check_sections(v, error);
+    if (!status && (v->a->deep || v->a->against))
+        status = cli_bundle_choose_device(v->bundle, &v->a->decoding, SIZE_MAX, error);
     if (!status && v->a->deep)
         status = decode_all(v, error);
     if (!status && v->a->against)

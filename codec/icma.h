@@ -53,6 +53,8 @@ typedef struct icma_progress {
     void (*update)(void *context, const char *phase, double done, double total, const char *note);
     /* Asked often; true stops the work with ICMA_E_CANCELLED. May be NULL. */
     bool (*cancelled)(void *context);
+    /* Told seldom: a line that the user should read, such as that a device's memory was too small and the CPU goes on. May be NULL. */
+    void (*say)(void *context, const char *line);
     void *context;
 } icma_progress;
 
@@ -119,6 +121,7 @@ typedef struct icma_pack_options {
     double save_seconds;       /* between saves */
     bool resume;               /* go on from the file, if it is there: to the same archive, bit for bit. Without it, a file that is there is ICMA_E_EXISTS (unless `overwrite`) */
     uint64_t seed;
+    const char *precision; /* how a device that is not the CPU multiplies in training: "f32", "tf32" or "bf16". For the record only: the device knows */
     int threads; /* 0: as many as the machine has */
     bool overwrite;
     bool scalar; /* decode with the scalar reference ops: the same bits, slowly */
@@ -132,6 +135,9 @@ bool icma_choice_is_network(icma_generator_choice generator);
 void icma_pack_use_generator(icma_pack_options *options, icma_generator_choice generator);
 /* Sets what `--preset NAME` sets ("paper"): ICMA_E_USAGE for an unknown name. */
 icma_status icma_pack_preset(const char *name, icma_pack_options *options, icma_error *error);
+
+/* Multiply-adds of training on so many adapters of so many weights each, about: 0 where no network is trained on the weights themselves. */
+double icma_pack_work(const icma_pack_options *options, size_t adapters, size_t weights);
 
 /* Bytes of an archive by kind; they add up to total (spec 3.4). `index` is header, index, footer; padding
  * counts with its section. */
@@ -160,6 +166,7 @@ typedef struct icma_pack_result {
     size_t groups;
     icma_tier tier;
     icma_bound bound; /* under ICMA_TIER_BOUNDED: as asked for, or as found for target_bits */
+    const char *device;           /* that the generator was learned with: "cpu", "cuda:0"; static */
     bool has_generator;
     const char *generator;        /* "basis", "conv", "diffusion", "soup"; "none"; of the last group that has one. Static */
     size_t components;            /* rows over all roles and groups */
@@ -196,6 +203,8 @@ icma_status icma_bundle_open(const char *path, const struct icma_ops *ops, const
 void icma_bundle_close(icma_bundle *bundle); /* NULL is fine */
 /* Decodes on another device from now on; `ops` must outlive the bundle. ICMA_E_USAGE once something was decoded (or sampled): what that keeps lies on the device of before. */
 icma_status icma_bundle_use_device(icma_bundle *bundle, const struct icma_ops *ops, icma_error *error);
+/* Goes on with the CPU, after ICMA_E_MEMORY from a device: false if it was the CPU already. */
+bool icma_bundle_leave_device(icma_bundle *bundle);
 
 typedef struct icma_checkpoint_info {
     uint32_t group; /* signature group */
@@ -252,6 +261,7 @@ typedef struct icma_generator_info {
     size_t hidden, hidden_layers; /* of a convolutional decoder: its layers */
     uint64_t head_bytes, trunk_parameters /* of whatever network there is */, modelled_parameters;
     size_t tensors, tensors_verbatim;
+    uint64_t decode_work; /* multiply-adds that decoding one adapter takes */
 } icma_generator_info;
 icma_status icma_bundle_generator(icma_bundle *bundle, uint32_t group, icma_generator_info *info,
                                   icma_error *error);

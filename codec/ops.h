@@ -104,9 +104,7 @@ typedef struct icma_ops {
     /* --- training: products ------------------------------------------------------------------------------- */
     /* c = alpha * op(a) op(b) + beta * c, op transposing where its flag is set; beta 0 does not read c. */
     void (*gemm)(void *device, float alpha, icma_matrix a, bool transpose_a, icma_matrix b, bool transpose_b, float beta, icma_matrix c);
-    /* c = a a^T, both triangles. */
-    void (*syrk)(void *device, icma_matrix a, icma_matrix c);
-    /* c += factor * a a^T, both triangles; c is F64. Products and their sums are single precision, so that a's columns should be a few thousand at most; what is added up over calls is double. */
+    /* c += factor * a a^T, both triangles; c is F64 and symmetric before. Products and their sums are single precision, so that a's columns should be a few thousand at most; what is added up over calls is double. */
     void (*gram)(void *device, icma_matrix a, double factor, icma_matrix c);
     /* Symmetric eigenproblem in host memory: a (n x n, both triangles) becomes its eigenvectors, row k that of values[k], ascending, of unit length, sign undefined. ICMA_E_MEMORY if it does not converge. */
     icma_status (*eigen)(void *device, size_t n, double *a, double *values, icma_error *error);
@@ -205,6 +203,9 @@ icma_matrix icma_matrix_block(icma_matrix of, size_t row, size_t column, size_t 
 const icma_ops *icma_ops_reference(void);
 /* Threads over outputs, OpenBLAS where the order is free, AVX2 and AVX-512 kernels where the processor has them. */
 const icma_ops *icma_ops_cpu(void);
+
+/* Whether it is one of these two: memory is then the host's, and there is no other table to go back to. */
+bool icma_ops_on_host(const icma_ops *ops);
 
 /* How many threads the CPU table and the readers use from now on; 0: as many as there are processors. Process-wide; not to be called
  * while work is going on. Results never depend on it. */

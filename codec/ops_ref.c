@@ -69,8 +69,16 @@ static void ref_gemm(void *device, float alpha, icma_matrix a, bool transpose_a,
         }
 }
 
-static void ref_syrk(void *device, icma_matrix a, icma_matrix c) {
-    ref_gemm(device, 1, a, false, a, true, 0, c);
+static void ref_gram(void *device, icma_matrix a, double factor, icma_matrix c) {
+    (void)device;
+    assert(c.rows == a.rows && c.columns == a.rows);
+    for (size_t i = 0; i < c.rows; i++)
+        for (size_t j = 0; j < c.columns; j++) {
+            float sum = 0;
+            for (size_t k = 0; k < a.columns; k++)
+                sum += icma_row(a, i)[k] * icma_row(a, j)[k];
+            icma_row_f64(c, i)[j] += factor * (double)sum;
+        }
 }
 
 static void ref_add_row(void *device, icma_matrix row, icma_matrix y) {
@@ -272,7 +280,8 @@ const icma_ops *icma_ops_reference(void) {
         .upload = host_upload,
         .download = host_download,
         .gemm = ref_gemm,
-        .syrk = ref_syrk,
+        .gram = ref_gram,
+        .eigen = icma_eigen_host,
         .add_row = ref_add_row,
         .sum_rows = ref_sum_rows,
         .gather_rows = ref_gather_rows,

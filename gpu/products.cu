@@ -25,10 +25,6 @@ void cuda_gemm(void *device, float alpha, icma_matrix a, bool transpose_a, icma_
                             "gemm");
 }
 
-void cuda_syrk(void *device, icma_matrix a, icma_matrix m) {
-    cuda_gemm(device, 1, a, false, a, true, 0, m);
-}
-
 /* c += factor * p, where p has only the triangle on and under its diagonal. */
 __global__ void add_triangle(size_t n, double factor, const float *p, icma_view<double> c) {
     size_t at = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
@@ -282,7 +278,6 @@ bool icma_product_pays(const icma_context *c, size_t positions, size_t inner, si
 
 void icma_product_ops(icma_ops *table) {
     table->gemm = cuda_gemm;
-    table->syrk = cuda_syrk;
     table->gram = cuda_gram;
     table->eigen = cuda_eigen;
     table->conv_weights = cuda_conv_weights;

@@ -15,10 +15,12 @@
 
 #define COUNT(array) (sizeof(array) / sizeof *(array))
 
+static const icma_ops *tables[SUPPORT_TABLES];
+static int table_count;
+
 static const icma_ops *table(int which) {
-    return which == 0 ? icma_ops_reference() : icma_ops_cpu();
+    return tables[which];
 }
-enum { TABLES = 2 };
 
 static const int thread_counts[] = {1, 2, 5};
 
@@ -177,7 +179,7 @@ static void check_items(const item *items, size_t count) {
     int16_t *wanted = room(total, sizeof *wanted), *found;
     for (size_t i = 0, at = 0; i < count; at += items[i++].total)
         expect_integers(&items[i], wanted + at);
-    for (int t = 0; t < TABLES; t++)
+    for (int t = 0; t < table_count; t++)
         for (size_t n = 0; n < COUNT(thread_counts); n++) {
             icma_error error = {0};
             icma_set_threads(thread_counts[n]);
@@ -301,7 +303,7 @@ static icma_status check_alike(const icma_coded *list, size_t count) {
     size_t total = 2 * GUARD;
     for (size_t i = 0; i < count; i++)
         total += list[i].total;
-    for (int t = 0; t < TABLES; t++) {
+    for (int t = 0; t < table_count; t++) {
         icma_error told = {0};
         for (size_t n = 0; n < COUNT(thread_counts); n++) {
             icma_error error = {0};
@@ -424,7 +426,7 @@ typedef struct source {
     icma_element element;
     size_t count;
     void *values;
-    icma_tensor *tensor[TABLES];
+    icma_tensor *tensor[SUPPORT_TABLES];
 } source;
 
 /* A tensor to put together, by views that hold for every table once `tensor` is set. */
@@ -440,14 +442,14 @@ typedef struct scene {
 } scene;
 
 static void upload_scene(scene *s) {
-    for (int t = 0; t < TABLES; t++)
+    for (int t = 0; t < table_count; t++)
         for (size_t i = 0; i < COUNT(s->sources); i++)
             s->sources[i].tensor[t] = make_tensor(table(t), s->sources[i].element, s->sources[i].values, s->sources[i].count);
 }
 
 static void free_scene(scene *s) {
     for (size_t i = 0; i < COUNT(s->sources); i++) {
-        for (int t = 0; t < TABLES; t++)
+        for (int t = 0; t < table_count; t++)
             table(t)->release(table(t)->device, s->sources[i].tensor[t]);
         free(s->sources[i].values);
     }
@@ -590,7 +592,7 @@ static size_t check_scene(const scene *s) {
     bool *undefined = room(s->size, sizeof *undefined);
     size_t bad;
     uint8_t *wanted = expect_output(s, undefined, &bad);
-    for (int t = 0; t < TABLES; t++)
+    for (int t = 0; t < table_count; t++)
         for (size_t n = 0; n < COUNT(thread_counts); n++) {
             icma_set_threads(thread_counts[n]);
             for (int ways = 0; ways < 4; ways++)
@@ -628,7 +630,7 @@ static void long_lists_are_put_together(void **state) {
 static void set_number(const scene *s, int which, size_t at, float value) {
     icma_error error = {0};
     ((float *)s->sources[which].values)[at] = value;
-    for (int t = 0; t < TABLES; t++)
+    for (int t = 0; t < table_count; t++)
         assert_int_equal(table(t)->upload(table(t)->device, s->sources[which].tensor[t], at, &value, 1, &error), ICMA_OK);
 }
 
@@ -705,5 +707,6 @@ int main(void) {
         cmocka_unit_test_setup_teardown(numbers_that_are_not_finite_are_found, start, finish),
         cmocka_unit_test_setup_teardown(residuals_round_once, start, finish),
     };
+    table_count = (int)support_tables(tables);
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

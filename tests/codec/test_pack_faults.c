@@ -247,7 +247,7 @@ static void cancelling_leaves_nothing(void **state) {
         icma_pack_result result, zero = {0};
         icma_error error = {0};
         patience p = {.left = k};
-        options.progress = (icma_progress){listen, lose_patience, &p};
+        options.progress = (icma_progress){.update = listen, .cancelled = lose_patience, .context = &p};
         status = packing_try(root, "cancelled.icma", &options, &result, &error);
         assert_true(status == ICMA_OK || status == ICMA_E_CANCELLED);
         if (status) {
