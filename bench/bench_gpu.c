@@ -61,28 +61,14 @@ typedef struct trainee {
     const icma_ops *ops;
     icma_conv_net *net;
     bench_sequences sequences;
-    icma_recording *recording; /* of the gradients, where the device can record */
+    double losses[2];
     uint64_t step;
 } trainee;
-
-/* Forward, loss and backward, as training does them: as often as is asked the same ops, so that a GPU replays them. */
-static icma_status compute_gradients(trainee *t, icma_error *error) {
-    const icma_ops *ops = t->ops;
-    bool record = ops->record && !t->recording && t->step > 1; /* the first step is run: libraries set themselves up in it */
-    icma_status status = record ? ops->record(ops->device, error) : ICMA_OK;
-    if (!status && !t->recording) {
-        icma_conv_forward(t->net, &t->sequences.batch, true);
-        icma_conv_backward(t->net, &t->sequences.batch);
-    }
-    if (!status && record)
-        status = ops->recorded(ops->device, &t->recording, error);
-    return !status && t->recording ? ops->replay(ops->device, t->recording, error) : status;
-}
 
 static icma_status train_once(trainee *t, double *seconds, icma_error *error) {
     double start = bench_now();
     t->step++;
-    icma_status status = compute_gradients(t, error);
+    icma_status status = icma_conv_step(t->net, &t->sequences.batch, t->losses, error);
     if (!status) {
         icma_conv_adam(t->net, (icma_adam){.learning_rate = 1e-3F, .beta1 = 0.9F, .beta2 = 0.999F, .epsilon = 1e-8F, .step = t->step});
         status = wait_for(t->ops, t->sequences.noise, error);
@@ -107,8 +93,6 @@ static icma_status time_training(const wishes *w, const char *precision, size_t 
         status = train_once(&t, &list[k], error);
     if (!status)
         *seconds = median(list, w->steps);
-    if (t.recording)
-        t.ops->forget(t.ops->device, t.recording);
     if (t.sequences.x)
         bench_sequences_free(t.ops, &t.sequences);
     icma_conv_net_free(t.net);
@@ -150,11 +134,14 @@ typedef struct passed {
     double bytes, moved, seconds;
 } passed;
 
-/* One checkpoint, to the memory that it is wanted in. */
-static icma_status decode_one(icma_bundle *bundle, size_t task, size_t checkpoint, icma_error *error) {
-    icma_decoded decoded;
-    icma_status status = icma_bundle_decode(bundle, task, checkpoint, &decoded, error);
+/* One checkpoint, to the memory where it would be used: the host's, its checksum compared, or the device's. */
+static icma_status decode_one(const wishes *w, icma_bundle *bundle, size_t task, size_t checkpoint, icma_error *error) {
+    icma_decoded decoded = {0};
+    icma_device_adapter adapter = {0};
+    bool host = strcmp(w->device, "cpu") == 0;
+    icma_status status = host ? icma_bundle_decode(bundle, task, checkpoint, &decoded, error) : icma_bundle_decode_on_device(bundle, task, checkpoint, false, &adapter, error);
     icma_decoded_free(&decoded);
+    icma_device_adapter_free(&adapter);
     return status;
 }
 
@@ -175,7 +162,7 @@ static icma_status decode_pass(const wishes *w, const icma_ops *ops, icma_bundle
         icma_task_info info;
         status = icma_bundle_task(bundle, t, &info, error);
         for (size_t c = 0; !status && c < info.checkpoint_count && c < w->most; c++) {
-            status = decode_one(bundle, t, c, error);
+            status = decode_one(w, bundle, t, c, error);
             out->bytes += (double)info.checkpoints[c].file_size;
             out->moved += must_move(bundle, &info.checkpoints[c]);
         }

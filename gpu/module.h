@@ -7,7 +7,8 @@
 
 #include <stdbool.h>
 
-enum { ICMA_MODULE_VERSION = 1 }; /* raised whenever this header, ops.h or what they include changes */
+/* Tells builds apart that do not fit together: the first number is raised whenever what this header or ops.h mean changes, and tables of another size are other tables. */
+enum { ICMA_MODULE_VERSION = 1 << 16 | (int)sizeof(icma_ops) };
 
 /* What the module does. */
 typedef struct icma_module {

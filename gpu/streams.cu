@@ -271,7 +271,7 @@ void plan_parts(plan *p, const icma_coded *coded) {
 void plan_stream(plan *p, const icma_coded *coded, size_t s, icma_rans_run *cut) {
     size_t first = s * coded->length, end = icma_least(first + coded->length, coded->total), runs = icma_rans_cut(coded->runs, coded->run_count, first, end, cut);
     device_stream stream = {p->bytes + coded->offsets[s] - coded->offsets[0], coded->offsets[s + 1] - coded->offsets[s], p->symbols + first, p->run_count, runs, icma_rans_lanes_of(cut, runs),
-                            coded->trellis ? ~ICMA_TRELLIS_LARGEST : -INT16_MAX, coded->trellis ? ICMA_TRELLIS_LARGEST : INT16_MAX};
+                            coded->trellis ? ~ICMA_TRELLIS_LARGEST : INT16_MIN, coded->trellis ? ICMA_TRELLIS_LARGEST : INT16_MAX};
     for (size_t r = 0; r < runs; r++) {
         unsigned shift;
         const icma_rans_shape *shape = icma_rans_shape_of(cut[r].context, &shift);

@@ -24,6 +24,11 @@ static const icma_ops *table(int which) {
 
 static const int thread_counts[] = {1, 2, 5};
 
+/* A device does not know the CPU's threads. */
+static size_t thread_variants(int which) {
+    return which < 2 ? COUNT(thread_counts) : 1;
+}
+
 static uint64_t seed;
 
 static size_t pick(size_t bound) {
@@ -180,7 +185,7 @@ static void check_items(const item *items, size_t count) {
     for (size_t i = 0, at = 0; i < count; at += items[i++].total)
         expect_integers(&items[i], wanted + at);
     for (int t = 0; t < table_count; t++)
-        for (size_t n = 0; n < COUNT(thread_counts); n++) {
+        for (size_t n = 0; n < thread_variants(t); n++) {
             icma_error error = {0};
             icma_set_threads(thread_counts[n]);
             if (decode(table(t), list, count, &found, &error) != ICMA_OK)
@@ -305,7 +310,7 @@ static icma_status check_alike(const icma_coded *list, size_t count) {
         total += list[i].total;
     for (int t = 0; t < table_count; t++) {
         icma_error told = {0};
-        for (size_t n = 0; n < COUNT(thread_counts); n++) {
+        for (size_t n = 0; n < thread_variants(t); n++) {
             icma_error error = {0};
             icma_set_threads(thread_counts[n]);
             icma_status status = decode(table(t), list, count, &found, &error);
@@ -593,7 +598,7 @@ static size_t check_scene(const scene *s) {
     size_t bad;
     uint8_t *wanted = expect_output(s, undefined, &bad);
     for (int t = 0; t < table_count; t++)
-        for (size_t n = 0; n < COUNT(thread_counts); n++) {
+        for (size_t n = 0; n < thread_variants(t); n++) {
             icma_set_threads(thread_counts[n]);
             for (int ways = 0; ways < 4; ways++)
                 run_assemble(s, t, ways & 1, ways & 2, wanted, undefined, bad);
