@@ -95,7 +95,8 @@ icma_status cli_bundle_open(const cli_list *operands, const cli_decoding *decodi
     return status;
 }
 
-/* What decoding everything costs, and of how many adapters that is. A group that cannot be read costs nothing: its damage is named when it is decoded. */
+/* What decoding everything costs, and of how many adapters that is. A group that cannot be read costs
+ * nothing: its damage is named when it is decoded. */
 static icma_device_work work_of(icma_bundle *bundle, double *adapters) {
     icma_device_work work = {0};
     *adapters = 0;
@@ -106,12 +107,15 @@ static icma_device_work work_of(icma_bundle *bundle, double *adapters) {
             continue;
         bool network = strcmp(g.kind, "conv") == 0 || strcmp(g.kind, "diffusion") == 0;
         *adapters += section.count;
-        *(network ? &work.operations : &work.bytes) += (double)section.count * (network ? (double)g.decode_work : sizeof(float) * (double)g.modelled_parameters);
+        *(network ? &work.operations : &work.bytes) +=
+            (double)section.count *
+            (network ? (double)g.decode_work : sizeof(float) * (double)g.modelled_parameters);
     }
     return work;
 }
 
-icma_status cli_bundle_choose_device(icma_bundle *bundle, const cli_decoding *decoding, size_t adapters, icma_error *error) {
+icma_status cli_bundle_choose_device(icma_bundle *bundle, const cli_decoding *decoding, size_t adapters,
+                                     icma_error *error) {
     const struct icma_ops *ops;
     double all;
     if (!is_auto(decoding))

@@ -73,12 +73,10 @@ static void gram_tile(icma_matrix a, double factor, icma_matrix c, size_t row, s
     size_t columns = a.rows - column < GRAM_TILE ? a.rows - column : GRAM_TILE;
     cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, (int)rows, (int)columns, (int)a.columns, 1, icma_row(a, row),
                 (int)a.stride, icma_row(a, column), (int)a.stride, 0, product, GRAM_TILE);
+    /* Of a tile on the diagonal one half is enough; the product's two halves may differ in their last bits. */
     for (size_t i = 0; i < rows; i++)
-        for (size_t j = 0; j < columns; j++) {
-            double sum = icma_row_f64(c, row + i)[column + j] += factor * (double)product[i * GRAM_TILE + j];
-            if (row != column)
-                icma_row_f64(c, column + j)[row + i] = sum;
-        }
+        for (size_t j = 0; j < (row == column ? i + 1 : columns); j++)
+            icma_row_f64(c, column + j)[row + i] = icma_row_f64(c, row + i)[column + j] += factor * (double)product[i * GRAM_TILE + j];
 }
 
 static void cpu_gram(void *device, icma_matrix a, double factor, icma_matrix c) {

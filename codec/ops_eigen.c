@@ -6,8 +6,10 @@
 
 icma_status icma_eigen_host(void *device, size_t n, double *a, double *values, icma_error *error) {
     (void)device;
-    /* Column-major with rows of vectors: eigenvector k is a[k * n ...]. The matrix is symmetric, so its order does not matter. */
+    /* Column-major with rows of vectors: eigenvector k is a[k * n ...]. The matrix is symmetric, so its order
+     * does not matter. */
     if (n && LAPACKE_dsyevd(LAPACK_COL_MAJOR, 'V', 'L', (lapack_int)n, a, (lapack_int)n, values) != 0)
-        return icma_fail(error, ICMA_E_MEMORY, NULL, "the eigenproblem of %zu checkpoints did not converge", n);
+        return icma_fail(error, ICMA_E_MEMORY, NULL, "the eigenproblem of %zu checkpoints did not converge",
+                         n);
     return ICMA_OK;
 }

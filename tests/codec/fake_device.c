@@ -38,48 +38,76 @@ static void note(call c) {
 }
 
 /* An op as it is recorded: its name, its parameters, how they are packed, and how they are handed on. */
-#define OP(name, parameters, packed, arguments)                                                                                                                                                          \
-    static void run_##name(const call *c) {                                                                                                                                                              \
-        const icma_ops *o = icma_ops_cpu();                                                                                                                                                              \
-        o->name arguments;                                                                                                                                                                               \
-    }                                                                                                                                                                                                    \
-    static void fake_##name parameters {                                                                                                                                                                 \
-        (void)device;                                                                                                                                                                                    \
-        note((call)packed);                                                                                                                                                                              \
+#define OP(name, parameters, packed, arguments)                                                              \
+    static void run_##name(const call *c) {                                                                  \
+        const icma_ops *o = icma_ops_cpu();                                                                  \
+        o->name arguments;                                                                                   \
+    }                                                                                                        \
+    static void fake_##name parameters {                                                                     \
+        (void)device;                                                                                        \
+        note((call)packed);                                                                                  \
     }
-#define P(...) {.run = __VA_ARGS__}
+#define P(...)                                                                                               \
+    { .run = __VA_ARGS__ }
 #define D o->device
 
-OP(gemm, (void *device, float alpha, icma_matrix a, bool ta, icma_matrix b, bool tb, float beta, icma_matrix c), P(run_gemm, .f = {alpha, beta}, .b = {ta, tb}, .m = {a, b, c}),
+OP(gemm,
+   (void *device, float alpha, icma_matrix a, bool ta, icma_matrix b, bool tb, float beta, icma_matrix c),
+   P(run_gemm, .f = {alpha, beta}, .b = {ta, tb}, .m = {a, b, c}),
    (D, c->f[0], c->m[0], c->b[0], c->m[1], c->b[1], c->f[1], c->m[2]))
 OP(add_row, (void *device, icma_matrix a, icma_matrix b), P(run_add_row, .m = {a, b}), (D, c->m[0], c->m[1]))
-OP(sum_rows, (void *device, icma_matrix a, icma_matrix b), P(run_sum_rows, .m = {a, b}), (D, c->m[0], c->m[1]))
-OP(axpy, (void *device, float f, icma_matrix a, icma_matrix b), P(run_axpy, .f = {f}, .m = {a, b}), (D, c->f[0], c->m[0], c->m[1]))
+OP(sum_rows, (void *device, icma_matrix a, icma_matrix b), P(run_sum_rows, .m = {a, b}),
+   (D, c->m[0], c->m[1]))
+OP(axpy, (void *device, float f, icma_matrix a, icma_matrix b), P(run_axpy, .f = {f}, .m = {a, b}),
+   (D, c->f[0], c->m[0], c->m[1]))
 OP(fill, (void *device, float f, icma_matrix a), P(run_fill, .f = {f}, .m = {a}), (D, c->f[0], c->m[0]))
-OP(reparameterise, (void *device, icma_matrix a, icma_matrix b, icma_matrix n, icma_matrix z), P(run_reparameterise, .m = {a, b, n, z}), (D, c->m[0], c->m[1], c->m[2], c->m[3]))
-OP(latent_backward, (void *device, icma_matrix a, icma_matrix b, icma_matrix n, icma_matrix dz, float w, icma_matrix x, icma_matrix y), P(run_latent_backward, .f = {w}, .m = {a, b, n, dz, x, y}),
+OP(reparameterise, (void *device, icma_matrix a, icma_matrix b, icma_matrix n, icma_matrix z),
+   P(run_reparameterise, .m = {a, b, n, z}), (D, c->m[0], c->m[1], c->m[2], c->m[3]))
+OP(latent_backward,
+   (void *device, icma_matrix a, icma_matrix b, icma_matrix n, icma_matrix dz, float w, icma_matrix x,
+    icma_matrix y),
+   P(run_latent_backward, .f = {w}, .m = {a, b, n, dz, x, y}),
    (D, c->m[0], c->m[1], c->m[2], c->m[3], c->f[0], c->m[4], c->m[5]))
-OP(kl, (void *device, icma_matrix a, icma_matrix b, icma_matrix out), P(run_kl, .m = {a, b, out}), (D, c->m[0], c->m[1], c->m[2]))
-OP(squared_error, (void *device, icma_matrix a, icma_matrix b, icma_matrix w, icma_matrix out), P(run_squared_error, .m = {a, b, w, out}), (D, c->m[0], c->m[1], c->m[2], c->m[3]))
-OP(squared_error_backward, (void *device, icma_matrix a, icma_matrix b, icma_matrix w, float f, icma_matrix out), P(run_squared_error_backward, .f = {f}, .m = {a, b, w, out}),
+OP(kl, (void *device, icma_matrix a, icma_matrix b, icma_matrix out), P(run_kl, .m = {a, b, out}),
+   (D, c->m[0], c->m[1], c->m[2]))
+OP(squared_error, (void *device, icma_matrix a, icma_matrix b, icma_matrix w, icma_matrix out),
+   P(run_squared_error, .m = {a, b, w, out}), (D, c->m[0], c->m[1], c->m[2], c->m[3]))
+OP(squared_error_backward,
+   (void *device, icma_matrix a, icma_matrix b, icma_matrix w, float f, icma_matrix out),
+   P(run_squared_error_backward, .f = {f}, .m = {a, b, w, out}),
    (D, c->m[0], c->m[1], c->m[2], c->f[0], c->m[3]))
-OP(gaussian_nll, (void *device, icma_matrix a, icma_matrix b, icma_matrix out), P(run_gaussian_nll, .m = {a, b, out}), (D, c->m[0], c->m[1], c->m[2]))
-OP(gaussian_nll_backward, (void *device, icma_matrix a, icma_matrix b, float f, icma_matrix out), P(run_gaussian_nll_backward, .f = {f}, .m = {a, b, out}), (D, c->m[0], c->m[1], c->f[0], c->m[2]))
-OP(conv_down, (void *device, icma_conv s, icma_matrix x, icma_matrix w, icma_matrix y), P(run_conv_down, .shape = s, .m = {x, w, y}), (D, c->shape, c->m[0], c->m[1], c->m[2]))
-OP(conv_up, (void *device, icma_conv s, icma_matrix x, icma_matrix w, icma_matrix b, icma_matrix y), P(run_conv_up, .shape = s, .m = {x, w, b, y}), (D, c->shape, c->m[0], c->m[1], c->m[2], c->m[3]))
-OP(conv, (void *device, icma_conv s, icma_matrix x, icma_matrix w, icma_matrix b, icma_matrix y), P(run_conv, .shape = s, .m = {x, w, b, y}), (D, c->shape, c->m[0], c->m[1], c->m[2], c->m[3]))
-OP(turn_weights, (void *device, icma_conv s, icma_matrix w, bool flip, icma_matrix out), P(run_turn_weights, .shape = s, .b = {flip}, .m = {w, out}), (D, c->shape, c->m[0], c->b[0], c->m[1]))
-OP(conv_weights, (void *device, icma_conv s, size_t stride, icma_matrix x, icma_matrix y, bool turned, icma_tensor *scratch, icma_matrix g),
-   P(run_conv_weights, .shape = s, .size = stride, .b = {turned}, .t = scratch, .m = {x, y, g}), (D, c->shape, c->size, c->m[0], c->m[1], c->b[0], c->t, c->m[2]))
-OP(batch_norm, (void *device, icma_matrix x, icma_matrix g, icma_matrix b, float e, icma_activation act, icma_matrix mean, icma_matrix variance, icma_matrix y),
-   P(run_batch_norm, .f = {e}, .act = act, .m = {x, g, b, mean, variance, y}), (D, c->m[0], c->m[1], c->m[2], c->f[0], c->act, c->m[3], c->m[4], c->m[5]))
+OP(gaussian_nll, (void *device, icma_matrix a, icma_matrix b, icma_matrix out),
+   P(run_gaussian_nll, .m = {a, b, out}), (D, c->m[0], c->m[1], c->m[2]))
+OP(gaussian_nll_backward, (void *device, icma_matrix a, icma_matrix b, float f, icma_matrix out),
+   P(run_gaussian_nll_backward, .f = {f}, .m = {a, b, out}), (D, c->m[0], c->m[1], c->f[0], c->m[2]))
+OP(conv_down, (void *device, icma_conv s, icma_matrix x, icma_matrix w, icma_matrix y),
+   P(run_conv_down, .shape = s, .m = {x, w, y}), (D, c->shape, c->m[0], c->m[1], c->m[2]))
+OP(conv_up, (void *device, icma_conv s, icma_matrix x, icma_matrix w, icma_matrix b, icma_matrix y),
+   P(run_conv_up, .shape = s, .m = {x, w, b, y}), (D, c->shape, c->m[0], c->m[1], c->m[2], c->m[3]))
+OP(conv, (void *device, icma_conv s, icma_matrix x, icma_matrix w, icma_matrix b, icma_matrix y),
+   P(run_conv, .shape = s, .m = {x, w, b, y}), (D, c->shape, c->m[0], c->m[1], c->m[2], c->m[3]))
+OP(turn_weights, (void *device, icma_conv s, icma_matrix w, bool flip, icma_matrix out),
+   P(run_turn_weights, .shape = s, .b = {flip}, .m = {w, out}), (D, c->shape, c->m[0], c->b[0], c->m[1]))
+OP(conv_weights,
+   (void *device, icma_conv s, size_t stride, icma_matrix x, icma_matrix y, bool turned, icma_tensor *scratch,
+    icma_matrix g),
+   P(run_conv_weights, .shape = s, .size = stride, .b = {turned}, .t = scratch, .m = {x, y, g}),
+   (D, c->shape, c->size, c->m[0], c->m[1], c->b[0], c->t, c->m[2]))
+OP(batch_norm,
+   (void *device, icma_matrix x, icma_matrix g, icma_matrix b, float e, icma_activation act, icma_matrix mean,
+    icma_matrix variance, icma_matrix y),
+   P(run_batch_norm, .f = {e}, .act = act, .m = {x, g, b, mean, variance, y}),
+   (D, c->m[0], c->m[1], c->m[2], c->f[0], c->act, c->m[3], c->m[4], c->m[5]))
 OP(batch_norm_backward,
-   (void *device, icma_matrix x, icma_matrix g, icma_matrix b, float e, icma_activation act, icma_matrix mean, icma_matrix variance, icma_matrix dy, icma_matrix dg, icma_matrix db, icma_matrix dx),
+   (void *device, icma_matrix x, icma_matrix g, icma_matrix b, float e, icma_activation act, icma_matrix mean,
+    icma_matrix variance, icma_matrix dy, icma_matrix dg, icma_matrix db, icma_matrix dx),
    P(run_batch_norm_backward, .f = {e}, .act = act, .m = {x, g, b, mean, variance, dy, dg, db, dx}),
    (D, c->m[0], c->m[1], c->m[2], c->f[0], c->act, c->m[3], c->m[4], c->m[5], c->m[6], c->m[7], c->m[8]))
-OP(blend, (void *device, float keep, float add, icma_matrix x, icma_matrix y), P(run_blend, .f = {keep, add}, .m = {x, y}), (D, c->f[0], c->f[1], c->m[0], c->m[1]))
+OP(blend, (void *device, float keep, float add, icma_matrix x, icma_matrix y),
+   P(run_blend, .f = {keep, add}, .m = {x, y}), (D, c->f[0], c->f[1], c->m[0], c->m[1]))
 
-static icma_status fake_alloc(void *device, icma_element element, size_t count, icma_tensor **out, icma_error *error) {
+static icma_status fake_alloc(void *device, icma_element element, size_t count, icma_tensor **out,
+                              icma_error *error) {
     (void)device;
     *out = NULL;
     assert_null(open_recording);
@@ -99,14 +127,16 @@ static void fake_release(void *device, icma_tensor *tensor) {
     icma_ops_cpu()->release(icma_ops_cpu()->device, tensor);
 }
 
-static icma_status fake_upload(void *device, icma_tensor *to, size_t offset, const void *from, size_t count, icma_error *error) {
+static icma_status fake_upload(void *device, icma_tensor *to, size_t offset, const void *from, size_t count,
+                               icma_error *error) {
     (void)device;
     assert_null(open_recording);
     fake->uploaded += count;
     return icma_ops_cpu()->upload(icma_ops_cpu()->device, to, offset, from, count, error);
 }
 
-static icma_status fake_download(void *device, const icma_tensor *from, size_t offset, void *to, size_t count, icma_error *error) {
+static icma_status fake_download(void *device, const icma_tensor *from, size_t offset, void *to, size_t count,
+                                 icma_error *error) {
     (void)device;
     assert_null(open_recording);
     fake->downloads++;

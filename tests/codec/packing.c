@@ -103,8 +103,8 @@ icma_pack_options packing_options(void) {
     return options;
 }
 
-icma_status packing_try_on(const icma_ops *ops, const char *root, const char *name, const icma_pack_options *options,
-                           icma_pack_result *result, icma_error *error) {
+icma_status packing_try_on(const icma_ops *ops, const char *root, const char *name,
+                           const icma_pack_options *options, icma_pack_result *result, icma_error *error) {
     char *in = support_path(root, "in"), *out = support_path(root, name);
     const char *paths[] = {in};
     icma_inputs inputs;

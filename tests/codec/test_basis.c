@@ -209,7 +209,8 @@ static void choose(lab *l, size_t components, double explain, double max_error) 
     icma_error error = {0};
     const icma_basis_target target = {.components = components, .explain = explain, .max_error = max_error};
     icma_basis_free(&l->basis);
-    assert_int_equal(icma_basis_choose(l->group, icma_ops_cpu(), &l->gram, &l->g, target, &l->basis, &error), ICMA_OK);
+    assert_int_equal(icma_basis_choose(l->group, icma_ops_cpu(), &l->gram, &l->g, target, &l->basis, &error),
+                     ICMA_OK);
     assert_int_equal(l->basis.total,
                      l->basis.components[0] + l->basis.components[1] + l->basis.components[2]);
 }

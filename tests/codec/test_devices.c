@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Packing on a device that is not the CPU (fake_device.h): recordings, adapters and losses that stay there change no bit; memory that is too small costs speed, and a line that says so, but no archive. */
+/* Packing on a device that is not the CPU (fake_device.h): recordings, adapters and losses that stay there
+ * change no bit; memory that is too small costs speed, and a line that says so, but no archive. */
 #include "fake_device.h"
 #include "packing.h"
 
@@ -64,7 +65,8 @@ static int drop(void **state) {
     return 0;
 }
 
-static void pack_on(const icma_ops *ops, const char *root, const char *name, const icma_pack_options *options) {
+static void pack_on(const icma_ops *ops, const char *root, const char *name,
+                    const icma_pack_options *options) {
     icma_pack_result result;
     icma_error error = {0};
     if (packing_try_on(ops, root, name, options, &result, &error) != ICMA_OK)
@@ -72,7 +74,7 @@ static void pack_on(const icma_ops *ops, const char *root, const char *name, con
     icma_pack_result_free(&result);
 }
 
-static void delete(const char *root, const char *name) {
+static void delete (const char *root, const char *name) {
     char *path = support_path(root, name);
     remove(path);
     support_free(path);
@@ -127,8 +129,9 @@ static void what_stays_on_the_device_changes_no_bit(void **state) {
         assert_int_equal(clever.replays, 2 * 5 - 1);
         assert_true(clever.uploaded < plain.uploaded);
         assert_true(plain.live == 0 && plain.recordings == 0 && clever.live == 0 && clever.recordings == 0);
-        for (const char *const *name = (const char *const[]){"cpu.icma", "plain.icma", "clever.icma", NULL}; *name; name++)
-            delete(root, *name);
+        for (const char *const *name = (const char *const[]){"cpu.icma", "plain.icma", "clever.icma", NULL};
+             *name; name++)
+            delete (root, *name);
     }
 }
 
@@ -143,8 +146,8 @@ static void losses_are_fetched_seldom(void **state) {
     options.epochs = 25;
     pack_on(fake_device_open(&long_one, MUCH), root, "long.icma", &options);
     assert_true(long_one.replays > 200 && long_one.downloads - short_one.downloads <= 20 + 64);
-    delete(root, "short.icma");
-    delete(root, "long.icma");
+    delete (root, "short.icma");
+    delete (root, "long.icma");
 }
 
 /* --- memory -------------------------------------------------------------------------------------------- */
@@ -166,8 +169,8 @@ static void less_memory_is_a_smaller_batch(void **state) {
     assert_record_has(root, "small.icma", "\"batch\":2", true);
     assert_int_equal(silent.lines, 0);
     assert_true(small.live == 0 && small.recordings == 0);
-    delete(root, "small.icma");
-    delete(root, "large.icma");
+    delete (root, "small.icma");
+    delete (root, "large.icma");
 }
 
 static void no_batch_is_small_enough(void **state) {
@@ -178,11 +181,12 @@ static void no_batch_is_small_enough(void **state) {
     pack_on(icma_ops_cpu(), root, "cpu.icma", &options);
     pack_on(fake_device_open(&tiny, MUCH), root, "tiny.icma", &options);
     assert_int_equal(said.lines, 3);
-    assert_non_null(strstr(said.text, "the GPU's memory does not hold a batch of 1; training on the CPU, with 4\n"));
+    assert_non_null(
+        strstr(said.text, "the GPU's memory does not hold a batch of 1; training on the CPU, with 4\n"));
     assert_true(packing_same_files(root, "cpu.icma", "tiny.icma"));
     assert_int_equal(tiny.live, 0);
-    delete(root, "cpu.icma");
-    delete(root, "tiny.icma");
+    delete (root, "cpu.icma");
+    delete (root, "tiny.icma");
 }
 
 static void a_basis_is_packed_on_the_cpu(void **state) {
@@ -197,8 +201,8 @@ static void a_basis_is_packed_on_the_cpu(void **state) {
     assert_string_equal(said.text, "the GPU's memory does not hold these adapters; packing on the CPU\n");
     assert_true(packing_same_files(root, "cpu.icma", "tiny.icma"));
     assert_int_equal(tiny.live, 0);
-    delete(root, "cpu.icma");
-    delete(root, "tiny.icma");
+    delete (root, "cpu.icma");
+    delete (root, "tiny.icma");
 }
 
 /* One packing with allocation k failing on the device. Returns whether there was such an allocation. */
@@ -208,17 +212,19 @@ static bool pack_short(const char *root, const icma_pack_options *options, size_
     icma_pack_result result;
     icma_error error = {0};
     memset(said, 0, sizeof *said);
-    icma_status status = packing_try_on(fake_device_open(&device, MUCH), root, "x.icma", options, &result, &error);
+    icma_status status =
+        packing_try_on(fake_device_open(&device, MUCH), root, "x.icma", options, &result, &error);
     if (device.live || device.recordings)
-        fail_msg("allocation %zu failed: %zu tensors and %zu recordings are left", k, device.live, device.recordings);
+        fail_msg("allocation %zu failed: %zu tensors and %zu recordings are left", k, device.live,
+                 device.recordings);
     /* A network that was learned is kept rather than learned again on the CPU. */
     if (status != ICMA_OK && !(on && status == ICMA_E_DEVICE && strstr(error.message, "--resume")))
         fail_msg("allocation %zu failed: %s: %s", k, icma_status_name(status), error.message);
     if (status == ICMA_OK)
         assert_true(packing_worst_error(root, "x.icma") < 1.5);
     icma_pack_result_free(&result);
-    delete(root, "x.icma");
-    delete(root, "training");
+    delete (root, "x.icma");
+    delete (root, "training");
     return device.allocations >= k;
 }
 
@@ -226,7 +232,8 @@ static void memory_may_end_anywhere_on_the_device(void **state) {
     const char *root = *state;
     char *file = support_path(root, "training");
     speech said;
-    static const icma_generator_choice generators[] = {ICMA_CHOOSE_BASIS, ICMA_CHOOSE_CONV, ICMA_CHOOSE_DIFFUSION};
+    static const icma_generator_choice generators[] = {ICMA_CHOOSE_BASIS, ICMA_CHOOSE_CONV,
+                                                       ICMA_CHOOSE_DIFFUSION};
     for (size_t g = 0; g < COUNT(generators); g++)
         for (int on = 0; on < 2; on++) {
             bool network = icma_choice_is_network(generators[g]);
@@ -279,7 +286,7 @@ static void a_bundle_changes_its_device(void **state) {
     icma_decoded_free(&found);
     icma_decoded_free(&wanted);
     icma_bundle_close(bundle);
-    delete(root, "x.icma");
+    delete (root, "x.icma");
 }
 
 /* Each allocation of decoding fails on the device: the CPU gives the same file. */
@@ -307,7 +314,7 @@ static void a_device_without_memory_is_left(void **state) {
         reached = device.allocations >= k;
     }
     assert_true(failures > 5 && failures == k - 1);
-    delete(root, "x.icma");
+    delete (root, "x.icma");
 }
 
 int main(void) {
@@ -323,5 +330,6 @@ int main(void) {
         cmocka_unit_test(less_memory_is_a_smaller_batch),
         cmocka_unit_test(no_batch_is_small_enough),
     };
-    return cmocka_run_group_tests(small, write_small, drop) + cmocka_run_group_tests(large, write_large, drop);
+    return cmocka_run_group_tests(small, write_small, drop) +
+           cmocka_run_group_tests(large, write_large, drop);
 }
