@@ -188,40 +188,69 @@ template <int TILE, int OUTPUTS, bool VECTOR> __global__ void __launch_bounds__(
 
 /* --- few outputs ------------------------------------------------------------------------------------------------- */
 
-enum { NARROW_BLOCK = 128, NARROW_OUTPUTS = 4, NARROW_WEIGHTS = 2048 };
+enum { NARROW_BLOCK = 128, NARROW_SUMS = 32, NARROW_WEIGHTS = 4096 };
 
-/* One thread a position, all outputs; the weights in shared memory. */
-__global__ void conv_narrow(conv_job job) {
-    __shared__ float w[NARROW_WEIGHTS];
+/*
+ * Bound by memory: a thread makes all OUTPUTS of NARROW_SUMS / OUTPUTS positions, with the weights in shared memory, where all threads read the same ones at the same time. It reads its windows from global memory, VECTOR channels in one
+ * access: what neighbours share is in the first cache.
+ */
+template <int OUTPUTS, int VECTOR> __global__ void __launch_bounds__(NARROW_BLOCK) conv_narrow(conv_job job) {
+    static const int each = NARROW_SUMS / OUTPUTS;
+    alignas(16) __shared__ float w[NARROW_WEIGHTS];
     const conv_part &part = job.part[blockIdx.z % job.parts];
-    size_t sequence = blockIdx.z / job.parts, n = (size_t)blockIdx.x * NARROW_BLOCK + threadIdx.x;
+    size_t sequence = blockIdx.z / job.parts, begin = (size_t)blockIdx.x * NARROW_BLOCK * each + threadIdx.x;
     unsigned inner = part.taps * job.inputs;
-    for (unsigned k = threadIdx.x; k < inner; k += NARROW_BLOCK) {
+    for (unsigned n = threadIdx.x; n < inner * OUTPUTS; n += NARROW_BLOCK) {
         int64_t in_x;
         size_t in_w;
-        inner_place(job, part, k, &in_x, &in_w);
-        for (unsigned o = 0; o < job.outputs; o++)
-            w[k * job.outputs + o] = job.w[in_w + o];
+        inner_place(job, part, n / OUTPUTS, &in_x, &in_w);
+        w[n] = n % OUTPUTS < job.outputs ? job.w[in_w + n % OUTPUTS] : 0;
     }
     __syncthreads();
-    if (n >= part.count)
-        return;
-    const float *x = job.x + sequence * job.x_sequence + part.x_base + (part.first + n) * job.x_position;
-    float sum[NARROW_OUTPUTS];
-    for (unsigned o = 0; o < NARROW_OUTPUTS; o++)
-        sum[o] = job.bias && o < job.outputs ? job.bias[o] : 0;
-    for (unsigned t = 0; t < part.taps; t++)
-#pragma unroll 8
-        for (unsigned i = 0; i < job.inputs; i++) {
-            float value = x[t * part.x_tap + i];
+    const float *x = job.x + sequence * job.x_sequence + part.x_base + part.first * job.x_position;
+    float sum[each][OUTPUTS];
+    size_t from[each];
 #pragma unroll
-            for (unsigned o = 0; o < NARROW_OUTPUTS; o++)
-                if (o < job.outputs)
-                    sum[o] = __fmaf_rn(value, w[(t * job.inputs + i) * job.outputs + o], sum[o]);
+    for (int p = 0; p < each; p++) {
+        size_t n = begin + (size_t)p * NARROW_BLOCK;
+        from[p] = (n < part.count ? n : part.count - 1) * job.x_position;
+#pragma unroll
+        for (int o = 0; o < OUTPUTS; o++)
+            sum[p][o] = job.bias && o < (int)job.outputs ? job.bias[o] : 0;
+    }
+    const float *at = w;
+    for (unsigned t = 0; t < part.taps; t++)
+        for (unsigned i = 0; i < job.inputs; i += VECTOR, at += VECTOR * OUTPUTS) {
+            float value[each][VECTOR];
+#pragma unroll
+            for (int p = 0; p < each; p++) {
+                const float *here = x + (int64_t)from[p] + (int64_t)t * part.x_tap + i;
+                if (VECTOR == 4) {
+                    float4 four = *(const float4 *)here;
+                    value[p][0] = four.x, value[p][1 % VECTOR] = four.y, value[p][2 % VECTOR] = four.z, value[p][3 % VECTOR] = four.w;
+                } else {
+                    value[p][0] = *here;
+                }
+            }
+#pragma unroll
+            for (int v = 0; v < VECTOR; v++)
+#pragma unroll
+                for (int o = 0; o < OUTPUTS; o++)
+#pragma unroll
+                    for (int p = 0; p < each; p++)
+                        sum[p][o] = __fmaf_rn(value[p][v], at[v * OUTPUTS + o], sum[p][o]);
         }
-    float *y = job.y + sequence * job.y_sequence + part.y_base + (part.first + n) * job.y_position;
-    for (unsigned o = 0; o < job.outputs; o++)
-        y[o] = sum[o];
+    float *y = job.y + sequence * job.y_sequence + part.y_base + part.first * job.y_position;
+#pragma unroll
+    for (int p = 0; p < each; p++) {
+        size_t n = begin + (size_t)p * NARROW_BLOCK;
+        if (n >= part.count)
+            continue;
+#pragma unroll
+        for (int o = 0; o < OUTPUTS; o++)
+            if (o < (int)job.outputs)
+                y[n * job.y_position + o] = sum[p][o];
+    }
 }
 
 /* --- ends -------------------------------------------------------------------------------------------------------- */
@@ -254,8 +283,9 @@ __global__ void conv_edges(conv_job job) {
 
 /* --- launching --------------------------------------------------------------------------------------------------- */
 
-bool is_vector(const conv_job &job) {
-    bool aligned = (uintptr_t)job.x % 16 == 0 && job.x_sequence % 4 == 0 && job.x_position % 4 == 0 && job.inputs % DEPTH == 0;
+/* Whether rows of x can be read in 16 bytes, `channels` channels being a whole number of those that are taken at a time. */
+bool is_vector(const conv_job &job, unsigned channels) {
+    bool aligned = (uintptr_t)job.x % 16 == 0 && job.x_sequence % 4 == 0 && job.x_position % 4 == 0 && job.inputs % channels == 0;
     for (unsigned p = 0; p < job.parts; p++)
         aligned = aligned && job.part[p].x_base % 4 == 0 && job.part[p].x_tap % 4 == 0;
     return aligned;
@@ -264,17 +294,31 @@ bool is_vector(const conv_job &job) {
 template <int TILE, int OUTPUTS> void launch_tile(icma_context *c, const conv_job &job, size_t count) {
     dim3 grid((unsigned)icma_pieces(count, TILE), (unsigned)icma_pieces(job.outputs, OUTPUTS), job.batch * job.parts);
     unsigned threads = conv_fetch<TILE, OUTPUTS>::threads;
-    if (is_vector(job))
+    if (is_vector(job, DEPTH))
         ICMA_LAUNCH((conv_tile<TILE, OUTPUTS, true>), grid, threads, c->stream, job);
     else
         ICMA_LAUNCH((conv_tile<TILE, OUTPUTS, false>), grid, threads, c->stream, job);
 }
 
+template <int OUTPUTS> bool launch_narrow_convolution(icma_context *c, const conv_job &job, size_t count) {
+    size_t inner = icma_most(job.part[0].taps, job.part[1].taps) * (size_t)job.inputs;
+    dim3 grid((unsigned)icma_pieces(count, (size_t)NARROW_BLOCK * NARROW_SUMS / OUTPUTS), 1, job.batch * job.parts);
+    if (job.outputs > OUTPUTS || inner * OUTPUTS > NARROW_WEIGHTS)
+        return false;
+    for (unsigned p = 0; p < job.parts; p++)
+        if (job.part[p].count == 0)
+            return false;
+    if (is_vector(job, 4))
+        ICMA_LAUNCH((conv_narrow<OUTPUTS, 4>), grid, NARROW_BLOCK, c->stream, job);
+    else
+        ICMA_LAUNCH((conv_narrow<OUTPUTS, 1>), grid, NARROW_BLOCK, c->stream, job);
+    return true;
+}
+
 void launch_inner(icma_context *c, const conv_job &job, size_t count) {
-    unsigned inner = icma_most(job.part[0].taps, job.part[1].taps) * job.inputs;
-    if (job.outputs <= NARROW_OUTPUTS && inner * job.outputs <= NARROW_WEIGHTS)
-        ICMA_LAUNCH(conv_narrow, dim3((unsigned)icma_pieces(count, NARROW_BLOCK), 1, job.batch * job.parts), NARROW_BLOCK, c->stream, job);
-    else if (job.outputs <= 8)
+    if (launch_narrow_convolution<2>(c, job, count) || launch_narrow_convolution<8>(c, job, count) || launch_narrow_convolution<16>(c, job, count))
+        return;
+    if (job.outputs <= 8)
         launch_tile<512, 8>(c, job, count);
     else if (job.outputs <= 16)
         launch_tile<256, 16>(c, job, count);

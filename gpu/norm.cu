@@ -2,8 +2,8 @@
 /*
  * Batch norm with its activation.
  *
- * Matrices are tall: millions of rows of 8 to 256 channels. A thread keeps to one column and goes down the rows, so that what belongs to a column is read once; neighbours take neighbouring columns and then rows. Sums are
- * double (single precision loses the variance of millions), from partial sums of blocks, whose number depends on the shape alone.
+ * Matrices are tall: millions of rows of 8 to 256 channels. A thread keeps to one column, or to four side by side that it reads in one access, and goes down the rows, so that what belongs to a column is read once; neighbours
+ * take neighbouring columns and then rows. Sums are double (single precision loses the variance of millions), from partial sums of blocks, whose number depends on the shape alone.
  */
 #include "context.cuh"
 #include "numbers.cuh"
@@ -12,16 +12,17 @@ namespace {
 
 enum { BLOCK = 256, MOST_BLOCKS = 1024, LEAST_ROWS = 16, FINISH_BLOCK = 128 };
 
-/* How a block's threads lie over columns and rows. */
+/* How a block's threads lie over columns and rows. `each`: columns of a thread, 1 or 4. */
 struct norm_tile {
     size_t rows, columns;
-    unsigned width;  /* columns that a block covers */
+    unsigned each;
+    unsigned width;  /* threads side by side */
     unsigned height; /* rows at a time: BLOCK / width */
     size_t stretch;  /* rows a block goes through in all */
 };
 
-norm_tile tile_of(size_t rows, size_t columns) {
-    norm_tile t = {rows, columns, (unsigned)icma_least(columns, BLOCK), 0, 0};
+norm_tile tile_of(size_t rows, size_t columns, unsigned each) {
+    norm_tile t = {rows, columns, each, (unsigned)icma_least(columns / each, BLOCK), 0, 0};
     t.height = BLOCK / t.width;
     size_t blocks = icma_least(icma_pieces(rows, (size_t)t.height * LEAST_ROWS), MOST_BLOCKS);
     t.stretch = icma_pieces(icma_pieces(rows, blocks), t.height) * t.height;
@@ -29,7 +30,12 @@ norm_tile tile_of(size_t rows, size_t columns) {
 }
 
 dim3 grid_of(const norm_tile &t) {
-    return dim3((unsigned)icma_pieces(t.rows, t.stretch), (unsigned)icma_pieces(t.columns, t.width));
+    return dim3((unsigned)icma_pieces(t.rows, t.stretch), (unsigned)icma_pieces(t.columns, (size_t)t.width * t.each));
+}
+
+/* Four columns in one access need rows that start at 16 bytes. */
+bool by_four(icma_matrix m) {
+    return (uintptr_t)icma_floats_of(m).p % 16 == 0 && m.stride % 4 == 0 && m.columns % 4 == 0;
 }
 
 struct norm_place {
@@ -39,7 +45,7 @@ struct norm_place {
 
 __device__ __forceinline__ norm_place place_in(const norm_tile &t) {
     norm_place p;
-    p.column = (size_t)blockIdx.y * t.width + threadIdx.x % t.width;
+    p.column = ((size_t)blockIdx.y * t.width + threadIdx.x % t.width) * t.each;
     p.row = (size_t)blockIdx.x * t.stretch + threadIdx.x / t.width;
     p.end = (size_t)(blockIdx.x + 1) * t.stretch;
     p.end = p.end < t.rows ? p.end : t.rows;
@@ -47,20 +53,42 @@ __device__ __forceinline__ norm_place place_in(const norm_tile &t) {
     return p;
 }
 
-/* Two sums of every thread to one of each column, rows ascending, at partial[block, which, column]. */
-__device__ void leave_sums(const norm_tile &t, const norm_place &p, double first, double second, double *partial) {
-    __shared__ double sums[2][BLOCK];
-    sums[0][threadIdx.x] = first;
-    sums[1][threadIdx.x] = second;
+template <int EACH> __device__ __forceinline__ void load(icma_floats m, size_t i, size_t j, float to[EACH]) {
+    if (EACH == 4) {
+        float4 four = *(const float4 *)&m.at(i, j);
+        to[0] = four.x, to[1 % EACH] = four.y, to[2 % EACH] = four.z, to[3 % EACH] = four.w;
+    } else {
+        to[0] = m.at(i, j);
+    }
+}
+
+template <int EACH> __device__ __forceinline__ void store(icma_floats m, size_t i, size_t j, const float from[EACH]) {
+    if (EACH == 4)
+        *(float4 *)&m.at(i, j) = make_float4(from[0], from[1 % EACH], from[2 % EACH], from[3 % EACH]);
+    else
+        m.at(i, j) = from[0];
+}
+
+/* Two sums of every thread and column to one of each column, rows ascending, at partial[block, which, column]. */
+template <int EACH> __device__ void leave_sums(const norm_tile &t, const norm_place &p, const double first[EACH], const double second[EACH], double *partial) {
+    __shared__ double sums[2][EACH][BLOCK];
+#pragma unroll
+    for (int e = 0; e < EACH; e++) {
+        sums[0][e][threadIdx.x] = first[e];
+        sums[1][e][threadIdx.x] = second[e];
+    }
     __syncthreads();
     if (threadIdx.x >= t.width || !p.inside)
         return;
-    for (unsigned k = 1; k < t.height; k++) {
-        first += sums[0][threadIdx.x + k * t.width];
-        second += sums[1][threadIdx.x + k * t.width];
-    }
-    partial[(size_t)blockIdx.x * 2 * t.columns + p.column] = first;
-    partial[(size_t)blockIdx.x * 2 * t.columns + t.columns + p.column] = second;
+    double *out = partial + (size_t)blockIdx.x * 2 * t.columns + p.column;
+#pragma unroll
+    for (int e = 0; e < EACH; e++)
+        for (int which = 0; which < 2; which++) {
+            double sum = 0;
+            for (unsigned k = 0; k < t.height; k++)
+                sum += sums[which][e][threadIdx.x + k * t.width];
+            out[which * t.columns + e] = sum;
+        }
 }
 
 /* The blocks' sums of one column, by a warp: each lane's ascending, then the lanes' pairwise. */
@@ -80,18 +108,24 @@ __device__ void gather_sums(const double *partial, unsigned blocks, size_t colum
 /* --- forward ----------------------------------------------------------------------------------------------------- */
 
 /* Sums of x - x_0 and of its square, x_0 the column's first element: so the variance does not cancel. */
-__global__ void norm_moments(norm_tile t, icma_floats x, double *partial) {
+template <int EACH> __global__ void norm_moments(norm_tile t, icma_floats x, double *partial) {
     norm_place p = place_in(t);
-    double sum = 0, squares = 0;
+    double sum[EACH] = {}, squares[EACH] = {};
     if (p.inside) {
-        float origin = x.at(0, p.column);
+        float origin[EACH], value[EACH];
+        load<EACH>(x, 0, p.column, origin);
+#pragma unroll 4
         for (size_t i = p.row; i < p.end; i += t.height) {
-            double d = (double)x.at(i, p.column) - (double)origin;
-            sum += d;
-            squares += d * d;
+            load<EACH>(x, i, p.column, value);
+#pragma unroll
+            for (int e = 0; e < EACH; e++) {
+                double d = (double)value[e] - (double)origin[e];
+                sum[e] += d;
+                squares[e] += d * d;
+            }
         }
     }
-    leave_sums(t, p, sum, squares, partial);
+    leave_sums<EACH>(t, p, sum, squares, partial);
 }
 
 __global__ void norm_finish(size_t rows, size_t columns, unsigned blocks, const double *partial, icma_floats x, icma_floats mean, icma_floats variance) {
@@ -107,38 +141,58 @@ __global__ void norm_finish(size_t rows, size_t columns, unsigned blocks, const 
     variance.at(0, column) = (float)(spread > 0 ? spread : 0);
 }
 
+template <int EACH>
 __global__ void norm_apply(norm_tile t, icma_floats x, icma_floats gamma, icma_floats beta, float epsilon, icma_activation act, icma_floats mean, icma_floats variance, icma_floats y) {
     norm_place p = place_in(t);
+    float scale[EACH], centre[EACH], offset[EACH], value[EACH];
     if (!p.inside)
         return;
-    float scale = gamma.at(0, p.column) / sqrtf(variance.at(0, p.column) + epsilon), centre = mean.at(0, p.column), offset = beta.at(0, p.column);
-    for (size_t i = p.row; i < p.end; i += t.height)
-        y.at(i, p.column) = icma_device_activate(act, __fmaf_rn(x.at(i, p.column) - centre, scale, offset));
+#pragma unroll
+    for (int e = 0; e < EACH; e++) {
+        scale[e] = gamma.at(0, p.column + e) / sqrtf(variance.at(0, p.column + e) + epsilon);
+        centre[e] = mean.at(0, p.column + e);
+        offset[e] = beta.at(0, p.column + e);
+    }
+#pragma unroll 2
+    for (size_t i = p.row; i < p.end; i += t.height) {
+        load<EACH>(x, i, p.column, value);
+#pragma unroll
+        for (int e = 0; e < EACH; e++)
+            value[e] = icma_device_activate(act, __fmaf_rn(value[e] - centre[e], scale[e], offset[e]));
+        store<EACH>(y, i, p.column, value);
+    }
+}
+
+template <int EACH>
+void launch_apply(icma_context *c, icma_matrix x, icma_matrix gamma, icma_matrix beta, float epsilon, icma_activation act, icma_matrix mean, icma_matrix variance, icma_matrix y) {
+    norm_tile t = tile_of(x.rows, x.columns, EACH);
+    ICMA_LAUNCH_FLAT((norm_apply<EACH>), grid_of(t), BLOCK, c->stream, t, icma_floats_of(x), icma_floats_of(gamma), icma_floats_of(beta), epsilon, act, icma_floats_of(mean), icma_floats_of(variance),
+                     icma_floats_of(y));
+    icma_context_launched(c, "batch_norm");
 }
 
 void cuda_batch_norm_given(void *device, icma_matrix x, icma_matrix gamma, icma_matrix beta, float epsilon, icma_activation act, icma_matrix mean, icma_matrix variance, icma_matrix y) {
-    icma_context *c = icma_context_of(device);
     if (x.rows == 0 || x.columns == 0)
         return;
-    norm_tile t = tile_of(x.rows, x.columns);
-    ICMA_LAUNCH_FLAT(norm_apply, grid_of(t), BLOCK, c->stream, t, icma_floats_of(x), icma_floats_of(gamma), icma_floats_of(beta), epsilon, act, icma_floats_of(mean), icma_floats_of(variance),
-                     icma_floats_of(y));
-    icma_context_launched(c, "batch_norm");
+    (by_four(x) && by_four(y) ? launch_apply<4> : launch_apply<1>)(icma_context_of(device), x, gamma, beta, epsilon, act, mean, variance, y);
 }
 
 unsigned finish_grid(size_t columns) {
     return (unsigned)icma_pieces(columns, FINISH_BLOCK / ICMA_WARP);
 }
 
-void cuda_batch_norm(void *device, icma_matrix x, icma_matrix gamma, icma_matrix beta, float epsilon, icma_activation act, icma_matrix mean, icma_matrix variance, icma_matrix y) {
-    icma_context *c = icma_context_of(device);
-    if (x.rows == 0 || x.columns == 0)
-        return;
-    norm_tile t = tile_of(x.rows, x.columns);
+template <int EACH> void launch_moments(icma_context *c, icma_matrix x, icma_matrix mean, icma_matrix variance) {
+    norm_tile t = tile_of(x.rows, x.columns, EACH);
     double *partial = (double *)c->workspace;
-    ICMA_LAUNCH(norm_moments, grid_of(t), BLOCK, c->stream, t, icma_floats_of(x), partial);
+    ICMA_LAUNCH((norm_moments<EACH>), grid_of(t), BLOCK, c->stream, t, icma_floats_of(x), partial);
     ICMA_LAUNCH(norm_finish, finish_grid(x.columns), FINISH_BLOCK, c->stream, x.rows, x.columns, grid_of(t).x, partial, icma_floats_of(x), icma_floats_of(mean), icma_floats_of(variance));
     icma_context_launched(c, "batch_norm");
+}
+
+void cuda_batch_norm(void *device, icma_matrix x, icma_matrix gamma, icma_matrix beta, float epsilon, icma_activation act, icma_matrix mean, icma_matrix variance, icma_matrix y) {
+    if (x.rows == 0 || x.columns == 0)
+        return;
+    (by_four(x) ? launch_moments<4> : launch_moments<1>)(icma_context_of(device), x, mean, variance);
     cuda_batch_norm_given(device, x, gamma, beta, epsilon, act, mean, variance, y);
 }
 
@@ -164,25 +218,34 @@ __device__ __forceinline__ norm_column column_of(const norm_operands &o, size_t 
     return n;
 }
 
-/* d = dy act'(gamma u + beta), with x - mean. */
-__device__ __forceinline__ float norm_gradient(const norm_operands &o, const norm_column &n, size_t i, size_t j, float *apart) {
-    *apart = o.x.at(i, j) - n.centre;
-    return o.dy.at(i, j) * icma_device_slope(o.act, __fmaf_rn(*apart, n.scale, n.offset));
+/* d = dy act'(gamma u + beta). */
+__device__ __forceinline__ float norm_gradient(icma_activation act, const norm_column &n, float apart, float dy) {
+    return dy * icma_device_slope(act, __fmaf_rn(apart, n.scale, n.offset));
 }
 
 /* Sums of d and of d u. */
-__global__ void norm_gradient_sums(norm_tile t, norm_operands o, double *partial) {
+template <int EACH> __global__ void norm_gradient_sums(norm_tile t, norm_operands o, double *partial) {
     norm_place p = place_in(t);
-    double sum = 0, product = 0;
+    double sum[EACH] = {}, product[EACH] = {};
     if (p.inside) {
-        norm_column n = column_of(o, p.column);
+        norm_column n[EACH];
+        float x[EACH], dy[EACH];
+#pragma unroll
+        for (int e = 0; e < EACH; e++)
+            n[e] = column_of(o, p.column + e);
+#pragma unroll 2
         for (size_t i = p.row; i < p.end; i += t.height) {
-            float apart, d = norm_gradient(o, n, i, p.column, &apart);
-            sum += (double)d;
-            product += (double)d * (double)(apart * n.inverse);
+            load<EACH>(o.x, i, p.column, x);
+            load<EACH>(o.dy, i, p.column, dy);
+#pragma unroll
+            for (int e = 0; e < EACH; e++) {
+                float apart = x[e] - n[e].centre, d = norm_gradient(o.act, n[e], apart, dy[e]);
+                sum[e] += (double)d;
+                product[e] += (double)d * (double)(apart * n[e].inverse);
+            }
         }
     }
-    leave_sums(t, p, sum, product, partial);
+    leave_sums<EACH>(t, p, sum, product, partial);
 }
 
 /* Also leaves the sums over rows, for norm_gradient_apply, in means. */
@@ -200,31 +263,47 @@ __global__ void norm_gradient_finish(size_t rows, size_t columns, unsigned block
     means[columns + column] = (float)(product / (double)rows);
 }
 
-__global__ void norm_gradient_apply(norm_tile t, norm_operands o, const float *means, icma_floats dx) {
+template <int EACH> __global__ void norm_gradient_apply(norm_tile t, norm_operands o, const float *means, icma_floats dx) {
     norm_place p = place_in(t);
+    norm_column n[EACH];
+    float constant[EACH], linear[EACH], x[EACH], dy[EACH];
     if (!p.inside)
         return;
-    norm_column n = column_of(o, p.column);
-    float constant = means[p.column], linear = means[t.columns + p.column];
-    for (size_t i = p.row; i < p.end; i += t.height) {
-        float apart, d = norm_gradient(o, n, i, p.column, &apart);
-        dx.at(i, p.column) = n.scale * (d - constant - apart * n.inverse * linear);
+#pragma unroll
+    for (int e = 0; e < EACH; e++) {
+        n[e] = column_of(o, p.column + e);
+        constant[e] = means[p.column + e];
+        linear[e] = means[t.columns + p.column + e];
     }
+#pragma unroll 2
+    for (size_t i = p.row; i < p.end; i += t.height) {
+        load<EACH>(o.x, i, p.column, x);
+        load<EACH>(o.dy, i, p.column, dy);
+#pragma unroll
+        for (int e = 0; e < EACH; e++) {
+            float apart = x[e] - n[e].centre, d = norm_gradient(o.act, n[e], apart, dy[e]);
+            dy[e] = n[e].scale * (d - constant[e] - apart * n[e].inverse * linear[e]);
+        }
+        store<EACH>(dx, i, p.column, dy);
+    }
+}
+
+template <int EACH> void launch_backward(icma_context *c, icma_matrix x, const norm_operands &o, icma_matrix dgamma, icma_matrix dbeta, icma_matrix dx) {
+    norm_tile t = tile_of(x.rows, x.columns, EACH);
+    double *partial = (double *)c->workspace;
+    float *means = (float *)(partial + (size_t)2 * MOST_BLOCKS * x.columns);
+    ICMA_LAUNCH((norm_gradient_sums<EACH>), grid_of(t), BLOCK, c->stream, t, o, partial);
+    ICMA_LAUNCH(norm_gradient_finish, finish_grid(x.columns), FINISH_BLOCK, c->stream, x.rows, x.columns, grid_of(t).x, partial, icma_floats_of(dgamma), icma_floats_of(dbeta), means);
+    ICMA_LAUNCH_FLAT((norm_gradient_apply<EACH>), grid_of(t), BLOCK, c->stream, t, o, means, icma_floats_of(dx));
+    icma_context_launched(c, "batch_norm_backward");
 }
 
 void cuda_batch_norm_backward(void *device, icma_matrix x, icma_matrix gamma, icma_matrix beta, float epsilon, icma_activation act, icma_matrix mean, icma_matrix variance, icma_matrix dy,
                               icma_matrix dgamma, icma_matrix dbeta, icma_matrix dx) {
-    icma_context *c = icma_context_of(device);
     if (x.rows == 0 || x.columns == 0)
         return;
-    norm_tile t = tile_of(x.rows, x.columns);
     norm_operands o = {icma_floats_of(x), icma_floats_of(gamma), icma_floats_of(beta), icma_floats_of(mean), icma_floats_of(variance), icma_floats_of(dy), epsilon, act};
-    double *partial = (double *)c->workspace;
-    float *means = (float *)(partial + (size_t)2 * MOST_BLOCKS * x.columns);
-    ICMA_LAUNCH(norm_gradient_sums, grid_of(t), BLOCK, c->stream, t, o, partial);
-    ICMA_LAUNCH(norm_gradient_finish, finish_grid(x.columns), FINISH_BLOCK, c->stream, x.rows, x.columns, grid_of(t).x, partial, icma_floats_of(dgamma), icma_floats_of(dbeta), means);
-    ICMA_LAUNCH_FLAT(norm_gradient_apply, grid_of(t), BLOCK, c->stream, t, o, means, icma_floats_of(dx));
-    icma_context_launched(c, "batch_norm_backward");
+    (by_four(x) && by_four(dy) && by_four(dx) ? launch_backward<4> : launch_backward<1>)(icma_context_of(device), x, o, dgamma, dbeta, dx);
 }
 
 } /* namespace */
