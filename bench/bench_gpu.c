@@ -7,11 +7,15 @@
  *     bench_gpu decode --name NAME [--most N] [--passes N] BUNDLE                    lines "decode.NAME.DEVICE.WHAT NUMBER": the seconds of a pass (the least of several) over the first N checkpoints of every task
  *                                                                                   (all), its bytes of output, and the bytes that it must move through memory at least
  *
+ *     bench_gpu kernels [--repetitions N]                                           lines "kernel.WHAT.ms MILLISECONDS" and ".moved BYTES": an adapter of 42 M weights in 448 tensors put together in device memory,
+ *                                                                                   from so many rows of a basis, with and without a residual; and its residual's streams, with ".symbols", uploaded and decoded
+ *
  * --device NAME (cuda; cpu), --threads N. A GPU is not done when an op returns: every time ends with a download, which waits.
  */
 #include "conv_layers.h"
 #include "device.h"
 #include "icma.h"
+#include "rans.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -209,6 +213,130 @@ static int bench_decoding(const wishes *w) {
     return 0;
 }
 
+/* --- kernels of decoding ---------------------------------------------------------------------------------- */
+
+enum { TENSORS = 448, ELEMENTS = 5851 * 16, MOST_ROWS = 32, STREAM = 1 << 18, CONTEXT = 84 /* symbols of a spread of 5.7, about 4.5 bits */ };
+
+/* What an adapter is put together from. */
+typedef struct kitchen {
+    const icma_ops *ops;
+    icma_tensor *head, *q, *integers, *out;
+    icma_buffer streams;
+    size_t *offsets, stream_count;
+    icma_rans_run runs[TENSORS];
+} kitchen;
+
+static icma_status make_streams(kitchen *k, icma_error *error) {
+    icma_rng rng = icma_rng_seed(3);
+    size_t total = (size_t)TENSORS * ELEMENTS;
+    int32_t *symbols = malloc(total * sizeof *symbols);
+    icma_rans_run *cut = malloc(TENSORS * sizeof *cut);
+    k->stream_count = (total + STREAM - 1) / STREAM;
+    k->offsets = calloc(k->stream_count + 1, sizeof *k->offsets);
+    icma_status status = symbols && cut && k->offsets ? ICMA_OK : icma_fail(error, ICMA_E_MEMORY, NULL, "no memory for symbols");
+    double spread = icma_rans_spread(CONTEXT);
+    for (size_t i = 0; !status && i < total; i++) /* a sum of bytes is normal enough */
+        symbols[i] = (int32_t)lrint(spread * ((double)__builtin_popcountll(icma_rng_next(&rng)) - 32) / 4);
+    for (size_t t = 0; t < TENSORS; t++)
+        k->runs[t] = (icma_rans_run){ELEMENTS, CONTEXT};
+    for (size_t s = 0; !status && s < k->stream_count; s++) {
+        size_t first = s * STREAM, end = total - first < STREAM ? total : first + STREAM;
+        status = icma_rans_encode(symbols + first, cut, icma_rans_cut(k->runs, TENSORS, first, end, cut), &k->streams, error);
+        k->offsets[s + 1] = k->streams.size;
+    }
+    free(symbols);
+    free(cut);
+    return status;
+}
+
+static icma_status open_kitchen(kitchen *k, icma_error *error) {
+    const icma_ops *ops = k->ops;
+    size_t total = (size_t)TENSORS * ELEMENTS;
+    float coefficients[MOST_ROWS];
+    for (size_t r = 0; r < MOST_ROWS; r++)
+        coefficients[r] = 0.01F * (float)(r + 1);
+    icma_status status = ops->alloc(ops->device, ICMA_ELEMENT_I16, MOST_ROWS * total, &k->head, error);
+    if (!status)
+        status = ops->alloc(ops->device, ICMA_ELEMENT_F32, MOST_ROWS, &k->q, error);
+    if (!status)
+        status = ops->upload(ops->device, k->q, 0, coefficients, MOST_ROWS, error);
+    if (!status)
+        status = ops->alloc(ops->device, ICMA_ELEMENT_I16, total, &k->integers, error);
+    if (!status)
+        status = ops->alloc(ops->device, ICMA_ELEMENT_U8, 4 * total, &k->out, error);
+    return status ? status : make_streams(k, error);
+}
+
+static void close_kitchen(kitchen *k) {
+    icma_tensor *all[] = {k->head, k->q, k->integers, k->out};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++)
+        k->ops->release(k->ops->device, all[i]);
+    icma_buffer_free(&k->streams);
+    free(k->offsets);
+}
+
+static icma_status decode_streams(const kitchen *k, icma_error *error) {
+    icma_coded coded = {.data = k->streams.data, .offsets = k->offsets, .streams = k->stream_count, .length = STREAM, .runs = k->runs, .run_count = TENSORS, .total = (size_t)TENSORS * ELEMENTS, .trellis = true};
+    return k->ops->decode_integers(k->ops->device, &coded, 1, k->integers, 0, error);
+}
+
+static icma_status put_together(const kitchen *k, size_t rows, bool residual, icma_error *error) {
+    static icma_assembly list[TENSORS];
+    size_t bad;
+    for (size_t t = 0; t < TENSORS; t++)
+        list[t] = (icma_assembly){.count = ELEMENTS,
+                                  .head = {rows ? k->head : NULL, t * MOST_ROWS * ELEMENTS, rows, ELEMENTS, ELEMENTS},
+                                  .q = {k->q, 0, 1, rows, rows},
+                                  .steps = {k->q, 0, 1, rows, rows},
+                                  .scale = 1,
+                                  .integers = residual ? k->integers : NULL,
+                                  .first = t * ELEMENTS,
+                                  .step = 0.001F,
+                                  .dtype = ICMA_F32,
+                                  .place = 4 * t * ELEMENTS};
+    return k->ops->assemble(k->ops->device, list, TENSORS, k->out, NULL, &bad, error);
+}
+
+/* Rows SIZE_MAX: the streams. Both ops come back when they are done. */
+static icma_status time_kernel(const wishes *w, const kitchen *k, size_t rows, bool residual, double *seconds, icma_error *error) {
+    double *list = malloc(w->repetitions * sizeof *list);
+    icma_status status = list ? ICMA_OK : icma_fail(error, ICMA_E_MEMORY, NULL, "no memory for times");
+    for (size_t i = 0; !status && i < WARM_UP + w->repetitions; i++) {
+        double start = bench_now();
+        status = rows == SIZE_MAX ? decode_streams(k, error) : put_together(k, rows, residual, error);
+        if (i >= WARM_UP)
+            list[i - WARM_UP] = bench_now() - start;
+    }
+    if (!status)
+        *seconds = median(list, w->repetitions);
+    free(list);
+    return status;
+}
+
+static int bench_kernels(const wishes *w) {
+    static const size_t rows[] = {0, 4, 8, 16, 32};
+    icma_error error = {0};
+    kitchen k = {0};
+    double seconds = 0, weights = (double)TENSORS * ELEMENTS;
+    icma_status status = open_device(w, "f32", &k.ops, &error);
+    if (status)
+        return fail(w->device, &error);
+    status = open_kitchen(&k, &error);
+    if (!status)
+        status = time_kernel(w, &k, SIZE_MAX, false, &seconds, &error);
+    if (!status)
+        printf("kernel.streams.ms %.4f\nkernel.streams.symbols %.0f\nkernel.streams.coded %zu\n", 1e3 * seconds, weights, k.streams.size);
+    for (size_t r = 0; !status && r < sizeof rows / sizeof *rows; r++)
+        for (int residual = rows[r] == 0; !status && residual < 2; residual++) {
+            status = time_kernel(w, &k, rows[r], residual, &seconds, &error);
+            if (!status)
+                printf("kernel.rows%zu%s.ms %.4f\nkernel.rows%zu%s.moved %.0f\n", rows[r], residual ? "+residual" : "", 1e3 * seconds, rows[r], residual ? "+residual" : "",
+                       weights * (2 * (double)rows[r] + 2 * residual + 4));
+        }
+    close_kitchen(&k);
+    return status ? fail("kernels", &error) : 0;
+}
+
 /* --- what is asked for ------------------------------------------------------------------------------------ */
 
 static bool read_wish(wishes *w, const char *option, const char *value) {
@@ -259,6 +387,8 @@ int main(int count, char **arguments) {
         return bench_all_layers(&w);
     if (good && strcmp(w.verb, "decode") == 0)
         return bench_decoding(&w);
-    fprintf(stderr, "usage: bench_gpu train|layers|decode [options]; bench/bench_gpu.c says which\n");
+    if (good && strcmp(w.verb, "kernels") == 0)
+        return bench_kernels(&w);
+    fprintf(stderr, "usage: bench_gpu train|layers|decode|kernels [options]; bench/bench_gpu.c says which\n");
     return 2;
 }

@@ -363,18 +363,46 @@ void run_job(icma_context *c, conv_job *job, const char *name) {
 }
 
 /*
+ * Weights as a window product takes them: out[(e * outputs + o) * inner + k]. For one parity those of w as they are; for two, row k / inputs - below of the window meets tap e + width / 2 - 2 (k / inputs - below), where there is
+ * one, and else 0.
+ */
+struct window_weights {
+    icma_floats w;
+    float *out;
+    size_t inner, outputs, parities, inputs;
+    int below, width;
+};
+
+__global__ void lay_weights(window_weights job) {
+    size_t n = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
+    if (n >= job.parities * job.outputs * job.inner)
+        return;
+    size_t k = n % job.inner, column = n / job.inner, o = column % job.outputs, row = k;
+    if (job.parities == 2) {
+        int tap = (int)(column / job.outputs) + job.width / 2 - 2 * ((int)(k / job.inputs) - job.below);
+        if (tap < 0 || tap >= job.width) {
+            job.out[n] = 0;
+            return;
+        }
+        row = (size_t)tap * job.inputs + k % job.inputs;
+    }
+    job.out[n] = job.w.at(row, o);
+}
+
+/*
  * The same through cuBLAS, if that pays: positions of all sequences in one row of windows, which start x_base elements from their position's row of x. Those that reach beyond their sequence, or are no whole share, come out wrong or
  * not at all and are made by launch_edges. `product` lacks `positions`, and its x and y are those of position 0.
  */
-bool run_windows(icma_context *c, conv_job *job, int64_t x_base, icma_window_product product) {
-    size_t residues = icma_window_residues(product.inner, product.x_step), first = 0, end = SIZE_MAX;
+bool run_windows(icma_context *c, conv_job *job, int64_t x_base, icma_window_product product, window_weights weights) {
+    enum { BLOCK = 256 };
+    size_t residues = icma_window_residues(product.inner, product.x_step), first = 0, end = SIZE_MAX, cells = product.inner * product.outputs;
     for (unsigned p = 0; p < job->parts; p++) {
         find_inside(*job, &job->part[p]);
         first = icma_most(first, job->part[p].first);
         end = icma_least(end, job->part[p].first + job->part[p].count);
     }
     size_t positions = job->part[0].positions, total = positions * job->batch;
-    if (end < first + residues || !icma_product_pays(c, total, product.inner, product.outputs))
+    if (end < first + residues || cells * sizeof(float) > ICMA_WORKSPACE || !icma_product_pays(c, total, product.inner, product.outputs))
         return false;
     for (unsigned p = 0; p < job->parts; p++) {
         job->part[p].first = first;
@@ -383,6 +411,7 @@ bool run_windows(icma_context *c, conv_job *job, int64_t x_base, icma_window_pro
     product.positions = total - first - (positions - end);
     product.x += x_base + (int64_t)(first * product.x_step);
     product.y += first * product.y_step;
+    ICMA_LAUNCH_FLAT(lay_weights, (unsigned)icma_pieces(cells, BLOCK), BLOCK, c->stream, weights);
     icma_product_windows(c, &product);
     launch_edges(c, *job);
     icma_context_launched(c, "a convolution");
@@ -430,8 +459,9 @@ void cuda_conv_down(void *device, icma_conv shape, icma_matrix x, icma_matrix w,
     icma_context *c = icma_context_of(device);
     icma_matrix none = {};
     conv_job job = plain_job(shape, 2, x, w, none, y);
-    icma_window_product product = {job.x, job.w, job.y, 0, shape.width * x.columns, y.columns, job.x_position, w.stride, y.stride};
-    if (!icma_is_contiguous(x) || !run_windows(c, &job, job.part[0].x_base, product))
+    icma_window_product product = {job.x, (float *)c->workspace, job.y, 0, w.rows, w.columns, job.x_position, y.stride};
+    window_weights weights = {icma_floats_of(w), (float *)c->workspace, w.rows, w.columns, 1, 0, 0, 0};
+    if (!icma_is_contiguous(x) || !run_windows(c, &job, job.part[0].x_base, product, weights))
         run_job(c, &job, "conv_down");
 }
 
@@ -460,35 +490,15 @@ void cuda_conv_up(void *device, icma_conv shape, icma_matrix x, icma_matrix w, i
     run_job(icma_context_of(device), &job, "conv_up");
 }
 
-/* Both parities at once: a row of x and its neighbours times weights for an even and an odd output side by side; where a parity has no tap, 0. */
-struct pair_job {
-    icma_floats w;
-    float *out; /* ((below + above + 1) * inputs) x (2 * outputs), row by row: rows of x from -below to above */
-    int width, inputs, outputs, below, above;
-};
-
-__global__ void pair_weights(pair_job job) {
-    size_t n = (size_t)blockIdx.x * blockDim.x + threadIdx.x, columns = 2 * (size_t)job.outputs;
-    if (n >= (size_t)(job.below + job.above + 1) * job.inputs * columns)
-        return;
-    int column = (int)(n % columns), row = (int)(n / columns), e = column / job.outputs, o = column % job.outputs, i = row % job.inputs, d = row / job.inputs - job.below;
-    int t = e + job.width / 2 - 2 * d;
-    job.out[n] = t >= 0 && t < job.width ? job.w.at((size_t)t * job.inputs + i, o) : 0;
-}
-
+/* Both parities at once: a row of x, `below` before it and `above` behind it, times weights for an even and an odd output side by side. */
 void cuda_conv_up_training(void *device, icma_conv shape, icma_matrix x, icma_matrix w, icma_matrix y) {
-    enum { BLOCK = 256 };
     icma_context *c = icma_context_of(device);
     icma_matrix none = {};
     conv_job job = up_job(shape, x, w, none, y);
-    int padding = (int)(shape.width / 2), above = (padding + 1) / 2, below = (int)(shape.width - 1 - padding) / 2;
-    size_t inner = (size_t)(below + above + 1) * x.columns, outputs = 2 * y.columns;
-    pair_job pairs = {icma_floats_of(w), (float *)c->workspace, (int)shape.width, (int)x.columns, (int)y.columns, below, above};
-    icma_window_product product = {job.x, pairs.out, job.y, 0, inner, outputs, job.x_position, outputs, job.y_position};
-    bool fits = icma_is_contiguous(x) && icma_is_contiguous(y) && inner * outputs * sizeof(float) <= ICMA_WORKSPACE;
-    if (fits && icma_product_pays(c, x.rows, inner, outputs))
-        ICMA_LAUNCH_FLAT(pair_weights, (unsigned)icma_pieces(inner * outputs, BLOCK), BLOCK, c->stream, pairs);
-    if (!fits || !run_windows(c, &job, -(int64_t)(below * x.stride), product))
+    size_t padding = shape.width / 2, above = (padding + 1) / 2, below = (shape.width - 1 - padding) / 2, inner = (below + above + 1) * x.columns;
+    icma_window_product product = {job.x, (float *)c->workspace, job.y, 0, inner, 2 * y.columns, job.x_position, job.y_position};
+    window_weights weights = {icma_floats_of(w), (float *)c->workspace, inner, y.columns, 2, x.columns, (int)below, (int)shape.width};
+    if (!icma_is_contiguous(x) || !icma_is_contiguous(y) || !run_windows(c, &job, -(int64_t)(below * x.stride), product, weights))
         run_job(c, &job, "conv_up");
 }
 

@@ -271,7 +271,7 @@ void icma_product_windows(icma_context *c, const icma_window_product *p) {
     size_t residues = icma_window_residues(p->inner, p->x_step);
     const float one = 1, zero = 0;
     icma_context_check_blas(c,
-                            cublasGemmStridedBatchedEx(c->blas, CUBLAS_OP_N, CUBLAS_OP_N, (int)p->outputs, (int)(p->positions / residues), (int)p->inner, &one, p->w, CUDA_R_32F, (int)p->w_row, 0, p->x,
+                            cublasGemmStridedBatchedEx(c->blas, CUBLAS_OP_T, CUBLAS_OP_N, (int)p->outputs, (int)(p->positions / residues), (int)p->inner, &one, p->w, CUDA_R_32F, (int)p->inner, 0, p->x,
                                                        CUDA_R_32F, (int)(residues * p->x_step), (long long)p->x_step, &zero, p->y, CUDA_R_32F, (int)(residues * p->y_step), (long long)p->y_step,
                                                        (int)residues, compute_type(c), CUBLAS_GEMM_DEFAULT),
                             "a convolution");
