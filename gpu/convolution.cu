@@ -51,50 +51,71 @@ template <int TILE, int OUTPUTS> struct conv_shared {
     float w[2][DEPTH][OUTPUTS];
 };
 
-/* What a thread fetches of the next slice while the block multiplies this one. With VECTOR, channels are a multiple of DEPTH and all rows aligned to 16 bytes. */
+/* What a thread fetches of the next slice while the block multiplies this one. */
 template <int TILE, int OUTPUTS> struct conv_fetch {
     static const int threads = TILE / SIDE * (OUTPUTS / SIDE);
-    static const int x_each = TILE * DEPTH / threads, w_each = (OUTPUTS * DEPTH + threads - 1) / threads;
-    float x[x_each], w[w_each];
+    static const int x_each = TILE * DEPTH / threads, w_each = OUTPUTS * DEPTH / threads;
+    static const int w_fours = OUTPUTS * DEPTH / 4; /* of all threads together: one each, or none */
+    float x[x_each], w[4];
 };
 
-template <int TILE, int OUTPUTS, bool VECTOR>
-__device__ __forceinline__ void fetch_slice(const conv_job &job, const conv_part &part, const float *x, size_t first, size_t output, unsigned k, unsigned inner, conv_fetch<TILE, OUTPUTS> &to) {
+/* Slices of DEPTH channels of one tap, in 16 bytes each: channels are a multiple of DEPTH, outputs of OUTPUTS, and all rows start at 16 bytes. What does not change from slice to slice is kept. */
+template <int TILE, int OUTPUTS> struct conv_walker {
     typedef conv_fetch<TILE, OUTPUTS> fetch;
-    size_t last = part.first + part.count - 1;
-    if (VECTOR) {
-        int64_t in_x;
-        size_t in_w;
-        inner_place(job, part, k, &in_x, &in_w);
+    const float *x[fetch::x_each / 4], *w;
+    unsigned input;
+
+    __device__ __forceinline__ void start(const conv_job &job, const conv_part &part, const float *from, size_t first, size_t output) {
+        size_t last = part.first + part.count - 1;
 #pragma unroll
         for (int e = 0; e < fetch::x_each / 4; e++) {
-            unsigned n = threadIdx.x + e * fetch::threads, m = n / 2, half = n % 2;
-            size_t position = first + m < last ? first + m : last;
-            float4 four = *(const float4 *)(x + position * job.x_position + in_x + 4 * half);
+            unsigned n = threadIdx.x + e * fetch::threads;
+            size_t position = first + n / 2 < last ? first + n / 2 : last;
+            x[e] = from + position * job.x_position + n % 2 * 4;
+        }
+        w = job.w + (size_t)part.first_tap * job.inputs * job.w_row + output;
+        input = 0;
+    }
+    __device__ __forceinline__ void next(const conv_job &job, const conv_part &part, fetch &to) {
+#pragma unroll
+        for (int e = 0; e < fetch::x_each / 4; e++) {
+            float4 four = *(const float4 *)x[e];
             to.x[4 * e] = four.x, to.x[4 * e + 1] = four.y, to.x[4 * e + 2] = four.z, to.x[4 * e + 3] = four.w;
         }
-    } else {
-#pragma unroll
-        for (int e = 0; e < fetch::x_each; e++) {
-            unsigned n = threadIdx.x + e * fetch::threads, m = n / DEPTH, at = k + n % DEPTH;
-            size_t position = first + m < last ? first + m : last, in_w;
-            int64_t in_x;
-            inner_place(job, part, at, &in_x, &in_w);
-            to.x[e] = at < inner ? x[position * job.x_position + in_x] : 0;
+        if (threadIdx.x < fetch::w_fours) {
+            float4 four = *(const float4 *)(w + threadIdx.x / (OUTPUTS / 4) * job.w_row + threadIdx.x % (OUTPUTS / 4) * 4);
+            to.w[0] = four.x, to.w[1] = four.y, to.w[2] = four.z, to.w[3] = four.w;
         }
+        input += DEPTH;
+        bool tap_ends = input == job.inputs;
+        int64_t step = tap_ends ? part.x_tap - (int64_t)(job.inputs - DEPTH) : (int64_t)DEPTH;
+        w += (tap_ends ? (size_t)(part.tap_step - 1) * job.inputs + DEPTH : DEPTH) * job.w_row;
+        input = tap_ends ? 0 : input;
+#pragma unroll
+        for (int e = 0; e < fetch::x_each / 4; e++)
+            x[e] += step;
+    }
+};
+
+/* The same for any shape, number by number. */
+template <int TILE, int OUTPUTS>
+__device__ __forceinline__ void fetch_slice(const conv_job &job, const conv_part &part, const float *x, size_t first, size_t output, unsigned k, unsigned inner, conv_fetch<TILE, OUTPUTS> &to) {
+    typedef conv_fetch<TILE, OUTPUTS> fetch;
+    size_t last = part.first + part.count - 1, in_w;
+    int64_t in_x;
+#pragma unroll
+    for (int e = 0; e < fetch::x_each; e++) {
+        unsigned n = threadIdx.x + e * fetch::threads, at = k + n % DEPTH;
+        size_t position = first + n / DEPTH < last ? first + n / DEPTH : last;
+        inner_place(job, part, at, &in_x, &in_w);
+        to.x[e] = at < inner ? x[position * job.x_position + in_x] : 0;
     }
 #pragma unroll
     for (int e = 0; e < fetch::w_each; e++) {
         unsigned n = threadIdx.x + e * fetch::threads, at = k + n / OUTPUTS;
-        size_t o = output + n % OUTPUTS, in_w;
-        int64_t in_x;
-        if (VECTOR) { /* one tap */
-            inner_place(job, part, k, &in_x, &in_w);
-            in_w += n / OUTPUTS * job.w_row;
-        } else {
-            inner_place(job, part, at, &in_x, &in_w);
-        }
-        to.w[e] = n < OUTPUTS * DEPTH && at < inner && o < job.outputs ? job.w[in_w + o] : 0;
+        size_t o = output + n % OUTPUTS;
+        inner_place(job, part, at, &in_x, &in_w);
+        to.w[e] = at < inner && o < job.outputs ? job.w[in_w + o] : 0;
     }
 }
 
@@ -102,19 +123,20 @@ template <int TILE, int OUTPUTS, bool VECTOR> __device__ __forceinline__ void st
     typedef conv_fetch<TILE, OUTPUTS> fetch;
 #pragma unroll
     for (int e = 0; e < fetch::x_each; e++) {
-        if (VECTOR) {
-            unsigned n = threadIdx.x + e / 4 * fetch::threads;
+        unsigned n = threadIdx.x + (VECTOR ? e / 4 : e) * fetch::threads;
+        if (VECTOR)
             shared.x[buffer][n % 2 * 4 + e % 4][n / 2] = from.x[e];
-        } else {
-            unsigned n = threadIdx.x + e * fetch::threads;
+        else
             shared.x[buffer][n % DEPTH][n / DEPTH] = from.x[e];
-        }
     }
+    if (VECTOR && threadIdx.x < fetch::w_fours)
+        *(float4 *)&shared.w[buffer][threadIdx.x / (OUTPUTS / 4)][threadIdx.x % (OUTPUTS / 4) * 4] = make_float4(from.w[0], from.w[1], from.w[2], from.w[3]);
+    if (!VECTOR) {
 #pragma unroll
-    for (int e = 0; e < fetch::w_each; e++) {
-        unsigned n = threadIdx.x + e * fetch::threads;
-        if (n < OUTPUTS * DEPTH)
+        for (int e = 0; e < fetch::w_each; e++) {
+            unsigned n = threadIdx.x + e * fetch::threads;
             shared.w[buffer][n / OUTPUTS][n % OUTPUTS] = from.w[e];
+        }
     }
 }
 
@@ -125,7 +147,7 @@ template <int EXTENT> __device__ __forceinline__ unsigned side_place(unsigned th
 
 template <int TILE, int OUTPUTS, bool VECTOR> __global__ void __launch_bounds__(conv_fetch<TILE, OUTPUTS>::threads) conv_tile(conv_job job) {
     typedef conv_fetch<TILE, OUTPUTS> fetch;
-    __shared__ conv_shared<TILE, OUTPUTS> shared;
+    alignas(16) __shared__ conv_shared<TILE, OUTPUTS> shared;
     const conv_part &part = job.part[blockIdx.z % job.parts];
     size_t sequence = blockIdx.z / job.parts, first = part.first + (size_t)blockIdx.x * TILE, output = (size_t)blockIdx.y * OUTPUTS;
     if (first >= part.first + part.count)
@@ -141,14 +163,22 @@ template <int TILE, int OUTPUTS, bool VECTOR> __global__ void __launch_bounds__(
         for (int a = 0; a < SIDE; a++)
             sum[a][b] = start;
     }
-    fetch next;
-    fetch_slice<TILE, OUTPUTS, VECTOR>(job, part, x, first, output, 0, inner, next);
+    fetch next = {};
+    conv_walker<TILE, OUTPUTS> walker;
+    if (VECTOR) {
+        walker.start(job, part, x, first, output);
+        walker.next(job, part, next);
+    } else {
+        fetch_slice<TILE, OUTPUTS>(job, part, x, first, output, 0, inner, next);
+    }
     store_slice<TILE, OUTPUTS, VECTOR>(shared, 0, next);
     __syncthreads();
     for (unsigned k = 0, buffer = 0; k < inner; k += DEPTH, buffer ^= 1) {
         bool more = k + DEPTH < inner;
-        if (more)
-            fetch_slice<TILE, OUTPUTS, VECTOR>(job, part, x, first, output, k + DEPTH, inner, next);
+        if (more && VECTOR)
+            walker.next(job, part, next);
+        else if (more)
+            fetch_slice<TILE, OUTPUTS>(job, part, x, first, output, k + DEPTH, inner, next);
         unsigned depth = inner - k < DEPTH ? inner - k : DEPTH; /* beyond it there is nothing to add, not even zeros */
 #pragma unroll
         for (unsigned d = 0; d < DEPTH; d++) {
@@ -294,7 +324,8 @@ bool is_vector(const conv_job &job, unsigned channels) {
 template <int TILE, int OUTPUTS> void launch_tile(icma_context *c, const conv_job &job, size_t count) {
     dim3 grid((unsigned)icma_pieces(count, TILE), (unsigned)icma_pieces(job.outputs, OUTPUTS), job.batch * job.parts);
     unsigned threads = conv_fetch<TILE, OUTPUTS>::threads;
-    if (is_vector(job, DEPTH))
+    bool whole = is_vector(job, DEPTH) && job.outputs % OUTPUTS == 0 && (uintptr_t)job.w % 16 == 0 && job.w_row % 4 == 0 && job.part[0].taps && (job.parts == 1 || job.part[1].taps);
+    if (whole)
         ICMA_LAUNCH((conv_tile<TILE, OUTPUTS, true>), grid, threads, c->stream, job);
     else
         ICMA_LAUNCH((conv_tile<TILE, OUTPUTS, false>), grid, threads, c->stream, job);
@@ -316,7 +347,7 @@ template <int OUTPUTS> bool launch_narrow_convolution(icma_context *c, const con
 }
 
 void launch_inner(icma_context *c, const conv_job &job, size_t count) {
-    if (launch_narrow_convolution<2>(c, job, count) || launch_narrow_convolution<8>(c, job, count) || launch_narrow_convolution<16>(c, job, count))
+    if (launch_narrow_convolution<2>(c, job, count) || launch_narrow_convolution<8>(c, job, count))
         return;
     if (job.outputs <= 8)
         launch_tile<512, 8>(c, job, count);
@@ -362,38 +393,28 @@ void run_job(icma_context *c, conv_job *job, const char *name) {
     icma_context_launched(c, name);
 }
 
-/*
- * Weights as a window product takes them: out[(e * outputs + o) * inner + k]. For one parity those of w as they are; for two, row k / inputs - below of the window meets tap e + width / 2 - 2 (k / inputs - below), where there is
- * one, and else 0.
- */
-struct window_weights {
+/* Weights of both parities, side by side: out[k * 2 outputs + e * outputs + o] is where row k / inputs - below of the window meets tap e + width / 2 - 2 (k / inputs - below), if there is one, and else 0. */
+struct pair_weights {
     icma_floats w;
     float *out;
-    size_t inner, outputs, parities, inputs;
+    size_t inner, outputs, inputs;
     int below, width;
 };
 
-__global__ void lay_weights(window_weights job) {
+__global__ void lay_pairs(pair_weights job) {
     size_t n = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
-    if (n >= job.parities * job.outputs * job.inner)
+    if (n >= job.inner * 2 * job.outputs)
         return;
-    size_t k = n % job.inner, column = n / job.inner, o = column % job.outputs, row = k;
-    if (job.parities == 2) {
-        int tap = (int)(column / job.outputs) + job.width / 2 - 2 * ((int)(k / job.inputs) - job.below);
-        if (tap < 0 || tap >= job.width) {
-            job.out[n] = 0;
-            return;
-        }
-        row = (size_t)tap * job.inputs + k % job.inputs;
-    }
-    job.out[n] = job.w.at(row, o);
+    size_t o = n % job.outputs, e = n / job.outputs % 2, k = n / job.outputs / 2;
+    int tap = (int)e + job.width / 2 - 2 * ((int)(k / job.inputs) - job.below);
+    job.out[n] = tap >= 0 && tap < job.width ? job.w.at((size_t)tap * job.inputs + k % job.inputs, o) : 0;
 }
 
 /*
  * The same through cuBLAS, if that pays: positions of all sequences in one row of windows, which start x_base elements from their position's row of x. Those that reach beyond their sequence, or are no whole share, come out wrong or
- * not at all and are made by launch_edges. `product` lacks `positions`, and its x and y are those of position 0.
+ * not at all and are made by launch_edges. `product` lacks `positions`, and its x and y are those of position 0; its weights are `pairs`, if that is not NULL.
  */
-bool run_windows(icma_context *c, conv_job *job, int64_t x_base, icma_window_product product, window_weights weights) {
+bool run_windows(icma_context *c, conv_job *job, int64_t x_base, icma_window_product product, const pair_weights *pairs) {
     enum { BLOCK = 256 };
     size_t residues = icma_window_residues(product.inner, product.x_step), first = 0, end = SIZE_MAX, cells = product.inner * product.outputs;
     for (unsigned p = 0; p < job->parts; p++) {
@@ -402,7 +423,7 @@ bool run_windows(icma_context *c, conv_job *job, int64_t x_base, icma_window_pro
         end = icma_least(end, job->part[p].first + job->part[p].count);
     }
     size_t positions = job->part[0].positions, total = positions * job->batch;
-    if (end < first + residues || cells * sizeof(float) > ICMA_WORKSPACE || !icma_product_pays(c, total, product.inner, product.outputs))
+    if (end < first + residues || (pairs && cells * sizeof(float) > ICMA_WORKSPACE) || !icma_product_pays(c, total, product.inner, product.outputs))
         return false;
     for (unsigned p = 0; p < job->parts; p++) {
         job->part[p].first = first;
@@ -411,7 +432,8 @@ bool run_windows(icma_context *c, conv_job *job, int64_t x_base, icma_window_pro
     product.positions = total - first - (positions - end);
     product.x += x_base + (int64_t)(first * product.x_step);
     product.y += first * product.y_step;
-    ICMA_LAUNCH_FLAT(lay_weights, (unsigned)icma_pieces(cells, BLOCK), BLOCK, c->stream, weights);
+    if (pairs)
+        ICMA_LAUNCH_FLAT(lay_pairs, (unsigned)icma_pieces(cells, BLOCK), BLOCK, c->stream, *pairs);
     icma_product_windows(c, &product);
     launch_edges(c, *job);
     icma_context_launched(c, "a convolution");
@@ -459,9 +481,8 @@ void cuda_conv_down(void *device, icma_conv shape, icma_matrix x, icma_matrix w,
     icma_context *c = icma_context_of(device);
     icma_matrix none = {};
     conv_job job = plain_job(shape, 2, x, w, none, y);
-    icma_window_product product = {job.x, (float *)c->workspace, job.y, 0, w.rows, w.columns, job.x_position, y.stride};
-    window_weights weights = {icma_floats_of(w), (float *)c->workspace, w.rows, w.columns, 1, 0, 0, 0};
-    if (!icma_is_contiguous(x) || !run_windows(c, &job, job.part[0].x_base, product, weights))
+    icma_window_product product = {job.x, job.w, job.y, 0, w.rows, w.columns, job.x_position, w.stride, y.stride};
+    if (!icma_is_contiguous(x) || !run_windows(c, &job, job.part[0].x_base, product, NULL))
         run_job(c, &job, "conv_down");
 }
 
@@ -496,9 +517,9 @@ void cuda_conv_up_training(void *device, icma_conv shape, icma_matrix x, icma_ma
     icma_matrix none = {};
     conv_job job = up_job(shape, x, w, none, y);
     size_t padding = shape.width / 2, above = (padding + 1) / 2, below = (shape.width - 1 - padding) / 2, inner = (below + above + 1) * x.columns;
-    icma_window_product product = {job.x, (float *)c->workspace, job.y, 0, inner, 2 * y.columns, job.x_position, job.y_position};
-    window_weights weights = {icma_floats_of(w), (float *)c->workspace, inner, y.columns, 2, x.columns, (int)below, (int)shape.width};
-    if (!icma_is_contiguous(x) || !icma_is_contiguous(y) || !run_windows(c, &job, -(int64_t)(below * x.stride), product, weights))
+    icma_window_product product = {job.x, (float *)c->workspace, job.y, 0, inner, 2 * y.columns, job.x_position, 2 * y.columns, job.y_position};
+    pair_weights weights = {icma_floats_of(w), (float *)c->workspace, inner, y.columns, x.columns, (int)below, (int)shape.width};
+    if (!icma_is_contiguous(x) || !icma_is_contiguous(y) || !run_windows(c, &job, -(int64_t)(below * x.stride), product, &weights))
         run_job(c, &job, "conv_up");
 }
 

@@ -110,17 +110,20 @@ struct weights_job {
 };
 
 static const unsigned NARROW_POSITIONS = 64; /* of a tile */
-enum { NARROW_BLOCK = 256, NARROW_ROWS = 128, NARROW_COLUMNS = 32, NARROW_SPAN = 1 << 12, NARROW_PARTS = 1024, FINISH_WEIGHTS = 32, FINISH_GROUPS = 8 };
+enum { NARROW_BLOCK = 256, NARROW_ROWS = 128, NARROW_COLUMNS = 32, NARROW_SPAN = 1 << 12, NARROW_PARTS = 1024, SPLIT = 4, SIDE = 8, FINISH_WEIGHTS = 32, FINISH_GROUPS = 8 };
 
-/* A thread takes one (t, i) and COLUMNS of y, in registers; groups of threads share a tile's positions out, and are added up in order in the end. */
-template <int COLUMNS> __global__ void weights_narrow(weights_job job, size_t stretch, unsigned span) {
-    __shared__ float x[NARROW_SPAN], y[NARROW_POSITIONS][COLUMNS];
-    unsigned taps = (unsigned)job.width * job.rows, groups = NARROW_BLOCK / taps, group = threadIdx.x / taps, row = threadIdx.x % taps, t = row / job.rows, i = row % job.rows;
+/*
+ * A thread takes SPLIT rows (t, i), a split of all of them apart so that neighbours read neighbours, and SIDE columns of y: as many sums in registers. Groups of threads share a tile's positions out, and are added up in order in
+ * the end. A position's window of x is in one piece: row (t, i) of position k is x[k * stride * rows + t * rows + i].
+ */
+template <int COLUMNS> __global__ void __launch_bounds__(NARROW_BLOCK) weights_narrow(weights_job job, size_t stretch, unsigned span) {
+    alignas(16) __shared__ float x[NARROW_SPAN + NARROW_BLOCK]; /* rows that do not exist read beyond the last */
+    alignas(16) __shared__ float y[NARROW_POSITIONS][COLUMNS];
+    const unsigned taps = (unsigned)job.width * job.rows, split = (taps + SPLIT - 1) / SPLIT, group_threads = split * (COLUMNS / SIDE), groups = NARROW_BLOCK / group_threads;
+    unsigned group = threadIdx.x / group_threads, within = threadIdx.x % group_threads, row = within % split, column = within / split * SIDE;
     size_t sequence = blockIdx.x % job.batch, begin = blockIdx.x / job.batch * stretch, end = begin + stretch < job.positions ? begin + stretch : job.positions;
     const float *from_x = job.x + sequence * job.x_sequence, *from_y = job.y + sequence * job.y_sequence;
-    float sum[COLUMNS];
-    for (int j = 0; j < COLUMNS; j++)
-        sum[j] = 0;
+    float sum[SPLIT][SIDE] = {};
     for (size_t p = begin; p < end; p += NARROW_POSITIONS) {
         unsigned count = (unsigned)(end - p < NARROW_POSITIONS ? end - p : NARROW_POSITIONS);
         __syncthreads();
@@ -132,18 +135,22 @@ template <int COLUMNS> __global__ void weights_narrow(weights_job job, size_t st
             y[n / COLUMNS][n % COLUMNS] = n % COLUMNS < job.columns ? from_y[(p + n / COLUMNS) * job.y_row + n % COLUMNS] : 0;
         __syncthreads();
         for (unsigned k = group; group < groups && k < count; k += groups) {
-            float value = x[(k * job.stride + t) * job.rows + i];
+            const float *window = x + k * (unsigned)job.stride * job.rows + row, *beside = &y[k][column];
 #pragma unroll
-            for (int j = 0; j < COLUMNS; j++)
-                sum[j] += value * y[k][j];
+            for (int s = 0; s < SPLIT; s++)
+#pragma unroll
+                for (int c = 0; c < SIDE; c++)
+                    sum[s][c] += window[s * split] * beside[c];
         }
     }
-    float *out = job.partial + (size_t)blockIdx.x * taps * job.columns + row * job.columns;
+    float *out = job.partial + (size_t)blockIdx.x * taps * job.columns;
     for (unsigned g = 0; g < groups; g++) {
         __syncthreads();
-        if (group == g)
-            for (unsigned j = 0; j < job.columns; j++)
-                out[j] = (g ? out[j] : 0) + sum[j];
+        for (unsigned s = 0; group == g && s < SPLIT && row + s * split < taps; s++)
+            for (unsigned c = 0; c < SIDE && column + c < job.columns; c++) {
+                float *to = out + (row + s * split) * job.columns + column + c;
+                *to = (g ? *to : 0) + sum[s][c];
+            }
     }
 }
 
@@ -271,7 +278,7 @@ void icma_product_windows(icma_context *c, const icma_window_product *p) {
     size_t residues = icma_window_residues(p->inner, p->x_step);
     const float one = 1, zero = 0;
     icma_context_check_blas(c,
-                            cublasGemmStridedBatchedEx(c->blas, CUBLAS_OP_T, CUBLAS_OP_N, (int)p->outputs, (int)(p->positions / residues), (int)p->inner, &one, p->w, CUDA_R_32F, (int)p->inner, 0, p->x,
+                            cublasGemmStridedBatchedEx(c->blas, CUBLAS_OP_N, CUBLAS_OP_N, (int)p->outputs, (int)(p->positions / residues), (int)p->inner, &one, p->w, CUDA_R_32F, (int)p->w_row, 0, p->x,
                                                        CUDA_R_32F, (int)(residues * p->x_step), (long long)p->x_step, &zero, p->y, CUDA_R_32F, (int)(residues * p->y_step), (long long)p->y_step,
                                                        (int)residues, compute_type(c), CUBLAS_GEMM_DEFAULT),
                             "a convolution");

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Entropy-coded integers (spec 4.10, 4.13): a warp decodes a stream, a lane of the warp is a lane of the stream, so that thousands of streams decode side by side.
+ * Entropy-coded integers (spec 4.10, 4.13): a warp decodes a stream, a lane of the warp is a lane of the stream, so that thousands of streams decode side by side. What counts is the time from one symbol of a lane to its
+ * next: tables lie in shared memory, and words are in registers before they are needed.
  *
- * All lanes take a symbol at once; which of them then need a word, and which word each gets, follows from a ballot. The trellis behind it is a linear recurrence over GF(2), v_n = parity(k_n) + v_(n-3) + v_(n-4): its state
+ * All lanes take a symbol at once; which of them then need a word, and which word each gets, follows from a ballot. A stream of one lane is decoded by all lanes of the warp alike, without ballots. The trellis behind it is a linear recurrence over GF(2), v_n = parity(k_n) + v_(n-3) + v_(n-4): its state
  * is v's last four bits, and 32 steps of it are a product of polynomials. So a warp expands 32 symbols at a time, and parts of 65,536 symbols side by side.
  */
 #include "context.cuh"
@@ -15,7 +16,7 @@ extern "C" {
 
 namespace {
 
-enum { BLOCK = 128, WARPS = BLOCK / ICMA_WARP, SMALL_ALPHABET = 8, COARSE_SLOTS = 1 << ICMA_RANS_COARSE };
+enum { BLOCK = 64, WARPS = BLOCK / ICMA_WARP, SMALL_ALPHABET = 8, COARSE_SLOTS = 1 << ICMA_RANS_COARSE };
 static const unsigned full_warp = 0xffffffffu;
 
 /* A shape's table, as icma_rans_model has it. Shapes that are not coarse have at most SMALL_ALPHABET symbols. */
@@ -47,152 +48,256 @@ struct device_part {
 
 /* --- streams ----------------------------------------------------------------------------------------------------- */
 
-/* A lane's view of its stream. `words` is how many are left, the same in all lanes. */
-struct stream_reader {
-    const uint8_t *next;
-    size_t words;
-    uint32_t state;
-    unsigned lane, mask; /* mask: bits of the lanes before this one */
-    bool good;
-};
-
 __device__ __forceinline__ uint32_t word_at(const uint8_t *p) {
     return p[0] | (uint32_t)p[1] << 8;
 }
 
-/* Lanes whose state is below the least take a word each, in order. All lanes come here together; `active` ones have a state that counts. */
-__device__ __forceinline__ void refill(stream_reader &r, bool active) {
-    unsigned need = __ballot_sync(full_warp, active && r.state < ICMA_RANS_LOW), count = (unsigned)__popc(need);
-    if (count > r.words) {
-        r.good = false; /* in all lanes */
-        return;
-    }
-    if (active && r.state < ICMA_RANS_LOW)
-        r.state = r.state << 16 | word_at(r.next + 2 * __popc(need & r.mask));
-    r.next += 2 * count;
-    r.words -= count;
+/*
+ * The words of a stream, the same for all lanes. Lane l holds word l of the next 32 in the lower half of `packed`, of the 32 after these in the upper half, and of those behind in `ahead`, on its way from memory; `used` of the
+ * first 32 are taken already.
+ */
+struct word_source {
+    const uint8_t *from;
+    size_t total, loaded, left;
+    unsigned used, lane;
+    uint32_t packed, ahead;
+};
+
+__device__ __forceinline__ uint32_t load_word(const word_source &w, size_t first) {
+    return first + w.lane < w.total ? word_at(w.from + 2 * (first + w.lane)) : 0;
 }
 
+__device__ __forceinline__ void open_words(word_source &w, const uint8_t *from, size_t total) {
+    w.from = from;
+    w.total = w.left = total;
+    w.lane = threadIdx.x % ICMA_WARP;
+    w.used = 0;
+    w.packed = load_word(w, 0) | load_word(w, ICMA_WARP) << 16;
+    w.ahead = load_word(w, 2 * ICMA_WARP);
+    w.loaded = 3 * ICMA_WARP;
+}
+
+__device__ __forceinline__ void take_words(word_source &w, unsigned count) {
+    w.left -= count;
+    w.used += count;
+    if (w.used < ICMA_WARP)
+        return;
+    w.used -= ICMA_WARP;
+    w.packed = w.packed >> 16 | w.ahead << 16;
+    w.ahead = load_word(w, w.loaded);
+    w.loaded += ICMA_WARP;
+}
+
+/* A table as a warp uses it. */
+struct symbol_table {
+    unsigned bits, reach, count;
+    uint32_t zero_start, zero_frequency; /* of symbol 0, which nearly all are where tables are fine */
+    const uint32_t *slots, *start, *frequency; /* in shared memory */
+};
+
 /* A symbol's number, and the state behind it, before its word. */
-__device__ __forceinline__ unsigned take_symbol(const shape_table *t, uint32_t *state) {
+__device__ __forceinline__ unsigned take_symbol(const symbol_table &t, uint32_t *state) {
     uint32_t x = *state;
-    if (t->bits == ICMA_RANS_COARSE) {
-        uint32_t slot = t->slots[x & (COARSE_SLOTS - 1)];
+    if (t.bits == ICMA_RANS_COARSE) {
+        uint32_t slot = t.slots[x & (COARSE_SLOTS - 1)];
         *state = (slot >> 20) * (x >> ICMA_RANS_COARSE) + (slot >> 8 & (COARSE_SLOTS - 1));
         return slot & 0xff;
     }
-    uint32_t at = x & ((1u << t->bits) - 1);
+    uint32_t at = x & ((1u << t.bits) - 1);
+    if (at - t.zero_start < t.zero_frequency) {
+        *state = t.zero_frequency * (x >> t.bits) + at - t.zero_start;
+        return t.reach;
+    }
     unsigned symbol = 0;
-    while (symbol + 1 < t->count && t->start[symbol + 1] <= at)
+    while (symbol + 1 < t.count && t.start[symbol + 1] <= at)
         symbol++;
-    *state = t->frequency[symbol] * (x >> t->bits) + at - t->start[symbol];
+    *state = t.frequency[symbol] * (x >> t.bits) + at - t.start[symbol];
     return symbol;
 }
 
-/* One lane's raw bits, 0 to 16, while the others wait. False: no words. */
-__device__ bool take_raw_alone(stream_reader &r, unsigned bits, uint32_t *value) {
-    *value = r.state & ((1u << bits) - 1);
-    r.state >>= bits;
-    if (r.state >= ICMA_RANS_LOW)
+/* A word for one state that all lanes hold alike. False: there is none. */
+__device__ __forceinline__ bool refill_alike(word_source &w, uint32_t *state) {
+    if (*state >= ICMA_RANS_LOW)
         return true;
-    if (r.words == 0)
+    if (w.left == 0)
         return false;
-    r.state = r.state << 16 | word_at(r.next);
-    r.next += 2;
-    r.words--;
+    *state = *state << 16 | (__shfl_sync(full_warp, w.packed, (int)w.used) & 0xffff);
+    take_words(w, 1);
     return true;
 }
 
-__device__ bool take_escape_alone(stream_reader &r, unsigned reach, int64_t *high) {
+/* 0 to 16 bits, likewise. */
+__device__ __forceinline__ bool take_raw_alike(word_source &w, uint32_t *state, unsigned bits, uint32_t *value) {
+    *value = *state & ((1u << bits) - 1);
+    *state >>= bits;
+    return refill_alike(w, state);
+}
+
+__device__ bool take_escape_alike(word_source &w, uint32_t *state, unsigned reach, int64_t *high) {
     uint32_t head, below, above = 0;
-    if (!take_raw_alone(r, 6, &head))
+    if (!take_raw_alike(w, state, 6, &head))
         return false;
     unsigned n = head & 31;
-    if (n == 31 || !take_raw_alone(r, n > 16 ? 16 : n, &below))
+    if (n == 31 || !take_raw_alike(w, state, n > 16 ? 16 : n, &below))
         return false;
-    if (n > 16 && !take_raw_alone(r, n - 16, &above))
+    if (n > 16 && !take_raw_alike(w, state, n - 16, &above))
         return false;
     int64_t distance = ((int64_t)1 << n) + ((int64_t)above << 16) + below;
     *high = head & 32 ? -distance - (int64_t)reach : distance + (int64_t)reach;
     return true;
 }
 
-/* What escaped, lane after lane. */
-__device__ void take_escapes(stream_reader &r, unsigned escaped, unsigned reach, int64_t *high) {
-    while (escaped) {
-        unsigned lane = (unsigned)__ffs((int)escaped) - 1;
-        size_t before = r.words;
-        bool good = true;
-        escaped &= escaped - 1;
-        if (r.lane == lane)
-            good = take_escape_alone(r, reach, high);
-        r.good = r.good && __all_sync(full_warp, good);
-        unsigned used = __shfl_sync(full_warp, (unsigned)(before - r.words), (int)lane);
-        if (r.lane != lane) {
-            r.words -= used;
-            r.next += 2 * used;
-        }
-    }
+/* Lanes whose state is below the least take a word each, in order. False, in all lanes: there are too few. */
+__device__ __forceinline__ bool refill(word_source &w, bool active, uint32_t *state) {
+    bool needs = active && *state < ICMA_RANS_LOW;
+    unsigned need = __ballot_sync(full_warp, needs), count = (unsigned)__popc(need);
+    if (count == 0)
+        return true;
+    if (count > w.left)
+        return false;
+    unsigned at = w.used + (unsigned)__popc(need & ((1u << w.lane) - 1));
+    uint32_t both = __shfl_sync(full_warp, w.packed, (int)(at % ICMA_WARP)), word = at < ICMA_WARP ? both & 0xffff : both >> 16;
+    if (needs)
+        *state = *state << 16 | word;
+    take_words(w, count);
+    return true;
 }
 
-/* A group: a symbol for each of the first `count` lanes. */
-__device__ __forceinline__ void take_group(stream_reader &r, const shape_table *t, unsigned shift, unsigned count, int least, int largest, int16_t *symbols) {
-    bool active = r.lane < count;
-    unsigned symbol = active ? take_symbol(t, &r.state) : 0;
-    refill(r, active);
-    int64_t high = (int64_t)symbol - (int64_t)t->reach;
-    unsigned escaped = __ballot_sync(full_warp, active && symbol == t->count - 1);
-    if (escaped && r.good)
-        take_escapes(r, escaped, t->reach, &high);
-    uint32_t low = 0;
-    if (shift && r.good) {
-        if (active) {
-            low = r.state & ((1u << shift) - 1);
-            r.state >>= shift;
+/* What escaped, lane after lane; meanwhile all lanes do as that one. */
+__device__ bool take_escapes(word_source &w, unsigned escaped, unsigned reach, uint32_t *state, int64_t *high) {
+    for (; escaped; escaped &= escaped - 1) {
+        int lane = __ffs((int)escaped) - 1;
+        uint32_t its = __shfl_sync(full_warp, *state, lane);
+        int64_t value;
+        if (!take_escape_alike(w, &its, reach, &value))
+            return false;
+        if (w.lane == (unsigned)lane) {
+            *state = its;
+            *high = value;
         }
-        refill(r, active);
     }
-    int64_t x = high * ((int64_t)1 << shift) + low - ((int64_t)1 << shift >> 1);
-    bool in_range = !active || (x <= largest && x >= least);
-    r.good = r.good && __all_sync(full_warp, in_range);
-    if (active && r.good)
-        symbols[r.lane] = (int16_t)x;
+    return true;
 }
 
-__device__ bool open_stream(stream_reader &r, const device_stream &s, const uint8_t *data) {
+/* A part of a stream: a run, with the table that is loaded. */
+struct run_job {
+    size_t count;
+    unsigned shift, lanes;
+    int least, largest;
+    int16_t *out;
+};
+
+__device__ __forceinline__ bool in_range(const run_job &job, int64_t x) {
+    return x >= job.least && x <= job.largest;
+}
+
+__device__ __forceinline__ int64_t join(int64_t high, uint32_t low, unsigned shift) {
+    return high * ((int64_t)1 << shift) + low - ((int64_t)1 << shift >> 1);
+}
+
+/* One lane: every lane of the warp keeps one of 32 symbols, and then all are stored together. */
+__device__ bool take_run_alike(word_source &w, const symbol_table &t, const run_job &job, uint32_t *state) {
+    int16_t mine = 0;
+    for (size_t i = 0; i < job.count; i++) {
+        unsigned symbol = take_symbol(t, state);
+        int64_t high = (int64_t)symbol - (int64_t)t.reach;
+        uint32_t low = 0;
+        if (!refill_alike(w, state) || (symbol == t.count - 1 && !take_escape_alike(w, state, t.reach, &high)) || (job.shift && !take_raw_alike(w, state, job.shift, &low)))
+            return false;
+        int64_t x = join(high, low, job.shift);
+        if (!in_range(job, x))
+            return false;
+        unsigned at = (unsigned)i % ICMA_WARP;
+        mine = at == w.lane ? (int16_t)x : mine;
+        if ((at == ICMA_WARP - 1 || i + 1 == job.count) && w.lane <= at)
+            job.out[i - at + w.lane] = mine;
+    }
+    return true;
+}
+
+/* Groups of a symbol a lane; the last one may be smaller. */
+__device__ bool take_run(word_source &w, const symbol_table &t, const run_job &job, uint32_t *state) {
+    for (size_t done = 0; done < job.count; done += job.lanes) {
+        bool active = w.lane < job.lanes && done + w.lane < job.count;
+        unsigned symbol = active ? take_symbol(t, state) : 0;
+        int64_t high = (int64_t)symbol - (int64_t)t.reach;
+        uint32_t low = 0;
+        if (!refill(w, active, state))
+            return false;
+        unsigned escaped = __ballot_sync(full_warp, active && symbol == t.count - 1);
+        if (escaped && !take_escapes(w, escaped, t.reach, state, &high))
+            return false;
+        if (job.shift) {
+            low = *state & ((1u << job.shift) - 1);
+            *state = active ? *state >> job.shift : *state;
+            if (!refill(w, active, state))
+                return false;
+        }
+        int64_t x = join(high, low, job.shift);
+        if (active)
+            job.out[done + w.lane] = (int16_t)x;
+        if ((escaped || job.shift) && !__all_sync(full_warp, !active || in_range(job, x)))
+            return false; /* without either, symbols are within the reach of a table */
+    }
+    return true;
+}
+
+/* A shape's table to the warp's shared memory. */
+__device__ void load_table(const shape_table *from, uint32_t *slots, uint32_t *small, symbol_table &t) {
+    unsigned lane = threadIdx.x % ICMA_WARP;
+    __syncwarp(full_warp);
+    for (unsigned k = lane; from->bits == ICMA_RANS_COARSE && k < COARSE_SLOTS; k += ICMA_WARP)
+        slots[k] = from->slots[k];
+    if (lane < SMALL_ALPHABET) {
+        small[lane] = from->start[lane];
+        small[SMALL_ALPHABET + 1 + lane] = from->frequency[lane];
+    }
+    __syncwarp(full_warp);
+    t.bits = from->bits;
+    t.reach = from->reach;
+    t.count = from->count;
+    t.slots = slots;
+    t.start = small;
+    t.frequency = small + SMALL_ALPHABET + 1;
+    t.zero_start = t.bits == ICMA_RANS_COARSE ? 0 : t.start[t.reach];
+    t.zero_frequency = t.bits == ICMA_RANS_COARSE ? 0 : t.frequency[t.reach];
+}
+
+/* The state of this lane, and the words behind the states. */
+__device__ bool open_stream(word_source &w, const device_stream &s, const uint8_t *data, uint32_t *state) {
     size_t states = 4 * (size_t)s.lanes;
-    r.lane = threadIdx.x % ICMA_WARP;
-    r.mask = (1u << r.lane) - 1;
-    r.state = ICMA_RANS_LOW;
+    unsigned lane = threadIdx.x % ICMA_WARP, own = s.lanes == 1 ? 0 : lane;
+    *state = ICMA_RANS_LOW;
     if (s.size < states || (s.size - states) % 2)
         return false;
-    const uint8_t *own = data + s.offset + 4 * r.lane;
-    if (r.lane < s.lanes)
-        r.state = word_at(own) | word_at(own + 2) << 16;
-    r.next = data + s.offset + states;
-    r.words = (s.size - states) / 2;
-    return __all_sync(full_warp, r.state >= ICMA_RANS_LOW);
+    const uint8_t *at = data + s.offset;
+    if (own < s.lanes)
+        *state = word_at(at + 4 * own) | word_at(at + 4 * own + 2) << 16;
+    open_words(w, at + states, (s.size - states) / 2);
+    return __all_sync(full_warp, *state >= ICMA_RANS_LOW);
 }
 
 __global__ void __launch_bounds__(BLOCK) decode_streams(const device_stream *streams, size_t count, const device_run *runs, const shape_table *shapes, const uint8_t *data, int16_t *symbols, unsigned *damaged) {
-    size_t index = (size_t)blockIdx.x * WARPS + threadIdx.x / ICMA_WARP;
+    __shared__ uint32_t slots[WARPS][COARSE_SLOTS], small[WARPS][2 * SMALL_ALPHABET + 1];
+    unsigned warp = threadIdx.x / ICMA_WARP, loaded = UINT32_MAX;
+    size_t index = (size_t)blockIdx.x * WARPS + warp;
     if (index >= count)
         return; /* a whole warp */
     const device_stream s = streams[index];
-    stream_reader r;
-    r.good = open_stream(r, s, data);
+    word_source w = {};
+    symbol_table t = {};
+    uint32_t state;
+    bool good = open_stream(w, s, data, &state);
     int16_t *out = symbols + s.first;
-    for (size_t k = 0; r.good && k < s.run_count; k++) {
+    for (size_t k = 0; good && k < s.run_count; k++) {
         const device_run run = runs[s.run + k];
-        const shape_table *t = &shapes[run.shape];
-        for (size_t done = 0; r.good && done < run.count; done += s.lanes) {
-            unsigned group = run.count - done < s.lanes ? (unsigned)(run.count - done) : s.lanes;
-            take_group(r, t, run.shift, group, s.least, s.largest, out + done);
-        }
+        run_job job = {run.count, run.shift, s.lanes, s.least, s.largest, out};
+        if (run.shape != loaded)
+            load_table(&shapes[loaded = run.shape], slots[warp], small[warp], t);
+        good = s.lanes == 1 ? take_run_alike(w, t, job, &state) : take_run(w, t, job, &state);
         out += run.count;
     }
-    bool finished = r.good && r.words == 0 && r.state == ICMA_RANS_LOW;
-    if (!__all_sync(full_warp, finished) && r.lane == 0)
+    if (!__all_sync(full_warp, good && w.left == 0 && state == ICMA_RANS_LOW) && threadIdx.x % ICMA_WARP == 0)
         atomicMin(damaged, (unsigned)index);
 }
 

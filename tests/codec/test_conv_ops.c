@@ -306,6 +306,10 @@ static void convolutions_are_exact(void **state) {
     try_exact(&b, (layer){{1, 33}, 150, 16, 3}, false,
               true); /* one tap, one channel too many for the narrow kernel */
     try_exact(&b, (layer){{1, 31}, 150, 17, 3}, false, true);
+    /* Whole tiles of a GPU, often enough for views that start at 16 bytes. */
+    static const size_t whole[][2] = {{16, 128}, {8, 256}, {24, 64}, {16, 32}, {32, 16}, {8, 8}};
+    for (size_t k = 0; k < 12 * COUNT(whole); k++)
+        try_exact(&b, (layer){{1 + k % 2, 7}, 130 + k, whole[k % COUNT(whole)][0], whole[k % COUNT(whole)][1]}, k / 2 % 2, true);
 }
 
 /* Taps beyond the ends are left out: weights that nothing may touch are NaNs and infinities. */
