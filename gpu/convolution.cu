@@ -56,22 +56,24 @@ template <int TILE, int OUTPUTS> struct conv_fetch {
     static const int threads = TILE / SIDE * (OUTPUTS / SIDE);
     static const int x_each = TILE * DEPTH / threads, w_each = OUTPUTS * DEPTH / threads;
     static const int w_fours = OUTPUTS * DEPTH / 4; /* of all threads together: one each, or none */
+    static const int blocks = threads == 256 ? 2 : threads == 128 ? 3 : 4; /* on a multiprocessor at least: what registers allow without spilling */
     float x[x_each], w[4];
 };
 
 /* Slices of DEPTH channels of one tap, in 16 bytes each: channels are a multiple of DEPTH, outputs of OUTPUTS, and all rows start at 16 bytes. What does not change from slice to slice is kept. */
 template <int TILE, int OUTPUTS> struct conv_walker {
     typedef conv_fetch<TILE, OUTPUTS> fetch;
-    const float *x[fetch::x_each / 4], *w;
+    const float *x, *w;                  /* x: of the block's first position */
+    unsigned place[fetch::x_each / 4]; /* from x on */
     unsigned input;
 
     __device__ __forceinline__ void start(const conv_job &job, const conv_part &part, const float *from, size_t first, size_t output) {
-        size_t last = part.first + part.count - 1;
+        unsigned last = (unsigned)(part.first + part.count - 1 - first < TILE ? part.first + part.count - 1 - first : TILE - 1);
+        x = from + first * job.x_position;
 #pragma unroll
         for (int e = 0; e < fetch::x_each / 4; e++) {
             unsigned n = threadIdx.x + e * fetch::threads;
-            size_t position = first + n / 2 < last ? first + n / 2 : last;
-            x[e] = from + position * job.x_position + n % 2 * 4;
+            place[e] = (n / 2 < last ? n / 2 : last) * (unsigned)job.x_position + n % 2 * 4;
         }
         w = job.w + (size_t)part.first_tap * job.inputs * job.w_row + output;
         input = 0;
@@ -79,7 +81,7 @@ template <int TILE, int OUTPUTS> struct conv_walker {
     __device__ __forceinline__ void next(const conv_job &job, const conv_part &part, fetch &to) {
 #pragma unroll
         for (int e = 0; e < fetch::x_each / 4; e++) {
-            float4 four = *(const float4 *)x[e];
+            float4 four = *(const float4 *)(x + place[e]);
             to.x[4 * e] = four.x, to.x[4 * e + 1] = four.y, to.x[4 * e + 2] = four.z, to.x[4 * e + 3] = four.w;
         }
         if (threadIdx.x < fetch::w_fours) {
@@ -91,9 +93,7 @@ template <int TILE, int OUTPUTS> struct conv_walker {
         int64_t step = tap_ends ? part.x_tap - (int64_t)(job.inputs - DEPTH) : (int64_t)DEPTH;
         w += (tap_ends ? (size_t)(part.tap_step - 1) * job.inputs + DEPTH : DEPTH) * job.w_row;
         input = tap_ends ? 0 : input;
-#pragma unroll
-        for (int e = 0; e < fetch::x_each / 4; e++)
-            x[e] += step;
+        x += step;
     }
 };
 
@@ -145,7 +145,7 @@ template <int EXTENT> __device__ __forceinline__ unsigned side_place(unsigned th
     return EXTENT == SIDE ? (unsigned)c : (unsigned)(c / 4) * (EXTENT / 2) + thread * 4 + (unsigned)(c % 4);
 }
 
-template <int TILE, int OUTPUTS, bool VECTOR> __global__ void __launch_bounds__(conv_fetch<TILE, OUTPUTS>::threads) conv_tile(conv_job job) {
+template <int TILE, int OUTPUTS, bool VECTOR> __global__ void __launch_bounds__(conv_fetch<TILE, OUTPUTS>::threads, conv_fetch<TILE, OUTPUTS>::blocks) conv_tile(conv_job job) {
     typedef conv_fetch<TILE, OUTPUTS> fetch;
     alignas(16) __shared__ conv_shared<TILE, OUTPUTS> shared;
     const conv_part &part = job.part[blockIdx.z % job.parts];
