@@ -82,6 +82,8 @@ OP(gaussian_nll_backward, (void *device, icma_matrix a, icma_matrix b, float f, 
    P(run_gaussian_nll_backward, .f = {f}, .m = {a, b, out}), (D, c->m[0], c->m[1], c->f[0], c->m[2]))
 OP(conv_down, (void *device, icma_conv s, icma_matrix x, icma_matrix w, icma_matrix y),
    P(run_conv_down, .shape = s, .m = {x, w, y}), (D, c->shape, c->m[0], c->m[1], c->m[2]))
+OP(conv_up_training, (void *device, icma_conv s, icma_matrix x, icma_matrix w, icma_matrix y),
+   P(run_conv_up_training, .shape = s, .m = {x, w, y}), (D, c->shape, c->m[0], c->m[1], c->m[2]))
 OP(conv_up, (void *device, icma_conv s, icma_matrix x, icma_matrix w, icma_matrix b, icma_matrix y),
    P(run_conv_up, .shape = s, .m = {x, w, b, y}), (D, c->shape, c->m[0], c->m[1], c->m[2], c->m[3]))
 OP(conv, (void *device, icma_conv s, icma_matrix x, icma_matrix w, icma_matrix b, icma_matrix y),
@@ -208,6 +210,7 @@ const icma_ops *fake_device_open(fake_device *device, size_t room) {
     table.gaussian_nll_backward = fake_gaussian_nll_backward;
     table.conv_down = fake_conv_down;
     table.conv_up = fake_conv_up;
+    table.conv_up_training = fake_conv_up_training;
     table.conv = fake_conv;
     table.turn_weights = fake_turn_weights;
     table.conv_weights = fake_conv_weights;
