@@ -6,6 +6,7 @@
 #include "memory.h"
 #include "utf8.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
@@ -13,6 +14,7 @@
 #include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
@@ -236,6 +238,7 @@ void icma_output_unlink_all(void) {
 
 struct icma_output {
     int descriptor;
+    int lock;   /* a second descriptor of the temporary: keeps its lock from the close before the rename to after it */
     int folder; /* for its fsync; opened early, so that little can fail after the rename */
     bool overwrite;
     bool created;
@@ -249,6 +252,7 @@ static void free_output(icma_output *output) {
     if (forget_temporary(output->temporary, output->slot))
         icma_free(output->temporary);
     close_once(&output->descriptor);
+    close_once(&output->lock);
     close_once(&output->folder);
     icma_free(output->path);
     icma_free(output);
@@ -286,6 +290,20 @@ static void name_temporary(icma_output *output) {
              (unsigned long long)name_seed());
 }
 
+/* A temporary is locked (flock) for as long as its writer lives, so one that can be locked has been left behind
+ * by a kill or a power cut. Between creating and locking it another run may have taken it for such a one: then
+ * the lock is held, or the file has no name any more. False: take another name. A file system without locks
+ * keeps its stale files, for nobody can tell them. */
+static bool lock_temporary(icma_output *output) {
+    struct stat seen;
+    if (flock(output->descriptor, LOCK_EX | LOCK_NB) != 0)
+        return errno != EWOULDBLOCK;
+    if (fstat(output->descriptor, &seen) != 0 || seen.st_nlink == 0)
+        return false;
+    output->lock = fcntl(output->descriptor, F_DUPFD_CLOEXEC, 0);
+    return true; /* without the second descriptor another run may remove the file in the end: commit fails then */
+}
+
 static icma_status create_temporary(icma_output *output, icma_error *error) {
     size_t folder = folder_length(output->path);
     output->temporary = icma_alloc(folder + sizeof TEMPORARY_NAME);
@@ -296,16 +314,59 @@ static icma_status create_temporary(icma_output *output, icma_error *error) {
     if (!remember_temporary(output->temporary, &output->slot))
         return icma_fail(error, ICMA_E_LIMIT, output->path, "more than %d files are being written",
                          (int)MAX_OUTPUTS);
-    for (int attempt = 0; attempt < 100 && output->descriptor < 0; attempt++) {
+    int code = EEXIST;
+    for (int attempt = 0; attempt < 100; attempt++) {
         output->descriptor = open(output->temporary, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
-        if (output->descriptor >= 0 || (errno != EEXIST && errno != EINTR))
+        code = output->descriptor < 0 ? errno : 0;
+        if (code == 0 && lock_temporary(output))
+            break;
+        if (code == 0) {
+            unlink(output->temporary);
+            close_once(&output->descriptor);
+            code = EEXIST;
+        }
+        if (code != EEXIST && code != EINTR)
             break;
         name_temporary(output);
     }
     if (output->descriptor < 0)
-        return fail_errno(error, ICMA_E_IO, output->path, "cannot create a file in its folder", errno);
+        return fail_errno(error, ICMA_E_IO, output->path, "cannot create a file in its folder", code);
     output->created = true;
     return ICMA_OK;
+}
+
+static bool is_temporary_name(const char *name) {
+    if (strlen(name) != sizeof TEMPORARY_NAME - 1 || strncmp(name, ".icma-", 6) != 0)
+        return false;
+    return strspn(name + 6, "0123456789abcdef") == 16 && strcmp(name + 22, ".tmp") == 0;
+}
+
+/* Removes one if it is a regular file of ours (`user`) that no living process has locked. */
+static void remove_if_stale(int folder, const char *name, uid_t user) {
+    struct stat seen, named;
+    int descriptor = openat(folder, name, O_RDWR | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
+    if (descriptor < 0)
+        return;
+    if (fstat(descriptor, &seen) == 0 && S_ISREG(seen.st_mode) && seen.st_uid == user &&
+        flock(descriptor, LOCK_EX | LOCK_NB) == 0 &&
+        fstatat(folder, name, &named, AT_SYMLINK_NOFOLLOW) == 0 && named.st_dev == seen.st_dev &&
+        named.st_ino == seen.st_ino)
+        unlinkat(folder, name, 0);
+    close_once(&descriptor);
+}
+
+/* What runs that were killed have left in the folder. Nothing that goes wrong here matters to the output. */
+static void remove_stale(int folder) {
+    int copy = openat(folder, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    DIR *list = copy < 0 ? NULL : fdopendir(copy);
+    if (!list) {
+        close_once(&copy);
+        return;
+    }
+    for (struct dirent *entry; (entry = readdir(list));)
+        if (is_temporary_name(entry->d_name))
+            remove_if_stale(folder, entry->d_name, geteuid());
+    closedir(list);
 }
 
 static icma_status open_folder(icma_output *output, icma_error *error) {
@@ -342,13 +403,15 @@ icma_status icma_output_create(const char *path, bool overwrite, icma_output **o
     icma_output *output = icma_alloc_zeroed(1, sizeof *output);
     if (!output)
         return fail_memory(error, path);
-    output->descriptor = output->folder = -1;
+    output->descriptor = output->lock = output->folder = -1;
     output->slot = MAX_OUTPUTS;
     output->overwrite = overwrite;
     output->path = icma_copy_string(path);
     status = output->path ? open_folder(output, error) : fail_memory(error, path);
-    if (status == ICMA_OK)
+    if (status == ICMA_OK) {
+        remove_stale(output->folder);
         status = create_temporary(output, error);
+    }
     if (status != ICMA_OK) {
         icma_output_abandon(output);
         return status;

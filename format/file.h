@@ -41,7 +41,9 @@ icma_status icma_file_read_all(const char *path, size_t limit, uint8_t **out, si
 
 typedef struct icma_output icma_output;
 
-/* Starts a file that will appear at `path` on commit: a temporary beside it (O_EXCL, 0600). If `overwrite` is
+/* Starts a file that will appear at `path` on commit: a temporary beside it, `.icma-<16 hexadecimal digits>.tmp` (O_EXCL,
+ * 0600). It is locked (flock) while this process lives; such files of this user that nobody has locked, which a kill
+ * or a power cut has left in the folder, are removed first. If `overwrite` is
  * false and `path` exists: ICMA_E_EXISTS at once; commit checks again, atomically (RENAME_NOREPLACE or link).
  * Missing parents are an error. */
 icma_status icma_output_create(const char *path, bool overwrite, icma_output **out, icma_error *error);

@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -227,6 +228,42 @@ static void relative_paths(void **state) {
     assert_int_equal(chdir(before), 0);
 }
 
+static void what_kills_have_left_is_removed(void **state) {
+    static const char *const kept[] = {".icma-0123456789abcdef.tm", ".icma-0123456789abcdef.tmp2", ".icma-0123456789abcdeg.tmp",
+                                       ".icma-0123456789ABCDEF.tmp", "icma-0123456789abcdef.tmp", ".icma-0123456789abcde.tmp"};
+    int before = open(".", O_RDONLY | O_DIRECTORY); /* scratch_path holds eight paths at a time */
+    assert_int_equal(chdir(*state), 0);
+    write_file(".icma-0123456789abcdef.tmp", "half", 4);
+    write_file(".icma-00000000000000ff.tmp", "busy", 4);
+    write_file("target", "precious", 8);
+    assert_int_equal(symlink("target", ".icma-00000000000000aa.tmp"), 0);
+    assert_int_equal(mkdir(".icma-00000000000000bb.tmp", 0700), 0);
+    assert_int_equal(mkfifo(".icma-00000000000000cc.tmp", 0600), 0);
+    for (size_t i = 0; i < sizeof kept / sizeof *kept; i++)
+        write_file(kept[i], "x", 1);
+    int held = open(".icma-00000000000000ff.tmp", O_RDONLY);
+    assert_int_equal(flock(held, LOCK_EX), 0);
+    icma_output *first = start("a", false, "one");
+    assert_int_equal(access(".icma-0123456789abcdef.tmp", F_OK), -1);
+    assert_contents(".icma-00000000000000ff.tmp", "busy");
+    /* That of an output which is being written is not taken away, however often others start. */
+    icma_output *second = start("a", true, "two");
+    assert_status(icma_output_commit(first, NULL), ICMA_OK);
+    assert_contents("a", "one");
+    assert_status(icma_output_commit(second, NULL), ICMA_OK);
+    assert_contents("a", "two");
+    close(held);
+    icma_output_abandon(start("b", false, "x"));
+    assert_int_equal(access(".icma-00000000000000ff.tmp", F_OK), -1);
+    assert_contents("target", "precious");
+    /* a, target, the link, the folder, the pipe */
+    assert_int_equal(count_entries("."), 5 + sizeof kept / sizeof *kept);
+    for (size_t i = 0; i < sizeof kept / sizeof *kept; i++)
+        assert_int_equal(access(kept[i], F_OK), 0);
+    assert_int_equal(fchdir(before), 0);
+    close(before);
+}
+
 static void full_disks(void **state) {
     const char *path = scratch_path(state, "out");
     struct rlimit before, small;
@@ -393,6 +430,7 @@ int main(void) {
         WITH_SCRATCH(links_are_replaced_not_followed),
         WITH_SCRATCH(bad_targets),
         WITH_SCRATCH(relative_paths),
+        WITH_SCRATCH(what_kills_have_left_is_removed),
         WITH_SCRATCH(full_disks),
         WITH_SCRATCH(a_signal_handler_can_remove_all),
         WITH_SCRATCH(many_outputs_at_once),
