@@ -132,6 +132,17 @@ static bool same_file(const struct stat *a, const struct stat *b) {
            a->st_mtim.tv_sec == b->st_mtim.tv_sec && a->st_mtim.tv_nsec == b->st_mtim.tv_nsec;
 }
 
+static icma_status fail_changed(icma_error *error, const char *path) {
+    return icma_fail(error, ICMA_E_IO, path, "changed while it was read; start again when it is at rest");
+}
+
+icma_status icma_file_check_unchanged(const icma_file *file, icma_error *error) {
+    struct stat now;
+    if ((file->descriptor >= 0 ? fstat(file->descriptor, &now) : stat(file->path, &now)) != 0)
+        return fail_errno(error, errno == ENOENT ? ICMA_E_NOT_FOUND : ICMA_E_IO, file->path, "cannot examine", errno);
+    return same_file(&now, &file->seen) ? ICMA_OK : fail_changed(error, file->path);
+}
+
 static icma_status unpark(icma_file *file, icma_error *error) {
     struct stat now;
     if (file->descriptor >= 0)
@@ -142,8 +153,7 @@ static icma_status unpark(icma_file *file, icma_error *error) {
     if (same_file(&now, &file->seen))
         return ICMA_OK;
     close_once(&file->descriptor);
-    return icma_fail(error, ICMA_E_IO, file->path,
-                     "changed while it was read; start again when it is at rest");
+    return fail_changed(error, file->path);
 }
 
 icma_status icma_file_read(icma_file *file, uint64_t offset, void *out, size_t size, icma_error *error) {
@@ -538,7 +548,10 @@ static bool split_segments(char *path) {
 static int enter_folder(int *folder, const char *name) {
     if (mkdirat(*folder, name, 0777) != 0 && errno != EEXIST)
         return errno;
-    int next = openat(*folder, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+    int next;
+    do
+        next = openat(*folder, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+    while (next < 0 && errno == EINTR);
     if (next < 0)
         return errno;
     close_once(folder);

@@ -32,6 +32,10 @@ icma_status icma_file_read(icma_file *file, uint64_t offset, void *out, size_t s
  * sources with few descriptors open. NOT thread-safe against reads of the same file. */
 void icma_file_park(icma_file *file);
 
+/* ICMA_E_IO ("changed while it was read") if the file that was opened has another size or mtime by now, or, parked, its
+ * path leads to another one. For whoever has read it in pieces: they may be of different ages. */
+icma_status icma_file_check_unchanged(const icma_file *file, icma_error *error);
+
 /* Reads a whole regular file of at most `limit` bytes (larger: ICMA_E_LIMIT). *out is owned by the caller
  * (icma_free), NULL for an empty file. */
 icma_status icma_file_read_all(const char *path, size_t limit, uint8_t **out, size_t *size,

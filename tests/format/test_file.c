@@ -81,6 +81,38 @@ static void parked_files_come_back(void **state) {
     icma_file_close(file);
 }
 
+static void changes_of_open_files_are_noticed(void **state) {
+    const char *path = scratch_path(state, "file"), *other = scratch_path(state, "other");
+    struct timespec past[2] = {{1000000, 0}, {1000000, 1}};
+    for (int parked = 0; parked < 2; parked++) {
+        icma_file *file;
+        write_file(path, "abc", 3);
+        assert_status(icma_file_open(path, &file, NULL), ICMA_OK);
+        if (parked)
+            icma_file_park(file);
+        assert_status(icma_file_check_unchanged(file, NULL), ICMA_OK);
+        write_file(path, "abcd", 4);
+        assert_status(icma_file_check_unchanged(file, NULL), ICMA_E_IO);
+        icma_file_close(file);
+        assert_status(icma_file_open(path, &file, NULL), ICMA_OK);
+        if (parked)
+            icma_file_park(file);
+        assert_int_equal(utimensat(AT_FDCWD, path, past, 0), 0);
+        assert_status(icma_file_check_unchanged(file, NULL), ICMA_E_IO);
+        icma_file_close(file);
+        /* Replaced by another: an open one is still the old one, which is at rest. */
+        assert_status(icma_file_open(path, &file, NULL), ICMA_OK);
+        if (parked)
+            icma_file_park(file);
+        write_file(other, "other", 5);
+        assert_int_equal(rename(other, path), 0);
+        assert_int_equal(icma_file_check_unchanged(file, NULL), parked ? ICMA_E_IO : ICMA_OK);
+        assert_int_equal(unlink(path), 0);
+        assert_int_equal(icma_file_check_unchanged(file, NULL), parked ? ICMA_E_NOT_FOUND : ICMA_OK);
+        icma_file_close(file);
+    }
+}
+
 static void parked_files_notice_changes(void **state) {
     const char *path = scratch_path(state, "file"), *other = scratch_path(state, "other");
     for (int change = 0; change < 5; change++) {
@@ -423,6 +455,7 @@ int main(void) {
         WITH_SCRATCH(reads_stay_inside),
         WITH_SCRATCH(parked_files_come_back),
         WITH_SCRATCH(parked_files_notice_changes),
+        WITH_SCRATCH(changes_of_open_files_are_noticed),
         WITH_SCRATCH(whole_files_up_to_a_limit),
         WITH_SCRATCH(outputs_appear_on_commit),
         WITH_SCRATCH(abandoned_outputs_leave_nothing),
