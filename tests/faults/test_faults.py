@@ -5,8 +5,8 @@
     ICMA=build/release/icma ICMA_FAULTS=build/release/icma_faults.so tests/faults/test_faults.py pack|unpack|training|machine [--all]
 
 Whatever happens, a file is what it was or what it should become, the exit code tells, no temporary stays (but after SIGKILL,
-and then the next run removes it). Calls that read or close are tried at every fifth only, unless --all is given; each run
-prints how many points it tried, and what the program did there.
+and then the next run removes it). Without --all a stride is taken: of the calls that open, read or close every seventh is
+tried, of those that write every third. Each run prints how many points it tried, and what the program did there.
 """
 import collections
 import os
@@ -28,7 +28,7 @@ ALL = '--all' in sys.argv
 QUICK = ['--tier', 'latent', '--epochs', '2', '-T', '1', '-q']
 CONV = ['--generator', 'conv', '--tier', 'latent', '--layers', '3', '--channels', '4,6,4', '--latent-dim', '8', '--batch', '3', '--epochs', '4', '-T', '1', '-q']
 KINDS = ('create', 'open', 'read', 'write', 'fsync', 'close', 'chmod', 'rename', 'link', 'unlink', 'mkdir', 'lock')
-OFTEN = ('open', 'read', 'close')  # and one like the next
+STRIDES = {'open': 7, 'read': 7, 'close': 7, 'write': 3}  # there are many, and one is like the next
 # What a call may say. Those that the program has to take in its stride:
 HARMLESS = {'create': ['EINTR'], 'open': ['EINTR'], 'read': ['EINTR', 'short'], 'write': ['EINTR', 'short'], 'chmod': ['EPERM'], 'lock': ['ENOLCK', 'EWOULDBLOCK', 'EIO']}
 # those that end it, with exit code 1 and a message that says so:
@@ -84,7 +84,7 @@ class Fault(unittest.TestCase):
         return {word: int(number) for word, number in (line.split() for line in lines)}
 
     def points(self, kind, count):
-        return range(1, count + 1, 1 if ALL or kind not in OFTEN else 5)
+        return range(1, count + 1, 1 if ALL else STRIDES.get(kind, 1))
 
 
 class Scenario:
@@ -222,7 +222,7 @@ class Training(Fault):
         wanted = contents(folder)
         self.assertEqual(list(wanted), ['x.icma'])
         for kind in ('create', 'write', 'fsync', 'chmod', 'rename', 'unlink', 'lock'):
-            for k in range(1, counts[kind] + 1, 1 if ALL or kind != 'write' else 3):
+            for k in range(1, counts[kind] + 1, 1 if ALL else 3 if kind == 'write' else 2):
                 for action in ('kill', 'killed', *FATAL.get(kind, [])[:1], *(['EIO'] if kind == 'fsync' else [])):
                     shutil.rmtree(folder)
                     folder.mkdir()
@@ -285,7 +285,7 @@ class Machine(Fault):
                     folder.mkdir()
                 prepare()
                 reads = self.count(*command)['read']
-                for k in range(1, reads + 1, 1 if ALL else 2):
+                for k in range(1, reads + 1, 1 if ALL else 3):
                     prepare()
                     point = f'{action} read {k} {options}'
                     done, fired, _ = self.run_with(f'read:{k}:{action}={path}', *command)
@@ -300,7 +300,7 @@ class Machine(Fault):
                         self.assertEqual(files_below(folder), [], point)
                     if done.code == 0:
                         # before it was opened, or after all was read
-                        self.assertTrue(k < 20 or k > reads - 4, point)
+                        self.assertTrue(k < 24 or k > reads - 4, point)
                     if done.code == 0 and 'lossless' in options:
                         self.assertEqual(icma('unpack', folder / 'x.icma', '--task', 'a', '-o', folder / 'y', '-q').code, 0)
                         self.assertIn((folder / 'y').read_bytes(), (original, poked), point)
