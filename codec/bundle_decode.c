@@ -165,6 +165,10 @@ static icma_status finish_decode(icma_bundle *b, icma_status status, icma_decode
     return status;
 }
 
+void icma_bundle_compare_checksums(icma_bundle *b, bool compare) {
+    b->unchecked = !compare;
+}
+
 icma_status icma_bundle_decode(icma_bundle *b, size_t task_index, size_t checkpoint, icma_decoded *out, icma_error *error) {
     memset(out, 0, sizeof *out);
     icma_status status = icma_bundle_load_task(b, (uint32_t)task_index, error);
@@ -173,7 +177,7 @@ icma_status icma_bundle_decode(icma_bundle *b, size_t task_index, size_t checkpo
         status = icma_fail(error, ICMA_E_NOT_FOUND, NULL, "no checkpoint %zu", checkpoint);
     if (!status)
         status = decode_place(b, task_index, t->places[checkpoint], stored_coefficients, NULL, true, out, error);
-    if (!status && icma_hash(out->data, out->size) != t->infos[checkpoint].hash)
+    if (!status && !b->unchecked && icma_hash(out->data, out->size) != t->infos[checkpoint].hash)
         status = icma_fail(error, ICMA_E_CORRUPT, NULL, "a decoded checkpoint of task %s is not what was packed (checksum)", icma_bundle_task_name(b, task_index));
     return finish_decode(b, status, out, error);
 }

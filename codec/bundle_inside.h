@@ -56,6 +56,7 @@ struct icma_bundle {
     icma_container *container;
     const icma_ops *ops;
     icma_limits limits;
+    bool unchecked; /* decoded files are given out without comparing their checksums */
     icma_group_state *groups;
     icma_task_state *tasks;
 };
