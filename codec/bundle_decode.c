@@ -65,10 +65,17 @@ static icma_status decode_files(icma_bundle *b, const icma_part *p, const icma_c
 /* Before anything is allocated for a checkpoint. */
 static icma_status check_cost(const icma_bundle *b, const icma_part *p, const icma_checkpoint *c, icma_error *error) {
     const icma_group_state *g = &b->groups[p->group];
-    uint64_t work = icma_decode_work(&g->signature, &g->generator), size = g->signature.data_size;
+    uint64_t work = icma_decode_work(&g->signature, &g->generator), size = g->signature.data_size, side = 0;
     uint64_t header = c->header && icma_part_text(b, p, c->header - 1) ? icma_part_text(b, p, c->header - 1)->size : g->signature.header_size;
     if (size > b->limits.max_output || header + 8 > b->limits.max_output - size || size > SIZE_MAX / 2)
         return icma_fail(error, ICMA_E_LIMIT, NULL, "an adapter of %llu bytes; raise --max-output if you trust the file", (unsigned long long)size);
+    /* Many names may lead to one text. */
+    for (size_t f = 0; f < c->file_count; f++) {
+        const struct icma_text *name = icma_part_text(b, p, c->files[2 * f]), *content = icma_part_text(b, p, c->files[2 * f + 1]);
+        side += (name ? name->size : 0) + (content ? content->size : 0);
+    }
+    if (side > b->limits.max_output)
+        return icma_fail(error, ICMA_E_LIMIT, NULL, "side files of %llu bytes; raise --max-output if you trust the file", (unsigned long long)side);
     if (work > b->limits.max_work)
         return icma_fail(error, ICMA_E_LIMIT, NULL, "decoding takes %llu multiply-adds; raise --max-work if you trust the file", (unsigned long long)work);
     return ICMA_OK;

@@ -11,6 +11,8 @@
 /* A signature group, loaded on first use. */
 typedef struct icma_group_state {
     bool loaded;
+    bool refused; /* for what it says: `refusal`. Each of its tasks would else read it again */
+    icma_error refusal;
     icma_safetensors signature;
     icma_generator generator;
     icma_decoder *decoder; /* made when something is decoded */
@@ -54,6 +56,8 @@ typedef struct icma_task_state {
 
 struct icma_bundle {
     icma_container *container;
+    const icma_section **tables; /* TASK sections by task, then group; owned */
+    size_t table_count;
     const icma_ops *ops;
     icma_limits limits;
     bool unchecked; /* decoded files are given out without comparing their checksums */
@@ -62,8 +66,12 @@ struct icma_bundle {
 };
 
 icma_status icma_bundle_corrupt(const icma_bundle *bundle, icma_error *error, const char *what);
+/* The tables of a task, one a group, as indices first .. first + count - 1 of `tables`. */
+size_t icma_bundle_tables(const icma_bundle *bundle, uint32_t task, size_t *first);
 /* Each loads on first use; nothing to do after that. */
 icma_status icma_bundle_load_task(icma_bundle *bundle, uint32_t task, icma_error *error);
+/* The section of a kind over checkpoints whose range has `index`, or NULL; the ranges do not overlap (checked when the task is loaded). */
+const icma_section *icma_bundle_covering(const icma_bundle *bundle, uint16_t kind, uint32_t group, uint32_t task, size_t index);
 icma_status icma_bundle_open_decoder(icma_bundle *bundle, uint32_t group, icma_error *error);
 icma_status icma_part_load_texts(icma_bundle *bundle, uint32_t task, icma_part *part, icma_error *error);
 /* Text `index` of a part: first its group's, then its own; NULL if there are not so many. Texts are loaded. */

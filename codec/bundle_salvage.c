@@ -12,14 +12,9 @@ static bool any_damaged(const icma_bundle *b, const bool *damaged, uint16_t kind
     return false;
 }
 
-/* Of the sections over checkpoints: whether the one that covers `index` is damaged. */
 static bool covering_damaged(const icma_bundle *b, const bool *damaged, uint16_t kind, uint32_t group, uint32_t task, size_t index) {
-    const icma_section *first = NULL, *base = icma_container_section(b->container, 0);
-    size_t count = icma_container_range(b->container, kind, group, task, &first);
-    for (size_t i = 0; i < count; i++)
-        if (first[i].first <= index && index - first[i].first < first[i].count)
-            return damaged[first + i - base];
-    return false;
+    const icma_section *found = icma_bundle_covering(b, kind, group, task, index);
+    return found && damaged[found - icma_container_section(b->container, 0)];
 }
 
 /* A task is read by all of its tables, one a group; without one of them the order of its checkpoints is not known. */
@@ -27,12 +22,11 @@ static bool all_is_lost(const icma_bundle *b, const bool *damaged, uint32_t task
     static const uint16_t shared[] = {ICMA_SECTION_SIGNATURE, ICMA_SECTION_GENERATOR, ICMA_SECTION_TEXTS};
     static const uint16_t own[] = {ICMA_SECTION_TASK, ICMA_SECTION_CONDITION};
     bool lost = false;
+    size_t first, tables = icma_bundle_tables(b, task, &first);
     *count = 0;
-    for (uint32_t g = 0; g < icma_container_group_count(b->container); g++) {
-        const icma_section *table = icma_container_find(b->container, ICMA_SECTION_TASK, g, task);
-        if (!table)
-            continue;
-        *count += table->count;
+    for (size_t i = 0; i < tables; i++) {
+        uint32_t g = b->tables[first + i]->group;
+        *count += b->tables[first + i]->count;
         for (size_t k = 0; k < sizeof shared / sizeof *shared; k++)
             lost |= any_damaged(b, damaged, shared[k], g, ICMA_NO_OWNER);
         for (size_t k = 0; k < sizeof own / sizeof *own; k++)

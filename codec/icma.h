@@ -180,11 +180,11 @@ void icma_pack_result_free(icma_pack_result *result); /* leaves it zeroed */
  * --------------------------------------------------------------------------------------------------- */
 
 typedef struct icma_limits {
-    uint64_t max_output; /* bytes that one decoded adapter may have */
+    uint64_t max_output; /* bytes that one decoded adapter may have, and its side files */
     uint64_t max_work;   /* multiply-adds that one decoded adapter may cost */
 } icma_limits;
 
-icma_limits icma_limits_defaults(void); /* 64 GiB, 2^44 */
+icma_limits icma_limits_defaults(void); /* 4 GiB, 2^40 */
 
 typedef struct icma_bundle icma_bundle;
 

@@ -19,6 +19,10 @@ uint64_t icma_hash(const void *data, size_t size) {
     return XXH3_64bits(size ? data : "", size);
 }
 
+uint64_t icma_hash_seeded(const void *data, size_t size, uint64_t seed) {
+    return XXH3_64bits_withSeed(size ? data : "", size, seed);
+}
+
 icma_status icma_hash_blocks(icma_block_reader *read, void *context, uint64_t size, uint64_t *hash,
                              icma_error *error) {
     uint8_t block[HASH_BLOCK];

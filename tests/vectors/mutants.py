@@ -1029,6 +1029,49 @@ for name, verdict, what, change in (
     simple(name, verdict, what, change)
 
 
+def more_texts(count):
+    """So many in a section, empty after those that are used."""
+    def change(draft):
+        piece = draft.find(TEXTS)
+        texts = texts_of(draft, piece)
+        draft.store(piece, write_texts(texts + [b''] * (count - len(texts))))
+    return change
+
+
+def more_side_files(count):
+    """All with one content."""
+    def change(draft):
+        piece, table = draft.find(TEXTS), draft.find(TASK)
+        texts, rows = texts_of(draft, piece), table_of(draft, 0)
+        shared = len(texts) if piece.task == NONE else sum(len(texts_of(draft, p)) for p in draft.pieces if p.kind == TEXTS)
+        rows[0].side += [(shared + i, rows[0].side[0][1]) for i in range(count - len(rows[0].side))]
+        draft.store(piece, write_texts(texts + [b'file %d' % i for i in range(1024)]))
+        draft.store(table, write_table(rows, draft.generator()))
+    return change
+
+
+def unpacked(more):
+    """An optional section with which all compressed ones would become as much as they may, and `more`; nobody loads it."""
+    def change(draft):
+        small = Piece(77, 0, data=b'zstd?', coding=1, flags=1, raw=6)
+        draft.pieces.append(small)
+        size = len(draft.build())
+        small.raw = (1 << 20) + 3 * size + more - sum(p.raw for p in draft.pieces if p.coding == 1 and p.kind != VERBATIM and p is not small)
+        assert len(draft.build()) == size
+    return change
+
+
+for name, verdict, what, change in (
+        ('texts-at-limit', 'good', '2^20 texts', more_texts(1 << 20)),
+        ('texts-over-limit', 'limit', '2^20 + 1 texts', more_texts((1 << 20) + 1)),
+        ('side-files-at-limit', 'good', '1024 side files', more_side_files(1024)),
+        ('side-files-over-limit', 'limit', '1025 side files', more_side_files(1025)),
+        ('unpacked-at-limit', 'good', 'compressed sections that together become as much as they may', unpacked(0)),
+        ('unpacked-over-limit', 'limit', 'compressed sections that together become a byte more than they may', unpacked(1)),
+        ('unpacked-huge', 'limit', 'a compressed section of half a TiB', unpacked(1 << 39))):
+    simple(name, verdict, what, change, 'one')
+
+
 @mutant('corrupt', 'basis-mixed')
 def header_of_others(draft):
     """a header text with another shape"""
