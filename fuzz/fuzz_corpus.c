@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Writes the seeds: icma_fuzz_corpus FOLDER makes FOLDER/json, FOLDER/safetensors, FOLDER/container. The same
- * on every run. */
+/* Writes the seeds: icma_fuzz_corpus FOLDER makes FOLDER/json, FOLDER/safetensors, FOLDER/container and, in
+ * fuzz_corpus_parts.c, a folder for each target of a section's payload. The same on every run. */
+#include "fuzz_corpus.h"
+
 #include "bytes.h"
 #include "compress.h"
 #include "container.h"
@@ -179,6 +181,16 @@ static void put_variants(const char *name, uint8_t *image, size_t size) {
     char variant[64];
     snprintf(variant, sizeof variant, "good-%s", name);
     put("container", variant, image, size);
+    for (uint8_t at = 0; at < 128 && size < 8192; at = (uint8_t)(at + 31)) { /* memory runs out at that allocation */
+        char where[80];
+        icma_buffer failing = {0};
+        icma_write_u8(&failing, at);
+        icma_write_u16(&failing, at % 2 ? 256 : 0);
+        icma_write_bytes(&failing, image, size);
+        snprintf(where, sizeof where, "%s-%u", variant, at);
+        put("allocation", where, failing.data, failing.size);
+        icma_buffer_free(&failing);
+    }
     snprintf(variant, sizeof variant, "good-%s-raw", name);
     put_with_raw_index(variant, image, size);
     snprintf(variant, sizeof variant, "bad-%s-cut", name);
@@ -402,6 +414,7 @@ int main(int count, char **arguments) {
     for (size_t i = 0; i < sizeof json_seeds / sizeof *json_seeds; i++)
         put("json", json_seeds[i].name, json_seeds[i].text, strlen(json_seeds[i].text));
     put_safetensors();
+    put_parts(put, make_folder);
     put_containers();
     put_bundles();
     return 0;
