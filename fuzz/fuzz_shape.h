@@ -9,7 +9,7 @@
 
 /* Two factors, a vector (role other), a matrix without elements, integers. Made once; the caller's to look at. */
 const icma_safetensors *fuzz_signature(void);
-/* Models the first four: without a basis, or with 2, 3 and 1 rows, 2 latents, 2 coordinates of conditions of 3 numbers. */
+/* Models the first three: without a basis, or with 2, 3 and 1 rows, 2 latents, 2 coordinates of conditions of 3 numbers. */
 const icma_generator *fuzz_generator(bool basis);
 /* The parts of an input: a byte (0 at its end), and what is left. */
 uint8_t fuzz_take(const uint8_t **data, size_t *size);
