@@ -137,14 +137,14 @@ static icma_status fail_changed(icma_error *error, const char *path) {
 }
 
 icma_status icma_file_check_unchanged(const icma_file *file, icma_error *error) {
-    struct stat now;
+    struct stat now = {0};
     if ((file->descriptor >= 0 ? fstat(file->descriptor, &now) : stat(file->path, &now)) != 0)
         return fail_errno(error, errno == ENOENT ? ICMA_E_NOT_FOUND : ICMA_E_IO, file->path, "cannot examine", errno);
     return same_file(&now, &file->seen) ? ICMA_OK : fail_changed(error, file->path);
 }
 
 static icma_status unpark(icma_file *file, icma_error *error) {
-    struct stat now;
+    struct stat now = {0};
     if (file->descriptor >= 0)
         return ICMA_OK;
     icma_status status = open_regular(file->path, &file->descriptor, &now, error);
@@ -305,7 +305,7 @@ static void name_temporary(icma_output *output) {
  * the lock is held, or the file has no name any more. False: take another name. A file system without locks
  * keeps its stale files, for nobody can tell them. */
 static bool lock_temporary(icma_output *output) {
-    struct stat seen;
+    struct stat seen = {0};
     if (flock(output->descriptor, LOCK_EX | LOCK_NB) != 0)
         return errno != EWOULDBLOCK;
     if (fstat(output->descriptor, &seen) != 0 || seen.st_nlink == 0)
@@ -353,7 +353,7 @@ static bool is_temporary_name(const char *name) {
 
 /* Removes one if it is a regular file of ours (`user`) that no living process has locked. */
 static void remove_if_stale(int folder, const char *name, uid_t user) {
-    struct stat seen, named;
+    struct stat seen = {0}, named = {0};
     int descriptor = openat(folder, name, O_RDWR | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
     if (descriptor < 0)
         return;
@@ -392,7 +392,7 @@ static icma_status open_folder(icma_output *output, icma_error *error) {
 }
 
 static icma_status check_target(const char *path, bool overwrite, icma_error *error) {
-    struct stat seen;
+    struct stat seen = {0};
     size_t folder = folder_length(path);
     if (!path[folder])
         return icma_fail(error, ICMA_E_IO, path, "a file name is missing; give one");
