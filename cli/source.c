@@ -7,6 +7,7 @@
 #include "memory.h"
 #include "message.h"
 #include "progress.h"
+#include "sandbox.h"
 #include "terminal.h"
 
 #include <dirent.h>
@@ -80,8 +81,10 @@ icma_status cli_bundle_open(const cli_list *operands, const cli_decoding *decodi
     }
     if (!status)
         status = icma_device_open(device, ICMA_PRECISION_F32, (icma_device_work){0}, &ops, error);
-    if (!status)
+    if (!status) {
+        cli_sandbox_enter(ops->name);
         status = icma_bundle_open(*path, ops, &limits, bundle, error);
+    }
     if (status && status != ICMA_E_USAGE && status != ICMA_E_DEVICE && *path)
         icma_error_set_file(error, *path);
     if (status) {

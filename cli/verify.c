@@ -6,6 +6,7 @@
 #include "message.h"
 #include "progress.h"
 #include "signals.h"
+#include "sandbox.h"
 #include "source.h"
 #include "verbs.h"
 
@@ -311,6 +312,7 @@ static icma_status verify_bundle(verification *v, icma_error *error) {
 static icma_status run_verify(const void *arguments, const cli_list *operands, icma_error *error) {
     verification v = {.a = arguments};
     char *path;
+    cli_sandbox_want(v.a->common.verbose);
     icma_status status = cli_bundle_open(operands, &v.a->decoding, &v.bundle, &path, error);
     if (status)
         return status;
