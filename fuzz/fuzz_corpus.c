@@ -374,6 +374,22 @@ static void put_bundles(void) {
     made.dtype = "BF16";
     made.options.bound = (icma_bound){ICMA_BOUND_REL, 0.3f};
     put_bundle(&made);
+    for (int kind = 0; kind < 3; kind++) { /* networks: quantised, with a spread for every weight, with a denoiser */
+        static const char *const names[] = {"conv", "conv-variance", "diffusion"};
+        icma_generator_choice choice = kind < 2 ? ICMA_CHOOSE_CONV : ICMA_CHOOSE_DIFFUSION;
+        made = recipe_of(names[kind], kind == 1 ? ICMA_TIER_BOUNDED : ICMA_TIER_LATENT, choice);
+        icma_pack_use_generator(&made.options, choice);
+        made.options.layers = 2;
+        made.options.channels[0] = made.options.channels[1] = 3;
+        made.options.kernel = 3;
+        made.options.latent_dim = 4;
+        made.options.batch = 3;
+        made.options.epochs = 3;
+        made.options.denoiser_epochs = 2;
+        made.options.variance = kind == 1;
+        made.options.weights = kind == 2 ? ICMA_WEIGHTS_BF16 : ICMA_WEIGHTS_QUANTISED;
+        put_bundle(&made);
+    }
     made = recipe_of("lossless", ICMA_TIER_LOSSLESS, ICMA_CHOOSE_AUTO);
     made.checkpoints = 5;
     put_bundle(&made);
