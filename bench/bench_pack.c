@@ -49,13 +49,13 @@ static double read_all(icma_dataset *d) {
 static double product_speed(const icma_ops *ops) {
     enum { N = 1024, L = 4096, TIMES = 4 };
     icma_tensor *x = NULL, *g = NULL;
-    if (ops->alloc(ops->device, ICMA_ELEMENT_F32, (size_t)N * L, &x, NULL) || ops->alloc(ops->device, ICMA_ELEMENT_F32, (size_t)N * N, &g, NULL))
+    if (ops->alloc(ops->device, ICMA_ELEMENT_F32, (size_t)N * L, &x, NULL) || ops->alloc(ops->device, ICMA_ELEMENT_F64, (size_t)N * N, &g, NULL))
         return NAN;
     ops->fill(ops->device, 0.5F, icma_matrix_of(x, N, L));
     double best = INFINITY;
     for (int i = 0; i < TIMES; i++) {
         double start = now();
-        ops->syrk(ops->device, icma_matrix_of(x, N, L), icma_matrix_of(g, N, N));
+        ops->gram(ops->device, icma_matrix_of(x, N, L), 1, icma_matrix_of(g, N, N));
         best = fmin(best, now() - start);
     }
     ops->release(ops->device, x);

@@ -20,6 +20,7 @@ def main():
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ap.add_argument('out')
     ap.add_argument('--tasks', type=int, default=5)
+    ap.add_argument('--task', type=int, help='only this one, counted from 0: tasks do not depend on each other, so that each can have its own process')
     ap.add_argument('--checkpoints', type=int, default=50)
     ap.add_argument('--modules', type=int, default=60)
     ap.add_argument('--rank', type=int, default=8)
@@ -37,11 +38,11 @@ def main():
         at += size
     text = json.dumps(header, separators=(',', ':')).encode()
     text += b' ' * (-len(text) % 8)
-    rng = np.random.default_rng(1)
     each = o.rank * o.width
-    start = rng.standard_normal((o.modules, each), np.float32) * 0.02
+    start = np.random.default_rng(1).standard_normal((o.modules, each), np.float32) * 0.02
     config = json.dumps({'peft_type': 'LORA', 'r': o.rank, 'lora_alpha': 2 * o.rank})
-    for t in range(o.tasks):
+    for t in range(o.tasks) if o.task is None else [o.task]:
+        rng = np.random.default_rng((1, t))
         mean = np.stack([start + rng.standard_normal(start.shape, np.float32) * 0.015,
                          rng.standard_normal(start.shape, np.float32) * 0.01], 1).reshape(-1)
         spread = np.tile(np.repeat(np.float32([0.025 * 0.032, 0.01 * 0.055]), each), o.modules)

@@ -62,6 +62,7 @@ static icma_status run_verb(const cli_verb *verb, int argc, char **argv, icma_er
     icma_status status = cli_options_parse(verb, argc, argv, arguments, &operands, error);
     cli_terminal_setup(common->no_color);
     cli_progress_setup(common);
+    cli_messages_quiet(common->quiet);
     if (!status && common->help)
         cli_help_verb(verb, stdout);
     else if (!status)

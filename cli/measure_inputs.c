@@ -102,7 +102,7 @@ static icma_status compare_checkpoint(bundle_walk *walk, size_t task, const icma
                                       size_t checkpoint, const char *original_path, icma_error *error) {
     icma_decoded decoded;
     icma_error detail = {0};
-    icma_status status = icma_bundle_decode(walk->bundle, task, checkpoint, &decoded, &detail);
+    icma_status status = cli_bundle_decode(walk->bundle, task, checkpoint, &decoded, &detail);
     if (status == ICMA_E_CORRUPT) {
         const icma_checkpoint_info *stored = &info->checkpoints[checkpoint];
         cli_warning(walk->path, "%s/%s is damaged: %s", info->name,

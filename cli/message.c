@@ -10,10 +10,14 @@
 #include <stdarg.h>
 #include <string.h>
 
-static bool as_json;
+static bool as_json, quiet;
 
 void cli_messages_as_json(bool json) {
     as_json = json;
+}
+
+void cli_messages_quiet(bool on) {
+    quiet = on;
 }
 
 static void print_line(cli_look look, const char *label, const char *file, const char *message) {
@@ -27,7 +31,7 @@ static void print_line(cli_look look, const char *label, const char *file, const
     fputc('\n', stderr);
 }
 
-/* {"error": {...}} or {"warning": {...}} on one line. */
+/* {"error": {...}}, {"warning": {...}} or {"note": {...}} on one line. */
 static void print_object(const char *label, const char *file, const char *message, const icma_error *error) {
     cJSON *root = cli_json_object();
     cJSON *object = cli_json_add_object(root, label);
@@ -58,6 +62,20 @@ void cli_warning(const char *file, const char *format, ...) {
         print_object("warning", file, message, NULL);
     else
         print_line(CLI_YELLOW, "warning", file, message);
+}
+
+void cli_note(const char *format, ...) {
+    char message[ICMA_ERROR_MESSAGE_SIZE];
+    va_list list;
+    va_start(list, format);
+    vsnprintf(message, sizeof message, format, list);
+    va_end(list);
+    if (quiet)
+        return;
+    if (as_json)
+        print_object("note", NULL, message, NULL);
+    else
+        print_line(CLI_PLAIN, "note", NULL, message);
 }
 
 int cli_exit_code(icma_status status) {

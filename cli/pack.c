@@ -14,12 +14,13 @@
 #include <float.h>
 #include <math.h>
 #include <string.h>
+#include <sys/stat.h>
 
 typedef struct pack_arguments {
     cli_common common;
     const char *output;
     bool force, dry_run, scalar, resume, variance;
-    const char *tier, *generator, *preset, *max_error, *checkpoints, *keep, *device, *channels, *weights, *training, *eval;
+    const char *tier, *generator, *preset, *max_error, *checkpoints, *keep, *device, *precision, *channels, *weights, *training, *eval;
     cli_whole components, restart, epochs, seed, latent_dim, batch, threads, layers, kernel, patience, denoiser_epochs;
     cli_real explain, target_bits, kld_weight, learning_rate, weight_decay, save_every;
 } pack_arguments;
@@ -90,7 +91,9 @@ static const cli_option pack_options[] = {
     CLI_ROW(CLI_TEXT, 0, "training", "FILE", AT(training), "where its state is kept (default: the archive's name with .training);\nit is removed when the archive is there"),
     CLI_ROW_RANGE(CLI_REAL, 0, "save-every", "SECONDS", AT(save_every), 0, 1e9, "time between saves"),
     CLI_ROW_HEADING("Machine"),
-    CLI_ROW(CLI_TEXT, 0, "device", "NAME", AT(device), "auto, cpu, cuda or cuda:N (default auto)"),
+    CLI_ROW(CLI_TEXT, 0, "device", "NAME", AT(device), "auto, cpu, cuda or cuda:N (default auto: a GPU if there is one and\nenough to train)"),
+    CLI_ROW(CLI_TEXT, 0, "precision", "KIND", AT(precision),
+            "of products in training on a GPU: f32 (default), tf32 or bf16, which\nare faster; decoding is exact whatever this says"),
     CLI_ROW_RANGE(CLI_WHOLE, 'T', "threads", "N", AT(threads), 1, 4096,
                   "threads (default: as many as the machine has)"),
     CLI_ROW_FLAG(0, "scalar", AT(scalar), "encode and check with the scalar reference: the same bytes, slowly"),
@@ -307,6 +310,17 @@ static icma_status read_training(const pack_arguments *a, icma_pack_options *opt
     return ICMA_OK;
 }
 
+static icma_status read_precision(const pack_arguments *a, icma_pack_options *options, icma_error *error) {
+    icma_precision precision;
+    if (!a->precision)
+        return ICMA_OK;
+    icma_status status = icma_precision_from_name(a->precision, &precision, error);
+    if (!status && precision != ICMA_PRECISION_F32 && a->device && (strcmp(a->device, "cpu") == 0 || strcmp(a->device, "reference") == 0))
+        return usage(error, "--precision tells how a GPU multiplies; leave it out, or leave out --device");
+    options->precision = a->precision;
+    return status;
+}
+
 static icma_status read_options(const pack_arguments *a, icma_pack_options *options, icma_error *error) {
     *options = icma_pack_defaults();
     if (!a->output && !a->dry_run)
@@ -326,6 +340,8 @@ static icma_status read_options(const pack_arguments *a, icma_pack_options *opti
         status = read_selection(a, options, error);
     if (!status)
         status = read_target(a, options, error);
+    if (!status)
+        status = read_precision(a, options, error);
     options->threads = a->threads.given ? (int)a->threads.value : 0;
     options->overwrite = a->force;
     options->scalar = a->scalar;
@@ -351,9 +367,30 @@ static icma_status pack_saving(const pack_arguments *a, const icma_inputs *input
     return status;
 }
 
+/* Of files as if all of their numbers were weights of 32 bits: which device is worth waking is a matter of powers of ten. */
+static icma_device_work work_of(const icma_inputs *inputs, const icma_pack_options *options) {
+    icma_device_work work = {0};
+    size_t adapters = 0;
+    struct stat info;
+    for (size_t t = 0; t < inputs->task_count; t++) {
+        const icma_input_task *task = &inputs->tasks[t];
+        size_t first = options->train_last && options->train_last < task->checkpoint_count ? task->checkpoint_count - options->train_last : 0;
+        for (size_t c = first; c < task->checkpoint_count; c++, adapters++)
+            work.bytes += stat(task->checkpoints[c].path, &info) == 0 ? (double)info.st_size : 0;
+    }
+    work.operations = adapters ? icma_pack_work(options, adapters, (size_t)(work.bytes / (double)adapters / sizeof(float)) + 1) : 0;
+    return work;
+}
+
+static icma_status open_device(const pack_arguments *a, const icma_inputs *inputs, const icma_pack_options *options, const struct icma_ops **ops, icma_error *error) {
+    icma_precision precision;
+    icma_status status = icma_precision_from_name(options->precision, &precision, error);
+    return status ? status : icma_device_open(a->device ? a->device : "auto", precision, work_of(inputs, options), ops, error);
+}
+
 static icma_status pack_found(const pack_arguments *a, const icma_inputs *inputs, icma_pack_options *options, icma_error *error) {
     const struct icma_ops *ops;
-    icma_status status = icma_device_open(a->device ? a->device : "auto", ICMA_PRECISION_F32, (icma_device_work){0}, &ops, error);
+    icma_status status = open_device(a, inputs, options, &ops, error);
     if (status)
         return status;
     icma_pack_result result;

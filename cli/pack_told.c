@@ -5,6 +5,7 @@
 #include "facts.h"
 
 #include <math.h>
+#include <string.h>
 
 static const char *condition_of(const icma_pack_result *result, const icma_pack_task *task) {
     return !result->has_generator ? "none" : task->condition_learned ? "learned" : "given";
@@ -73,6 +74,8 @@ static void print_generator(const icma_pack_result *r) {
 static void print_time(const icma_pack_result *r) {
     double total = r->seconds.read + r->seconds.gram + r->seconds.train + r->seconds.encode +
                    r->seconds.check + r->seconds.write;
+    if (strcmp(r->device, "cpu") != 0)
+        fprintf(stderr, "%-11s%s\n", "device", r->device);
     fprintf(stderr, "%-11s%s: read %.1f, gram %.1f, train %.1f, encode %.1f, check %.1f, write %.1f\n",
             "time", cli_seconds(total).text, r->seconds.read, r->seconds.gram, r->seconds.train,
             r->seconds.encode, r->seconds.check, r->seconds.write);
@@ -152,6 +155,7 @@ static icma_status result_to_json(const char *path, const icma_pack_result *r, i
     cli_json_real(root, "ratio", ratio_of(r));
     cli_json_text(root, "tier", icma_tier_name(r->tier));
     cli_json_bound(root, r->bound);
+    cli_json_text(root, "device", r->device);
     tasks_to_json(r, root);
     cli_json_whole(root, "groups", r->groups);
     generator_to_json(r, root);

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "progress.h"
 
+#include "message.h"
 #include "signals.h"
 #include "terminal.h"
 
@@ -115,6 +116,11 @@ static bool library_cancelled(void *context) {
     return cli_signal_received() != 0;
 }
 
+static void library_say(void *context, const char *line) {
+    (void)context;
+    cli_note("%s", line);
+}
+
 icma_progress cli_progress_hooks(void) {
-    return (icma_progress){.update = library_update, .cancelled = library_cancelled};
+    return (icma_progress){.update = library_update, .cancelled = library_cancelled, .say = library_say};
 }

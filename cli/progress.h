@@ -13,7 +13,7 @@ void cli_progress_setup(const cli_common *common);
 void cli_progress_show(const char *phase, double done, double total, const char *unit, const char *note);
 /* Takes the bar away, so that a line can be printed; the next cli_progress_show draws it again. */
 void cli_progress_clear(void);
-/* For the library: its phases on the bar, our signals as its `cancelled`. */
+/* For the library: its phases on the bar, our signals as its `cancelled`, its lines as notes. */
 icma_progress cli_progress_hooks(void);
 
 #endif

@@ -182,6 +182,8 @@ static icma_status report_bundle(const report_arguments *a, icma_bundle *bundle,
     icma_status status = to_stdout(a) ? ICMA_OK : cli_try_output(a->output, a->force, error);
     if (!status)
         status = gather(bundle, &report, error);
+    if (!status && a->against)
+        status = cli_bundle_choose_device(bundle, &a->decoding, SIZE_MAX, error);
     if (!status && a->against) {
         status = cli_measure_bundle(bundle, path, a->against, &measure, error);
         report.measure = &measure;

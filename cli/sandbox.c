@@ -93,16 +93,25 @@ const char *cli_sandbox_restrict(void) {
 }
 #endif
 
-static bool wanted, telling;
+static bool wanted, telling, deferred;
 
 void cli_sandbox_want(bool tell) {
     wanted = true;
     telling = tell;
 }
 
+void cli_sandbox_defer(void) {
+    deferred = true;
+}
+
+void cli_sandbox_resume(void) {
+    deferred = false;
+}
+
 void cli_sandbox_enter(const char *device) {
-    if (!wanted)
+    if (!wanted || deferred)
         return;
+    wanted = false;
     bool gpu = strncmp(device, "cuda", 4) == 0;
     const char *fault = gpu ? "the GPU's driver needs more" : cli_sandbox_restrict();
     if (fault && telling)

@@ -59,9 +59,13 @@ static icma_status find_lone_bundle(char **path, icma_error *error) {
     return status;
 }
 
+static bool is_auto(const cli_decoding *decoding) {
+    return !decoding->scalar && (!decoding->device || strcmp(decoding->device, "auto") == 0);
+}
+
 icma_status cli_bundle_open(const cli_list *operands, const cli_decoding *decoding, icma_bundle **bundle,
                             char **path, icma_error *error) {
-    const char *device = decoding->scalar ? "reference" : decoding->device ? decoding->device : "auto";
+    const char *device = decoding->scalar ? "reference" : is_auto(decoding) ? "cpu" : decoding->device;
     icma_limits limits = icma_limits_defaults();
     const struct icma_ops *ops = NULL;
     *bundle = NULL;
@@ -92,6 +96,69 @@ icma_status cli_bundle_open(const cli_list *operands, const cli_decoding *decodi
         *path = NULL;
     }
     return status;
+}
+
+/* What decoding everything costs, and of how many adapters that is. A group that cannot be read costs
+ * nothing: its damage is named when it is decoded. */
+static icma_device_work work_of(icma_bundle *bundle, double *adapters) {
+    icma_device_work work = {0};
+    *adapters = 0;
+    for (size_t i = 0; i < icma_bundle_section_count(bundle); i++) {
+        icma_section_info section = icma_bundle_section(bundle, i);
+        icma_generator_info g;
+        if (strcmp(section.kind, "task") != 0 || icma_bundle_generator(bundle, section.group, &g, NULL))
+            continue;
+        bool network = strcmp(g.kind, "conv") == 0 || strcmp(g.kind, "diffusion") == 0;
+        *adapters += section.count;
+        *(network ? &work.operations : &work.bytes) +=
+            (double)section.count *
+            (network ? (double)g.decode_work : sizeof(float) * (double)g.modelled_parameters);
+    }
+    return work;
+}
+
+icma_status cli_bundle_choose_device(icma_bundle *bundle, const cli_decoding *decoding, size_t adapters,
+                                     icma_error *error) {
+    const struct icma_ops *ops;
+    double all;
+    if (!is_auto(decoding))
+        return ICMA_OK;
+    icma_device_work work = work_of(bundle, &all);
+    double share = all > 0 && (double)adapters < all ? (double)adapters / all : 1;
+    work.operations *= share;
+    work.bytes *= share;
+    icma_status status = icma_device_open("auto", ICMA_PRECISION_F32, work, &ops, error);
+    if (!status) {
+        cli_sandbox_resume();
+        cli_sandbox_enter(ops->name);
+    }
+    return status ? status : icma_bundle_use_device(bundle, ops, error);
+}
+
+/* Whether what failed is to be tried again. */
+static bool leave_device(icma_bundle *bundle, icma_status status) {
+    if (status != ICMA_E_MEMORY || !icma_bundle_leave_device(bundle))
+        return false;
+    cli_note("the GPU's memory does not hold the decoder; decoding on the CPU");
+    return true;
+}
+
+icma_status cli_bundle_decode(icma_bundle *bundle, size_t task, size_t checkpoint, icma_decoded *out,
+                              icma_error *error) {
+    icma_error detail = {0};
+    icma_status status = icma_bundle_decode(bundle, task, checkpoint, out, &detail);
+    if (leave_device(bundle, status))
+        return icma_bundle_decode(bundle, task, checkpoint, out, error);
+    return status ? icma_fail(error, status, detail.file, "%s", detail.message) : ICMA_OK;
+}
+
+icma_status cli_bundle_sample(icma_bundle *bundle, size_t task, uint64_t seed, icma_decoded *out,
+                              icma_error *error) {
+    icma_error detail = {0};
+    icma_status status = icma_bundle_sample(bundle, task, seed, out, &detail);
+    if (leave_device(bundle, status))
+        return icma_bundle_sample(bundle, task, seed, out, error);
+    return status ? icma_fail(error, status, detail.file, "%s", detail.message) : ICMA_OK;
 }
 
 void cli_near_tasks(const icma_bundle *bundle, const char *name, char *text, size_t size) {

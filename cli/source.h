@@ -17,7 +17,7 @@ typedef struct cli_decoding {
 /* Rows for a verb that decodes; `member` is the cli_decoding in `type`. */
 #define CLI_ROWS_DECODING(type, member)                                                                      \
     CLI_ROW(CLI_TEXT, 0, "device", "NAME", offsetof(type, member.device),                                    \
-            "auto, cpu, cuda or cuda:N (default auto)"),                                                     \
+            "auto, cpu, cuda or cuda:N (default auto: a GPU if there is\none and enough to decode)"),        \
         CLI_ROW_FLAG(0, "scalar", offsetof(type, member.scalar),                                             \
                      "compute with the scalar reference: the same bits, slowly"),                            \
         CLI_ROW(CLI_SIZE, 0, "max-output", "SIZE", offsetof(type, member.max_output),                        \
@@ -25,10 +25,21 @@ typedef struct cli_decoding {
         CLI_ROW(CLI_WHOLE, 0, "max-work", "N", offsetof(type, member.max_work),                              \
                 "refuse an adapter that takes more than N multiply-adds\n(default 2^40)")
 
-/* Opens operands[0] or, without operands, the one .icma file in the current folder. *path is owned by the
- * caller (icma_free). */
+/* Opens operands[0] or, without operands, the one .icma file in the current folder, on the device that was
+ * named, else on the CPU. *path is owned by the caller (icma_free). */
 icma_status cli_bundle_open(const cli_list *operands, const cli_decoding *decoding, icma_bundle **bundle,
                             char **path, icma_error *error);
+
+/* Chooses the device of the decoding that is ahead, of so many adapters (SIZE_MAX: all), where the user has
+ * left that to us. */
+icma_status cli_bundle_choose_device(icma_bundle *bundle, const cli_decoding *decoding, size_t adapters,
+                                     icma_error *error);
+/* icma_bundle_decode and icma_bundle_sample; on the CPU from then on, with a note, where a device's memory is
+ * too small. */
+icma_status cli_bundle_decode(icma_bundle *bundle, size_t task, size_t checkpoint, icma_decoded *out,
+                              icma_error *error);
+icma_status cli_bundle_sample(icma_bundle *bundle, size_t task, uint64_t seed, icma_decoded *out,
+                              icma_error *error);
 
 /* "its name, or that of a near one" for messages: the tasks of `bundle` most like `name`, as "a", "a or b".
  */

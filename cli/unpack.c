@@ -162,8 +162,8 @@ static icma_status decode(const cli_unpack *a, icma_bundle *bundle, const cli_un
     if (status)
         return status;
     if (a->sample)
-        return icma_bundle_sample(bundle, item->task, a->seed.value, decoded, error);
-    return icma_bundle_decode(bundle, item->task, item->checkpoint, decoded, error);
+        return cli_bundle_sample(bundle, item->task, a->seed.value, decoded, error);
+    return cli_bundle_decode(bundle, item->task, item->checkpoint, decoded, error);
 }
 
 static icma_status unpack_item(const cli_unpack *a, icma_bundle *bundle, cli_unpack_item *item,
@@ -213,6 +213,14 @@ static bool any_is_there(const cli_unpack_plan *plan) {
     return false;
 }
 
+/* That will be decoded. */
+static size_t adapters_of(const cli_unpack_plan *plan) {
+    size_t count = 0;
+    for (size_t i = 0; i < plan->count; i++)
+        count += !plan->items[i].kept_existing;
+    return count;
+}
+
 static icma_status unpack_plan(const cli_unpack *a, icma_bundle *bundle, const char *path,
                                cli_unpack_plan *plan, bool *partial, icma_error *error) {
     if (a->output && plan->count != 1 && !*partial)
@@ -223,6 +231,8 @@ static icma_status unpack_plan(const cli_unpack *a, icma_bundle *bundle, const c
     icma_status status = cli_unpack_look_first(a, plan, error);
     if (!status && !a->keep_going)
         status = check_sections(bundle, plan, error);
+    if (!status && !a->dry_run)
+        status = cli_bundle_choose_device(bundle, &a->decoding, adapters_of(plan), error);
     if (!status && !a->dry_run)
         status = unpack_all(a, bundle, path, plan, partial, error);
     cli_progress_clear();

@@ -32,3 +32,16 @@ endif()
 
 # Optional: threads. Without OpenMP everything runs on one.
 find_package(OpenMP COMPONENTS C)
+
+# Optional: CUDA. Sanitizers do not go with what nvcc makes; the emulation stands in for it there.
+if(NOT ICMA_CUDA STREQUAL "OFF" AND NOT ICMA_SANITIZE)
+    include(CheckLanguage)
+    check_language(CUDA)
+    if(CMAKE_CUDA_COMPILER)
+        set(CMAKE_CUDA_ARCHITECTURES ${ICMA_CUDA_ARCHITECTURES})
+        enable_language(CUDA)
+        find_package(CUDAToolkit REQUIRED)
+    elseif(ICMA_CUDA STREQUAL "ON")
+        message(FATAL_ERROR "ICMA_CUDA is ON, and nvcc is not found; put it on the PATH or set CUDACXX")
+    endif()
+endif()

@@ -38,7 +38,7 @@ typedef struct icma_basis_target {
  * is a fine answer. Within half as many bits more, a choice that also explains `explain` (auto: 0.70) of the within-task variance is preferred: latents should mean something.
  * Coordinates of sources outside the sample are zero until icma_basis_write_head has projected them.
  */
-icma_status icma_basis_choose(const icma_group *group, const icma_gram *gram, const icma_generator *generator, icma_basis_target target,
+icma_status icma_basis_choose(const icma_group *group, const icma_ops *ops, const icma_gram *gram, const icma_generator *generator, icma_basis_target target,
                               icma_basis *out, icma_error *error);
 void icma_basis_free(icma_basis *basis); /* leaves it zeroed */
 /* Water level: variance of the coding noise of a coefficient, a share of what the basis leaves over. */

@@ -14,6 +14,7 @@ enum { CONTEXT_BITS = 8, COEFFICIENT_BITS = 8 }; /* a row costs a table index a 
 /* --- choosing K -------------------------------------------------------------------------------------------------- */
 
 typedef struct chooser {
+    const icma_ops *ops;
     const icma_gram *gram;
     const uint32_t *task;     /* of each sampled source */
     size_t tasks;
@@ -283,7 +284,7 @@ static icma_status solve_role(chooser *c, int role, icma_error *error) {
             weight[i] = 1 / sqrt((double)(next - first));
     }
     c->within[role] = icma_within_task(gram, c->task, n);
-    icma_status status = icma_eigen_solve(gram, weight, n, &c->eigen[role], error);
+    icma_status status = icma_eigen_solve(c->ops, gram, weight, n, &c->eigen[role], error);
     icma_free(weight);
     return status;
 }
@@ -327,10 +328,10 @@ static void count_tensors(const icma_group *group, const icma_generator *generat
             c->tensors[generator->treatment[t]]++;
 }
 
-icma_status icma_basis_choose(const icma_group *group, const icma_gram *gram, const icma_generator *generator, icma_basis_target target,
+icma_status icma_basis_choose(const icma_group *group, const icma_ops *ops, const icma_gram *gram, const icma_generator *generator, icma_basis_target target,
                               icma_basis *out, icma_error *error) {
     memset(out, 0, sizeof *out);
-    chooser c = {.gram = gram, .file_bytes = (double)group->count * (double)group->signature.data_size};
+    chooser c = {.ops = ops, .gram = gram, .file_bytes = (double)group->count * (double)group->signature.data_size};
     uint32_t *task = icma_alloc_array(gram->count, sizeof *task);
     icma_status status = task ? ICMA_OK : icma_fail(error, ICMA_E_MEMORY, NULL, "no memory for the basis");
     for (size_t i = 0; !status && i < gram->count; i++) {

@@ -149,6 +149,25 @@ icma_status icma_bundle_open(const char *path, const icma_ops *ops, const icma_l
     return status;
 }
 
+icma_status icma_bundle_use_device(icma_bundle *b, const icma_ops *ops, icma_error *error) {
+    for (size_t g = 0; g < icma_container_group_count(b->container); g++)
+        if (b->groups[g].decoder)
+            return icma_fail(error, ICMA_E_USAGE, icma_container_path(b->container), "the device cannot change once something was decoded; open the archive again");
+    b->ops = ops;
+    return ICMA_OK;
+}
+
+bool icma_bundle_leave_device(icma_bundle *b) {
+    if (icma_ops_on_host(b->ops))
+        return false;
+    for (size_t g = 0; g < icma_container_group_count(b->container); g++) {
+        icma_decoder_free(b->groups[g].decoder);
+        b->groups[g].decoder = NULL; /* made again when something is decoded */
+    }
+    b->ops = icma_ops_cpu();
+    return true;
+}
+
 void icma_bundle_forget_task(icma_bundle *b, size_t index) {
     icma_task_state *t = &b->tasks[index];
     for (size_t p = 0; p < t->part_count; p++) {
@@ -544,7 +563,8 @@ icma_status icma_bundle_generator(icma_bundle *b, uint32_t index, icma_generator
                                   .components_other = g->generator.components[ICMA_ROLE_OTHER], .latent_dim = g->generator.latent,
                                   .condition_dim = g->generator.coordinates, .hidden = g->generator.hidden,
                                   .hidden_layers = g->generator.kind == ICMA_GENERATOR_BASIS ? 2 : g->generator.conv.layers,
-                                  .trunk_parameters = icma_generator_trunk_parameters(&g->generator) + icma_generator_network_parameters(&g->generator), .tensors = g->signature.tensor_count};
+                                  .trunk_parameters = icma_generator_trunk_parameters(&g->generator) + icma_generator_network_parameters(&g->generator), .tensors = g->signature.tensor_count,
+                                  .decode_work = icma_decode_work(&g->signature, &g->generator)};
     for (size_t t = 0; t < g->signature.tensor_count; t++)
         if (icma_generator_is_modelled(&g->generator, t))
             info->modelled_parameters += g->signature.tensors[t].count;

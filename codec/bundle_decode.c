@@ -19,8 +19,7 @@ void icma_decoded_free(icma_decoded *d) {
     memset(d, 0, sizeof *d);
 }
 
-/* The checkpoint's own header, if it is not the signature's: it must describe the same tensors. */
-static icma_status own_header(icma_bundle *b, const icma_part *p, const icma_checkpoint *c, const uint8_t **header, size_t *size, icma_error *error) {
+icma_status icma_part_header(icma_bundle *b, const icma_part *p, const icma_checkpoint *c, const uint8_t **header, size_t *size, icma_error *error) {
     const icma_safetensors *signature = &b->groups[p->group].signature;
     *header = signature->header;
     *size = signature->header_size;
@@ -41,6 +40,14 @@ static icma_status own_header(icma_bundle *b, const icma_part *p, const icma_che
     return status;
 }
 
+/* By the adapter itself, or by a side file before the last (at most ICMA_MAX_SIDE_FILES). */
+static bool is_taken(const icma_decoded *decoded, const char *name) {
+    bool taken = strcmp(name, "adapter_model.safetensors") == 0;
+    for (size_t i = 0; !taken && i + 1 < decoded->file_count; i++)
+        taken = strcmp(name, decoded->files[i].name) == 0;
+    return taken;
+}
+
 static icma_status decode_files(icma_bundle *b, const icma_part *p, const icma_checkpoint *c, icma_decoded *out, icma_error *error) {
     if (c->file_count && !(out->files = icma_alloc_zeroed(c->file_count, sizeof *out->files)))
         return icma_fail(error, ICMA_E_MEMORY, NULL, "no memory for side files");
@@ -58,6 +65,8 @@ static icma_status decode_files(icma_bundle *b, const icma_part *p, const icma_c
             memcpy(file->data, content->data, file->size);
         if (!icma_path_segment_is_safe(file->name))
             return icma_bundle_corrupt(b, error, "a side file's name is not safe");
+        if (is_taken(out, file->name))
+            return icma_bundle_corrupt(b, error, "two files of a checkpoint have one name");
     }
     return ICMA_OK;
 }
@@ -81,6 +90,19 @@ static icma_status check_cost(const icma_bundle *b, const icma_part *p, const ic
     return ICMA_OK;
 }
 
+icma_status icma_part_open(icma_bundle *b, uint32_t task_index, icma_part *p, size_t index, float **code, icma_error *error) {
+    const icma_generator *g = &b->groups[p->group].generator;
+    *code = NULL;
+    icma_status status = icma_part_load_texts(b, task_index, p, error);
+    if (!status)
+        status = check_cost(b, p, &p->table.list[index], error);
+    if (!status)
+        status = icma_bundle_open_decoder(b, p->group, error);
+    if (!status && icma_generator_predicts(g) && !(*code = icma_alloc_array(icma_generator_code_size(g) + 1, sizeof **code)))
+        status = icma_fail(error, ICMA_E_MEMORY, NULL, "no memory for coefficients");
+    return status;
+}
+
 /* The data of a checkpoint below tier lossless: modelled tensors from the coefficients q (NULL without a basis) and, if asked for, the residual. */
 static icma_status fill_modelled(icma_bundle *b, uint32_t task_index, icma_part *p, size_t index, const float *q, bool with_residual, uint8_t *data,
                                  icma_error *error) {
@@ -100,7 +122,7 @@ static icma_status assemble(icma_bundle *b, uint32_t task_index, icma_part *p, s
     const icma_checkpoint *c = &p->table.list[index];
     const uint8_t *header, *original;
     size_t header_size;
-    icma_status status = own_header(b, p, c, &header, &header_size, error);
+    icma_status status = icma_part_header(b, p, c, &header, &header_size, error);
     out->size = 8 + header_size + (size_t)g->signature.data_size;
     if (!status && !(out->data = icma_alloc_zeroed(out->size, 1)))
         status = icma_fail(error, ICMA_E_MEMORY, NULL, "no memory for an adapter of %zu bytes", out->size);
@@ -146,16 +168,10 @@ static icma_status decode_place(icma_bundle *b, size_t task_index, icma_place at
     icma_part *p = &b->tasks[task_index].parts[at.part];
     icma_group_state *g = &b->groups[p->group];
     const icma_checkpoint *c = &p->table.list[at.index];
-    float *q = NULL;
-    icma_status status = icma_part_load_texts(b, (uint32_t)task_index, p, error);
-    if (!status)
-        status = check_cost(b, p, c, error);
-    if (!status)
-        status = icma_bundle_open_decoder(b, p->group, error);
-    if (!status && icma_generator_predicts(&g->generator)) {
-        q = icma_alloc_array(icma_generator_code_size(&g->generator) + 1, sizeof *q);
-        status = q ? source(g, p, c, context, q, error) : icma_fail(error, ICMA_E_MEMORY, NULL, "no memory for coefficients");
-    }
+    float *q;
+    icma_status status = icma_part_open(b, (uint32_t)task_index, p, at.index, &q, error);
+    if (!status && q)
+        status = source(g, p, c, context, q, error);
     if (!status)
         status = assemble(b, (uint32_t)task_index, p, at.index, q, stored, out, error);
     if (!status)
@@ -176,16 +192,30 @@ void icma_bundle_compare_checksums(icma_bundle *b, bool compare) {
     b->unchecked = !compare;
 }
 
-icma_status icma_bundle_decode(icma_bundle *b, size_t task_index, size_t checkpoint, icma_decoded *out, icma_error *error) {
-    memset(out, 0, sizeof *out);
+icma_status icma_bundle_find_checkpoint(icma_bundle *b, size_t task_index, size_t checkpoint, icma_place *out, icma_error *error) {
     icma_status status = icma_bundle_load_task(b, (uint32_t)task_index, error);
     const icma_task_state *t = &b->tasks[task_index];
     if (!status && checkpoint >= t->count)
-        status = icma_fail(error, ICMA_E_NOT_FOUND, NULL, "no checkpoint %zu", checkpoint);
+        return icma_fail(error, ICMA_E_NOT_FOUND, NULL, "no checkpoint %zu", checkpoint);
     if (!status)
-        status = decode_place(b, task_index, t->places[checkpoint], stored_coefficients, NULL, true, out, error);
-    if (!status && !b->unchecked && icma_hash(out->data, out->size) != t->infos[checkpoint].hash)
-        status = icma_fail(error, ICMA_E_CORRUPT, NULL, "a decoded checkpoint of task %s is not what was packed (checksum)", icma_bundle_task_name(b, task_index));
+        *out = t->places[checkpoint];
+    return status;
+}
+
+icma_status icma_bundle_check_hash(const icma_bundle *b, size_t task_index, size_t checkpoint, const uint8_t *file, size_t size, icma_error *error) {
+    if (b->unchecked || icma_hash(file, size) == b->tasks[task_index].infos[checkpoint].hash)
+        return ICMA_OK;
+    return icma_fail(error, ICMA_E_CORRUPT, NULL, "a decoded checkpoint of task %s is not what was packed (checksum)", icma_bundle_task_name(b, task_index));
+}
+
+icma_status icma_bundle_decode(icma_bundle *b, size_t task_index, size_t checkpoint, icma_decoded *out, icma_error *error) {
+    icma_place place;
+    memset(out, 0, sizeof *out);
+    icma_status status = icma_bundle_find_checkpoint(b, task_index, checkpoint, &place, error);
+    if (!status)
+        status = decode_place(b, task_index, place, stored_coefficients, NULL, true, out, error);
+    if (!status)
+        status = icma_bundle_check_hash(b, task_index, checkpoint, out->data, out->size, error);
     return finish_decode(b, status, out, error);
 }
 

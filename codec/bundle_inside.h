@@ -73,11 +73,20 @@ icma_status icma_bundle_load_task(icma_bundle *bundle, uint32_t task, icma_error
 /* The section of a kind over checkpoints whose range has `index`, or NULL; the ranges do not overlap (checked when the task is loaded). */
 const icma_section *icma_bundle_covering(const icma_bundle *bundle, uint16_t kind, uint32_t group, uint32_t task, size_t index);
 icma_status icma_bundle_open_decoder(icma_bundle *bundle, uint32_t group, icma_error *error);
+/* Where a task's checkpoint is; ICMA_E_NOT_FOUND if there are not so many. */
+icma_status icma_bundle_find_checkpoint(icma_bundle *bundle, size_t task, size_t checkpoint, icma_place *out, icma_error *error);
+/* Compares the checksum of a decoded file of a checkpoint that was found. */
+icma_status icma_bundle_check_hash(const icma_bundle *bundle, size_t task, size_t checkpoint, const uint8_t *file, size_t size, icma_error *error);
+/* What comes before decoding a checkpoint: its limits are checked, its group's decoder is there. *code, room for its code, is owned by the caller (also on failure); NULL without a generator. */
+icma_status icma_part_open(icma_bundle *bundle, uint32_t task, icma_part *part, size_t index, float **code, icma_error *error);
+/* The header of the checkpoint's file: the signature's or its own, which must describe the same tensors. Owned by the bundle. Texts are loaded. */
+icma_status icma_part_header(icma_bundle *bundle, const icma_part *part, const icma_checkpoint *checkpoint, const uint8_t **header, size_t *size, icma_error *error);
 icma_status icma_part_load_texts(icma_bundle *bundle, uint32_t task, icma_part *part, icma_error *error);
 /* Text `index` of a part: first its group's, then its own; NULL if there are not so many. Texts are loaded. */
 const struct icma_text *icma_part_text(const icma_bundle *bundle, const icma_part *part, uint64_t index);
 /* The bytes of one checkpoint in the section of `kind` (RESIDUAL, LINK) that covers it; size 0 where there is none. They live until the next call for the part. */
 icma_status icma_part_find_block(icma_bundle *bundle, uint32_t task, icma_part *part, uint16_t kind, size_t index, const uint8_t **data, size_t *size, icma_error *error);
+/* The residual of a checkpoint; empty where it has none. It lives until the next call of icma_part_find_block for the part: integers that no classes reorder are still coded. */
 icma_status icma_part_load_residual(icma_bundle *bundle, uint32_t task, icma_part *part, size_t index, const float *code, icma_residual *out, icma_error *error);
 /* Copies the checkpoint's verbatim tensors into `data`. */
 icma_status icma_part_read_verbatim(icma_bundle *bundle, uint32_t task, icma_part *part, size_t index, uint8_t *data, icma_error *error);

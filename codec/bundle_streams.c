@@ -127,7 +127,8 @@ icma_status icma_part_load_residual(icma_bundle *b, uint32_t task, icma_part *p,
     if (!status && size)
         status = make_classes(g, code, &classes, error);
     if (!status)
-        status = icma_residual_read(data, size, &g->signature, &g->generator, classes, out, error);
+        status = classes ? icma_residual_read(data, size, &g->signature, &g->generator, classes, out, error)
+                         : icma_residual_open(data, size, &g->signature, &g->generator, NULL, out, error);
     icma_free(classes);
     for (size_t i = 0; !status && i < out->count; i++)
         if (icma_is_verbatim(&g->signature, &g->generator, &p->table.list[index], out->list[i].tensor))

@@ -16,6 +16,7 @@ static const double condition_floor = 1e-4; /* directions of conditions below th
 
 typedef struct preparer {
     const icma_group *group;
+    const icma_ops *ops;
     const icma_condition *given;
     icma_generator *generator;
     icma_conditions *out;
@@ -104,7 +105,7 @@ static icma_status make_projection(preparer *p, float *const *landmarks, size_t 
     for (size_t i = 0; !status && i < count; i++)
         one[i] = 1;
     if (!status)
-        status = icma_eigen_solve(gram, one, count, &e, error);
+        status = icma_eigen_solve(p->ops, gram, one, count, &e, error);
     while (!status && g->given_coordinates < e.rank && g->given_coordinates < MOST_GIVEN_COORDINATES &&
            e.values[g->given_coordinates] > condition_floor * e.values[0])
         g->given_coordinates++;
@@ -176,8 +177,8 @@ static icma_status fill_table(preparer *p, icma_rng *rng, icma_error *error) {
     return ICMA_OK;
 }
 
-icma_status icma_conditions_prepare(const icma_group *group, const icma_condition *given, icma_rng *rng, icma_generator *generator, icma_conditions *out, icma_error *error) {
-    preparer p = {group, given, generator, out};
+icma_status icma_conditions_prepare(const icma_group *group, const icma_ops *ops, const icma_condition *given, icma_rng *rng, icma_generator *generator, icma_conditions *out, icma_error *error) {
+    preparer p = {group, ops, given, generator, out};
     memset(out, 0, sizeof *out);
     icma_status status = list_tasks(&p, error);
     if (!status)

@@ -27,7 +27,7 @@ typedef struct icma_conditions {
  * (else ICMA_E_UNSUPPORTED). Learned tasks start on an axis each, as long as there are axes (ICMA_LEARNED_COORDINATES), in random directions from `rng` beyond.
  */
 enum { ICMA_LEARNED_COORDINATES = 32 };
-icma_status icma_conditions_prepare(const icma_group *group, const icma_condition *given, icma_rng *rng, icma_generator *generator, icma_conditions *out, icma_error *error);
+icma_status icma_conditions_prepare(const icma_group *group, const icma_ops *ops, const icma_condition *given, icma_rng *rng, icma_generator *generator, icma_conditions *out, icma_error *error);
 /* Copies the table's rows of learned tasks to `learned`, rounded as they will be stored (coarse.h). */
 void icma_conditions_settle(icma_conditions *conditions, size_t coordinates);
 void icma_conditions_free(icma_conditions *conditions); /* leaves it zeroed */

@@ -8,6 +8,7 @@
 
 static const float norm_epsilon = 1e-5F;
 static const float norm_momentum = 0.1F;
+enum { MOST_KEPT = 64, KEPT_CELLS = 1 << 20 }; /* steps whose losses stay on the device, and their numbers */
 
 /* A convolution with its norm and activation. The encoder's layers come first, then the decoder's. */
 typedef struct layer {
@@ -38,6 +39,13 @@ struct icma_conv_net {
     icma_tensor *statistics; /* of the batch, laid out as the running ones */
     layer layers[2 * ICMA_CONV_MOST_LAYERS];
     icma_tensor *slots[SLOTS];
+    size_t batch;            /* the largest */
+    /* Full batches: how many steps there were, and the recorded one. */
+    size_t full_steps;
+    icma_recording *recording;
+    /* Losses of steps that were not added up yet, a row each, and the batches of these steps. */
+    icma_tensor *kept, *zero; /* zero: an index */
+    size_t kept_counts[MOST_KEPT], kept_rows, most_rows;
 };
 
 /* --- sizes ------------------------------------------------------------------------------------------------------- */
@@ -326,7 +334,13 @@ static void describe_layers(icma_conv_net *net) {
     }
 }
 
-static icma_status make_tensors(icma_conv_net *net, size_t batch, icma_error *error) {
+/* What a step's losses take: blocks' and KL's, of all sequences of a batch. */
+static size_t kept_columns(const icma_conv_net *net) {
+    return saturating_product(net->batch, saturating_sum(slot_columns(net, SLOT_BLOCK_LOSS), slot_columns(net, SLOT_KL)));
+}
+
+static icma_status make_tensors(icma_conv_net *net, icma_error *error) {
+    size_t batch = net->batch;
     icma_status status = make(net, &net->statistics, 1, statistics_count(&net->shape), error);
     for (int i = 0; !status && i < ICMA_CONV_STATES; i++)
         status = make(net, &net->state[i], 1, i == ICMA_CONV_RUNNING ? statistics_count(&net->shape) : icma_conv_parameters(&net->shape), error);
@@ -338,7 +352,11 @@ static icma_status make_tensors(icma_conv_net *net, size_t batch, icma_error *er
     }
     for (int i = 0; !status && i < SLOTS; i++)
         status = make(net, &net->slots[i], i < SLOTS_OF_BATCH ? batch : 1, slot_columns(net, i), error);
-    return status;
+    size_t cells = kept_columns(net), rows = cells < KEPT_CELLS ? KEPT_CELLS / cells : 1;
+    net->most_rows = rows < MOST_KEPT ? rows : MOST_KEPT;
+    if (!status)
+        status = make(net, &net->kept, net->most_rows, cells, error);
+    return status ? status : net->ops->alloc(net->ops->device, ICMA_ELEMENT_U32, 1, &net->zero, error);
 }
 
 /* PyTorch takes the fan in of a transposed convolution from its outputs. */
@@ -391,8 +409,9 @@ icma_status icma_conv_net_create(const icma_ops *ops, icma_conv_shape shape, siz
         return no_memory(error);
     net->ops = ops;
     net->shape = shape;
+    net->batch = batch;
     describe_layers(net);
-    icma_status status = make_tensors(net, batch, error);
+    icma_status status = make_tensors(net, error);
     if (!status)
         status = initialise(net, rng, error);
     if (status)
@@ -415,6 +434,10 @@ void icma_conv_net_free(icma_conv_net *net) {
     for (int i = 0; i < SLOTS; i++)
         ops->release(ops->device, net->slots[i]);
     ops->release(ops->device, net->statistics);
+    ops->release(ops->device, net->kept);
+    ops->release(ops->device, net->zero);
+    if (ops->forget)
+        ops->forget(ops->device, net->recording);
     icma_free(net);
 }
 
@@ -452,9 +475,9 @@ static void normalise(icma_conv_net *net, const layer *l, size_t count, bool tra
 
 static icma_matrix run_layer(icma_conv_net *net, const layer *l, icma_matrix x, size_t count, bool training) {
     const icma_ops *ops = net->ops;
-    icma_matrix w = parameter(net, l->weight, l->index), none = {0};
+    icma_matrix w = parameter(net, l->weight, l->index);
     if (l->up)
-        ops->conv_up(ops->device, conv_of(net, count), x, w, none, before_norm(l, count));
+        ops->conv_up_training(ops->device, conv_of(net, count), x, w, before_norm(l, count));
     else
         ops->conv_down(ops->device, conv_of(net, count), x, w, before_norm(l, count));
     normalise(net, l, count, training);
@@ -522,20 +545,6 @@ void icma_conv_forward(icma_conv_net *net, const icma_conv_batch *b, bool traini
 
 /* --- loss -------------------------------------------------------------------------------------------------------- */
 
-static icma_status mean_of(icma_conv_net *net, int which, size_t n, double *out, icma_error *error) {
-    size_t count = n * slot_columns(net, which);
-    float *values = icma_alloc_array(count ? count : 1, sizeof *values);
-    if (!values)
-        return icma_fail(error, ICMA_E_MEMORY, NULL, "no memory for the loss");
-    icma_status status = net->ops->download(net->ops->device, net->slots[which], 0, values, count, error);
-    double sum = 0;
-    for (size_t i = 0; i < count; i++)
-        sum += values[i];
-    *out = sum / (double)n;
-    icma_free(values);
-    return status;
-}
-
 /* A sequence in blocks of 2^N positions: sums of that many floats, added up in double, stay exact enough at any length. */
 static icma_matrix blocks(const icma_conv_net *net, icma_matrix m, size_t count) {
     return reshape(m, count * start_of(&net->shape), block_of(&net->shape) * m.columns);
@@ -551,21 +560,41 @@ static void block_losses(icma_conv_net *net, const icma_conv_batch *b) {
         ops->squared_error(ops->device, x, y, view(net, SLOT_ONES, 1), out);
 }
 
+static void measure(icma_conv_net *net, const icma_conv_batch *b) {
+    size_t n = b->count;
+    block_losses(net, b);
+    if (!net->shape.autoencoder)
+        net->ops->kl(net->ops->device, view(net, SLOT_MU, n), view(net, SLOT_LOGVAR, n), view(net, SLOT_KL, n));
+}
+
+/* In double, from single-precision sums over blocks. */
+static double mean_of(const float *values, size_t n, size_t columns) {
+    double sum = 0;
+    for (size_t i = 0; i < n * columns; i++)
+        sum += values[i];
+    return sum / (double)n;
+}
+
+static double reconstruction_of(const icma_conv_net *net, const float *blocks, size_t n) {
+    return mean_of(blocks, n, start_of(&net->shape)) / (double)net->shape.used;
+}
+
 icma_status icma_conv_loss(icma_conv_net *net, const icma_conv_batch *b, double *reconstruction, double *kl, icma_error *error) {
     const icma_ops *ops = net->ops;
-    size_t n = b->count;
-    icma_status status = ICMA_OK;
-    if (reconstruction) {
-        block_losses(net, b);
-        status = mean_of(net, SLOT_BLOCK_LOSS, n, reconstruction, error);
-        *reconstruction /= (double)net->shape.used;
+    size_t n = b->count, blocks = n * slot_columns(net, SLOT_BLOCK_LOSS), columns = slot_columns(net, SLOT_KL);
+    float *values = icma_alloc_array(blocks + n * columns, sizeof *values);
+    *reconstruction = *kl = 0;
+    if (!values)
+        return no_memory(error);
+    measure(net, b);
+    icma_status status = ops->download(ops->device, net->slots[SLOT_BLOCK_LOSS], 0, values, blocks, error);
+    if (!status)
+        status = ops->download(ops->device, net->slots[SLOT_KL], 0, values + blocks, n * columns, error);
+    if (!status) {
+        *reconstruction = reconstruction_of(net, values, n);
+        *kl = mean_of(values + blocks, n, columns);
     }
-    if (kl)
-        *kl = 0;
-    if (!status && kl && !net->shape.autoencoder) {
-        ops->kl(ops->device, view(net, SLOT_MU, n), view(net, SLOT_LOGVAR, n), view(net, SLOT_KL, n));
-        status = mean_of(net, SLOT_KL, n, kl, error);
-    }
+    icma_free(values);
     return status;
 }
 
@@ -609,7 +638,7 @@ static icma_matrix turned(icma_conv_net *net, icma_matrix w, bool flip) {
 static void layer_backward(icma_conv_net *net, const layer *l, icma_matrix x, size_t count, icma_matrix d, icma_matrix dx) {
     const icma_ops *ops = net->ops;
     icma_conv shape = conv_of(net, count);
-    icma_matrix w = parameter(net, l->weight, l->index), none = {0};
+    icma_matrix w = parameter(net, l->weight, l->index);
     ops->batch_norm_backward(ops->device, before_norm(l, count), parameter(net, l->weight + 1, l->index), parameter(net, l->weight + 2, l->index), norm_epsilon,
                              l->activation, statistic(l, net->statistics, 0), statistic(l, net->statistics, 1), d, gradient(net, l->weight + 1, l->index),
                              gradient(net, l->weight + 2, l->index), d);
@@ -617,7 +646,7 @@ static void layer_backward(icma_conv_net *net, const layer *l, icma_matrix x, si
     if (dx.tensor && l->up)
         ops->conv_down(ops->device, shape, d, turned(net, w, false), dx);
     else if (dx.tensor)
-        ops->conv_up(ops->device, shape, d, turned(net, w, false), none, dx);
+        ops->conv_up_training(ops->device, shape, d, turned(net, w, false), dx);
 }
 
 /* The last convolution. Its bias's gradient sums over all positions: first over blocks, then within one, so that float suffices. */
@@ -675,6 +704,70 @@ void icma_conv_backward(icma_conv_net *net, const icma_conv_batch *b) {
         ops->latent_backward(ops->device, view(net, SLOT_MU, n), view(net, SLOT_LOGVAR, n), b->noise, dz, b->kl_weight / (float)n, view(net, SLOT_D_MU, n),
                              view(net, SLOT_D_LOGVAR, n));
     encode_backward(net, b);
+}
+
+/* --- a step ------------------------------------------------------------------------------------------------------ */
+
+static void run_step(icma_conv_net *net, const icma_conv_batch *b) {
+    icma_conv_forward(net, b, true);
+    measure(net, b);
+    icma_conv_backward(net, b);
+}
+
+/* A device that cannot, for want of memory say, runs every step as it comes. */
+static void record_step(icma_conv_net *net, const icma_conv_batch *b) {
+    const icma_ops *ops = net->ops;
+    if (ops->record(ops->device, NULL))
+        return;
+    run_step(net, b);
+    if (ops->recorded(ops->device, &net->recording, NULL))
+        net->recording = NULL;
+}
+
+/* A row that lies in one piece, copied as it is. */
+static void copy_row(icma_conv_net *net, int from, size_t count, size_t place) {
+    icma_matrix to = {net->kept, place, 1, count, count};
+    if (count)
+        net->ops->gather_rows(net->ops->device, icma_matrix_of(net->slots[from], 1, count), net->zero, 0, to);
+}
+
+static icma_status keep_losses(icma_conv_net *net, size_t n, double losses[2], icma_error *error) {
+    size_t blocks = slot_columns(net, SLOT_BLOCK_LOSS), row = net->kept_rows * kept_columns(net);
+    copy_row(net, SLOT_BLOCK_LOSS, n * blocks, row);
+    copy_row(net, SLOT_KL, n * slot_columns(net, SLOT_KL), row + net->batch * blocks);
+    net->kept_counts[net->kept_rows++] = n;
+    return net->kept_rows == net->most_rows ? icma_conv_collect(net, losses, error) : ICMA_OK;
+}
+
+icma_status icma_conv_collect(icma_conv_net *net, double losses[2], icma_error *error) {
+    size_t columns = kept_columns(net), rows = net->kept_rows;
+    if (rows == 0)
+        return ICMA_OK;
+    float *values = icma_alloc_array(rows * columns, sizeof *values);
+    icma_status status = values ? net->ops->download(net->ops->device, net->kept, 0, values, rows * columns, error) : no_memory(error);
+    for (size_t i = 0; !status && i < rows; i++) {
+        const float *blocks = values + i * columns, *kl = blocks + net->batch * slot_columns(net, SLOT_BLOCK_LOSS);
+        size_t n = net->kept_counts[i];
+        losses[0] += reconstruction_of(net, blocks, n) * (double)n;
+        losses[1] += mean_of(kl, n, slot_columns(net, SLOT_KL)) * (double)n;
+    }
+    net->kept_rows = 0;
+    icma_free(values);
+    return status;
+}
+
+icma_status icma_conv_step(icma_conv_net *net, const icma_conv_batch *b, double losses[2], icma_error *error) {
+    const icma_ops *ops = net->ops;
+    bool full = b->count == net->batch && ops->record;
+    icma_status status = ICMA_OK;
+    /* Not the first: what a device sets up when it meets an op would get into the recording. */
+    if (full && net->full_steps++ == 1)
+        record_step(net, b);
+    if (full && net->recording)
+        status = ops->replay(ops->device, net->recording, error);
+    else
+        run_step(net, b);
+    return status ? status : keep_losses(net, b->count, losses, error);
 }
 
 void icma_conv_adam(icma_conv_net *net, icma_adam options) {

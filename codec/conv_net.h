@@ -71,10 +71,19 @@ typedef struct icma_conv_batch {
 
 /* Runs encoder, latent and decoder. `training`: batch norms take the batch's statistics, and blend them into the running ones (momentum 0.1, variance unbiased, as PyTorch); else the running ones. */
 void icma_conv_forward(icma_conv_net *net, const icma_conv_batch *batch, bool training);
-/* After forward: means over the batch of the reconstruction term and of the KL (nats, not weighted; 0 for an autoencoder). Either may be NULL. */
+/* After forward: means over the batch of the reconstruction term and of the KL (nats, not weighted; 0 for an autoencoder). */
 icma_status icma_conv_loss(icma_conv_net *net, const icma_conv_batch *batch, double *reconstruction, double *kl, icma_error *error);
 /* After forward with `training`: gradients of the loss with respect to every parameter. */
 void icma_conv_backward(icma_conv_net *net, const icma_conv_batch *batch);
+/*
+ * A training step up to its gradients: forward with `training`, loss, backward. Where the device can record, the step of a full batch (as many sequences as the network was made for) is recorded the second time and replayed from then on: views
+ * and numbers of all full batches must be the same.
+ *
+ * Reading losses makes a device wait, so they stay there for many steps: losses[0] += count * reconstruction and losses[1] += count * KL of a step, as icma_conv_loss has them, are added up in the order of the steps by a later
+ * icma_conv_step, or by icma_conv_collect at the latest.
+ */
+icma_status icma_conv_step(icma_conv_net *net, const icma_conv_batch *batch, double losses[2], icma_error *error);
+icma_status icma_conv_collect(icma_conv_net *net, double losses[2], icma_error *error);
 /* One Adam step on all parameters. */
 void icma_conv_adam(icma_conv_net *net, icma_adam options);
 

@@ -30,7 +30,7 @@ typedef struct session {
     icma_group *group;
     const icma_gram *gram;
     const icma_pack_options *options;
-    const icma_ops *ops;
+    const icma_ops *ops, *decode_ops; /* of training, and of the decoder, which gives the same numbers on every device */
     icma_generator *generator;
     icma_training *training;
     icma_conv_shape shape;
@@ -42,8 +42,8 @@ typedef struct session {
     float kl_weight;
     float condition_gain;
     bool diffusion;
-    /* of a step */
-    icma_tensor *x, *a, *noise;
+    /* of a step; `all`: every adapter, where the device has room for them, from which the rows of a step are gathered */
+    icma_tensor *x, *a, *noise, *all, *rows;
     float *x_values, *a_values, *noise_values;
     /* what is saved, beside the networks */
     icma_rng rng;
@@ -57,6 +57,11 @@ typedef struct session {
     char *path;
     uint64_t fingerprint;
     double saved; /* when */
+    bool kept;    /* the file holds this training */
+    bool retreated; /* from what was asked for, for want of memory */
+    /* what a training with less memory starts from */
+    size_t batch;
+    icma_rng begin;
 } session;
 
 static icma_status no_memory(icma_error *error) {
@@ -69,18 +74,29 @@ static double seconds(void) {
     return (double)time.tv_sec + 1e-9 * (double)time.tv_nsec;
 }
 
-static void session_free(session *s) {
-    icma_tensor *tensors[] = {s->x, s->a, s->noise};
-    for (size_t i = 0; i < sizeof tensors / sizeof *tensors; i++)
-        s->ops->release(s->ops->device, tensors[i]);
+/* Frees what lies on the device, and what has the size of a batch. */
+static void leave_device(session *s) {
+    icma_tensor **tensors[] = {&s->x, &s->a, &s->noise, &s->all, &s->rows};
+    for (size_t i = 0; i < sizeof tensors / sizeof *tensors; i++) {
+        s->ops->release(s->ops->device, *tensors[i]);
+        *tensors[i] = NULL;
+    }
     icma_conv_net_free(s->net);
     icma_denoising_free(s->denoising);
+    s->net = NULL;
+    s->denoising = NULL;
+    float **values[] = {&s->x_values, &s->a_values, &s->noise_values};
+    for (size_t i = 0; i < sizeof values / sizeof *values; i++) {
+        icma_free(*values[i]);
+        *values[i] = NULL;
+    }
+}
+
+static void session_free(session *s) {
+    leave_device(s);
     icma_conv_data_close(&s->data);
     icma_free(s->posterior.mu);
     icma_free(s->posterior.logvar);
-    icma_free(s->x_values);
-    icma_free(s->a_values);
-    icma_free(s->noise_values);
     icma_free(s->order);
     icma_free(s->path);
 }
@@ -93,24 +109,40 @@ static size_t automatic_channels(size_t layer, size_t layers) {
     return (size_t)8 << (edge < 5 ? edge : 5);
 }
 
+static icma_conv_shape shape_of(const icma_pack_options *o, size_t used, size_t coordinates) {
+    bool diffusion = o->generator == ICMA_CHOOSE_DIFFUSION;
+    icma_conv_shape shape = {.used = used, .length = icma_conv_padded(used, o->layers), .layers = o->layers, .width = o->kernel, .hidden = ENCODER_HIDDEN, .latent = o->latent_dim,
+                             .coordinates = diffusion ? 0 : coordinates, .autoencoder = diffusion, .variance = o->variance};
+    for (size_t l = 0; l < shape.layers; l++)
+        shape.channels[l] = o->channels[0] ? o->channels[l] : automatic_channels(l, shape.layers);
+    return shape;
+}
+
 static icma_status make_shape(session *s, icma_error *error) {
-    const icma_pack_options *o = s->options;
-    icma_conv_shape *shape = &s->shape;
-    *shape = (icma_conv_shape){.used = s->data.used, .layers = o->layers, .width = o->kernel, .hidden = ENCODER_HIDDEN, .latent = o->latent_dim,
-                               .coordinates = s->diffusion ? 0 : s->generator->coordinates, .autoencoder = s->diffusion, .variance = o->variance};
-    for (size_t l = 0; l < shape->layers; l++)
-        shape->channels[l] = o->channels[0] ? o->channels[l] : automatic_channels(l, shape->layers);
-    shape->length = icma_conv_padded(shape->used, shape->layers);
-    if (icma_conv_parameters(shape) > SIZE_MAX / 64)
+    s->shape = shape_of(s->options, s->data.used, s->generator->coordinates);
+    if (icma_conv_parameters(&s->shape) > SIZE_MAX / 64)
         return icma_fail(error, ICMA_E_LIMIT, NULL, "a network of this size; use fewer channels or latents");
     return ICMA_OK;
 }
 
+static size_t batch_for(const icma_pack_options *o, size_t adapters) {
+    return o->batch < adapters ? o->batch : adapters;
+}
+
+static size_t epochs_for(const icma_pack_options *o, size_t adapters, size_t batch) {
+    size_t epochs = AUTOMATIC_STEPS / ((adapters + batch - 1) / batch);
+    return o->epochs ? o->epochs : epochs < 20 ? 20 : epochs > 400 ? 400 : epochs;
+}
+
+double icma_conv_train_work(const icma_pack_options *o, size_t adapters, size_t weights) {
+    icma_conv_shape shape = shape_of(o, weights, 0);
+    return adapters ? 3 * icma_conv_work(&shape) * (double)adapters * (double)epochs_for(o, adapters, batch_for(o, adapters)) : 0;
+}
+
 static void make_plan(session *s) {
     const icma_pack_options *o = s->options;
-    size_t n = s->group->count, batch = o->batch < n ? o->batch : n, steps = (n + batch - 1) / batch, epochs = AUTOMATIC_STEPS / steps;
-    s->training->batch = batch;
-    s->training->epochs = o->epochs ? o->epochs : epochs < 20 ? 20 : epochs > 400 ? 400 : epochs;
+    s->training->batch = s->batch;
+    s->training->epochs = epochs_for(o, s->group->count, s->batch);
     s->kl_weight = s->diffusion ? 0 : (float)o->kld_weight;
     /* Coordinates are few, each of unit variance, where the paper's c has hundreds of numbers: so that the condition weighs as much as the latent, they are as long. The decoder's weights take this over. */
     s->condition_gain = sqrtf((float)o->latent_dim / (float)(s->generator->coordinates ? s->generator->coordinates : 1));
@@ -131,13 +163,21 @@ static icma_status upload_room(session *s, icma_error *error) {
     s->x_values = icma_alloc_zeroed(batch * s->shape.length, sizeof(float)); /* zero beyond L, and it stays so */
     s->a_values = icma_alloc_zeroed(batch * m + 1, sizeof(float));
     s->noise_values = icma_alloc_zeroed(batch * d, sizeof(float));
-    s->order = icma_alloc_array(s->group->count, sizeof *s->order);
-    s->posterior = (icma_posterior){.mu = icma_alloc_zeroed(s->group->count * d, sizeof(float)), .logvar = icma_alloc_zeroed(s->group->count * d, sizeof(float)),
-                                    .sources = s->group->count, .dimensions = d};
-    if (!status && (!s->x_values || !s->a_values || !s->noise_values || !s->order || !s->posterior.mu || !s->posterior.logvar))
-        status = no_memory(error);
-    for (uint32_t i = 0; !status && i < s->group->count; i++)
-        s->order[i] = i;
+    return status || (s->x_values && s->a_values && s->noise_values) ? status : no_memory(error);
+}
+
+/* All adapters go to the device at once where that takes at most half of the room it can spare. Where it does not after all, they go step by step. */
+static icma_status upload_all(session *s, icma_error *error) {
+    const icma_ops *ops = s->ops;
+    size_t n = s->group->count, length = s->shape.length, cells;
+    if (!icma_multiply_size(n, length, &cells) || cells > ops->room / 2 / sizeof(float) || ops->alloc(ops->device, ICMA_ELEMENT_F32, cells, &s->all, NULL))
+        return ICMA_OK;
+    icma_status status = ops->alloc(ops->device, ICMA_ELEMENT_U32, s->training->batch, &s->rows, error);
+    for (uint32_t i = 0; !status && i < n; i++) {
+        status = icma_conv_data_load(&s->data, &i, 1, length, s->x_values, error);
+        if (!status)
+            status = ops->upload(ops->device, s->all, i * length, s->x_values, length, error);
+    }
     return status;
 }
 
@@ -176,6 +216,8 @@ static icma_status find_fingerprint(session *s, icma_error *error) {
     size_t n = s->gram->count;
     icma_buffer all = {0};
     icma_write_bytes(&all, s->ops->name, strlen(s->ops->name));
+    if (!icma_ops_on_host(s->ops))
+        icma_write_bytes(&all, o->precision, strlen(o->precision));
     for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++)
         icma_write_u64(&all, numbers[i]);
     for (size_t l = 0; l < shape->layers; l++)
@@ -221,9 +263,9 @@ static icma_status write_denoising(session *s, icma_buffer *out, icma_error *err
 static icma_status save(session *s, icma_error *error) {
     const icma_training *t = s->training;
     icma_buffer out = {0};
-    icma_status status = ICMA_OK;
     if (!s->path)
         return ICMA_OK;
+    icma_status status = icma_conv_collect(s->net, s->losses, error);
     icma_write_u64(&out, s->fingerprint);
     icma_write_u64(&out, s->phase);
     icma_write_u64(&out, s->epoch);
@@ -254,10 +296,13 @@ static icma_status save(session *s, icma_error *error) {
         status = icma_training_file_save(s->path, &out, error);
     icma_buffer_free(&out);
     s->saved = seconds();
+    s->kept |= !status;
     return status;
 }
 
 static icma_status other_training(const session *s, icma_error *error) {
+    if (s->retreated)
+        return icma_fail(error, ICMA_E_DEVICE, s->path, "the GPU's memory does not hold the training that is kept here; go on with --resume when it does, or remove it");
     return icma_fail(error, ICMA_E_USAGE, s->path, "this is the training of other adapters, options or another build; repeat the options that it was started with, or remove it");
 }
 
@@ -271,6 +316,7 @@ static icma_status restore(session *s, icma_cursor *from, icma_error *error) {
     icma_training *t = s->training;
     if (icma_read_u64(from) != s->fingerprint || from->failed)
         return other_training(s, error);
+    s->kept = true;
     uint64_t reached = icma_read_u64(from);
     s->phase = reached;
     s->epoch = icma_read_u64(from);
@@ -338,7 +384,7 @@ static icma_status resume(session *s, icma_error *error) {
 static icma_status prepare_saving(session *s, uint32_t index, icma_error *error) {
     if (!s->options->training_file)
         return ICMA_OK;
-    if (!(s->path = icma_conv_training_path(s->options, index)))
+    if (!s->path && !(s->path = icma_conv_training_path(s->options, index)))
         return no_memory(error);
     icma_status status = find_fingerprint(s, error);
     if (!status && s->options->resume)
@@ -370,6 +416,19 @@ static icma_conv_batch batch_of(session *s, size_t count) {
                              .noise = icma_matrix_of(s->noise, count, s->shape.latent), .kl_weight = s->kl_weight, .latent_noise = latent_noise};
 }
 
+/* x, of the sources rows[0 .. count - 1]. */
+static icma_status put_adapters(session *s, const uint32_t *rows, size_t count, icma_error *error) {
+    const icma_ops *ops = s->ops;
+    size_t length = s->shape.length;
+    icma_status status = s->all ? ops->upload(ops->device, s->rows, 0, rows, count, error) : icma_conv_data_load(&s->data, rows, count, length, s->x_values, error);
+    if (status)
+        return status;
+    if (!s->all)
+        return ops->upload(ops->device, s->x, 0, s->x_values, count * length, error);
+    ops->gather_rows(ops->device, icma_matrix_of(s->all, s->group->count, length), s->rows, 0, icma_matrix_of(s->x, count, length));
+    return ICMA_OK;
+}
+
 /* Uploads adapters, conditions and noise of the sources rows[0 .. count - 1]; `quiet`: noise is 0. */
 static icma_status upload_batch(session *s, const uint32_t *rows, size_t count, bool quiet, icma_error *error) {
     size_t m = s->shape.coordinates, d = s->shape.latent;
@@ -379,9 +438,7 @@ static icma_status upload_batch(session *s, const uint32_t *rows, size_t count, 
             s->a_values[i * m + j] = s->condition_gain * c->table[c->slot[rows[i]] * m + j];
     for (size_t i = 0; i < count * d; i++)
         s->noise_values[i] = quiet ? 0 : icma_rng_normal(&s->rng);
-    icma_status status = icma_conv_data_load(&s->data, rows, count, s->shape.length, s->x_values, error);
-    if (!status)
-        status = s->ops->upload(s->ops->device, s->x, 0, s->x_values, count * s->shape.length, error);
+    icma_status status = put_adapters(s, rows, count, error);
     if (!status)
         status = s->ops->upload(s->ops->device, s->a, 0, s->a_values, count * m, error);
     return status ? status : s->ops->upload(s->ops->device, s->noise, 0, s->noise_values, count * d, error);
@@ -394,14 +451,9 @@ static icma_status run_step(session *s, size_t per_epoch, icma_error *error) {
     if (status)
         return status;
     icma_conv_batch b = batch_of(s, count);
-    double reconstruction, kl;
-    icma_conv_forward(s->net, &b, true);
-    status = icma_conv_loss(s->net, &b, &reconstruction, &kl, error);
+    status = icma_conv_step(s->net, &b, s->losses, error);
     if (status)
         return status;
-    s->losses[0] += reconstruction * (double)count;
-    s->losses[1] += kl * (double)count;
-    icma_conv_backward(s->net, &b);
     double rate = s->options->learning_rate * 0.5 * (1 + cos(3.14159265358979323846 * (double)(step - 1) / (double)steps));
     icma_conv_adam(s->net, (icma_adam){.learning_rate = (float)rate, .beta1 = 0.9F, .beta2 = 0.999F, .epsilon = 1e-8F, .weight_decay = (float)s->options->weight_decay, .step = step});
     s->position++;
@@ -456,6 +508,8 @@ static icma_status train_network(session *s, icma_error *error) {
                 status = pause_for_breath(s, error);
             }
         }
+        if (!status)
+            status = icma_conv_collect(s->net, s->losses, error);
         if (!status)
             status = finish_epoch(s, &stop, error);
         if (!status && !stop) {
@@ -566,7 +620,7 @@ static icma_status decoder_error(session *s, const icma_conv_decoder *decoder, d
     size_t used = s->data.used, tasks = c->count < MOST_LANDMARKS ? c->count : MOST_LANDMARKS, n = s->group->count;
     float *x = icma_alloc_array(used, sizeof *x), *y = icma_alloc_array(used, sizeof *y), *input = icma_alloc_array(decoder->inputs + 1, sizeof *input);
     icma_conv_engine *engine = NULL;
-    icma_status status = x && y && input ? icma_conv_engine_create(decoder, s->ops, &engine, error) : no_memory(error);
+    icma_status status = x && y && input ? icma_conv_engine_create(decoder, s->decode_ops, &engine, error) : no_memory(error);
     *out = 0;
     for (size_t t = 0; !status && t < tasks; t++) {
         uint32_t source = (uint32_t)n - 1;
@@ -581,7 +635,7 @@ static icma_status decoder_error(session *s, const icma_conv_decoder *decoder, d
         if (!status)
             status = icma_conv_engine_run(engine, input, &output, error);
         if (!status)
-            status = s->ops->download(s->ops->device, output.tensor, output.offset, y, used, error);
+            status = s->decode_ops->download(s->decode_ops->device, output.tensor, output.offset, y, used, error);
         for (size_t l = 0; !status && l < used; l++)
             *out += ((double)y[l] - x[l]) * ((double)y[l] - x[l]) / (double)(used * tasks);
     }
@@ -657,6 +711,18 @@ static icma_status choose_coding(session *s, icma_error *error) {
     return status;
 }
 
+static icma_status choose_coding_somewhere(session *s, icma_error *error) {
+    icma_error detail = {0};
+    s->decode_ops = s->ops;
+    icma_status status = choose_coding(s, &detail);
+    if (status == ICMA_E_MEMORY && !icma_ops_on_host(s->ops)) {
+        icma_say(&s->options->progress, "the GPU's memory does not hold the decoder; trying how coarsely its weights can be stored on the CPU");
+        s->decode_ops = icma_ops_cpu();
+        return choose_coding(s, error);
+    }
+    return status ? icma_fail(error, status, detail.file, "%s", detail.message) : ICMA_OK;
+}
+
 static icma_status finish(session *s, icma_error *error) {
     icma_generator *g = s->generator;
     size_t d = s->shape.latent, *kept = icma_alloc_array(d + 1, sizeof *kept);
@@ -683,14 +749,15 @@ static icma_status finish(session *s, icma_error *error) {
         drop_latents(&g->conv, d, kept, g->latent);
     if (!status && s->diffusion)
         status = icma_denoising_finish(s->denoising, &g->denoiser, error);
-    if (!status)
-        status = choose_coding(s, error);
     icma_free(kept);
-    return status;
+    leave_device(s); /* the decoder has it to itself */
+    return status ? status : choose_coding_somewhere(s, error);
 }
 
-static icma_status prepare(session *s, const icma_condition *conditions, uint32_t index, icma_error *error) {
-    icma_status status = icma_conditions_prepare(s->group, conditions, &s->rng, s->generator, &s->training->conditions, error);
+/* What does not depend on the device. */
+static icma_status prepare(session *s, const icma_condition *conditions, icma_error *error) {
+    size_t n = s->group->count, cells = n * s->options->latent_dim;
+    icma_status status = icma_conditions_prepare(s->group, s->ops, conditions, &s->rng, s->generator, &s->training->conditions, error);
     if (status)
         return status;
     /* Learned conditions stay where they start, on axes of their own: the decoder's first layer, which is linear, learns what they mean. */
@@ -698,33 +765,88 @@ static icma_status prepare(session *s, const icma_condition *conditions, uint32_
     for (size_t i = 0; i < s->training->conditions.count; i++)
         if (s->training->conditions.learned[i])
             memcpy(s->training->conditions.table + i * s->generator->coordinates, s->training->conditions.learned[i], s->generator->coordinates * sizeof(float));
-    make_plan(s);
-    if (!(s->training->active = icma_alloc_zeroed(s->training->conditions.count, sizeof *s->training->active)))
+    s->begin = s->rng;
+    s->batch = batch_for(s->options, n);
+    s->training->active = icma_alloc_zeroed(s->training->conditions.count, sizeof *s->training->active);
+    s->order = icma_alloc_array(n, sizeof *s->order);
+    s->posterior = (icma_posterior){.mu = icma_alloc_zeroed(cells, sizeof(float)), .logvar = icma_alloc_zeroed(cells, sizeof(float)), .sources = n, .dimensions = s->options->latent_dim};
+    if (!s->training->active || !s->order || !s->posterior.mu || !s->posterior.logvar)
         return no_memory(error);
-    status = icma_conv_data_open(s->group, s->generator, s->training->batch, &s->data, error);
-    if (!status)
-        status = make_shape(s, error);
+    return icma_conv_data_open(s->group, s->generator, s->batch, &s->data, error);
+}
+
+/* The network and its data on the device, at the beginning of the training or where it was left. */
+static icma_status start(session *s, uint32_t index, icma_error *error) {
+    s->rng = s->begin;
+    s->best = INFINITY;
+    s->phase = PHASE_NETWORK;
+    s->epoch = s->position = s->since_best = 0;
+    s->losses[0] = s->losses[1] = 0;
+    s->training->loss_count = s->training->epochs_done = 0;
+    for (uint32_t i = 0; i < s->group->count; i++)
+        s->order[i] = i;
+    make_plan(s);
+    icma_status status = make_shape(s, error);
     if (!status)
         status = upload_room(s, error);
     if (!status)
         status = icma_conv_net_create(s->ops, s->shape, s->training->batch, &s->rng, &s->net, error);
+    if (!status)
+        status = upload_all(s, error);
     return status ? status : prepare_saving(s, index, error);
+}
+
+static icma_status train(session *s, uint32_t index, icma_error *error) {
+    icma_status status = start(s, index, error);
+    if (!status && s->phase == PHASE_NETWORK)
+        status = train_network(s, error);
+    if (!status && s->phase == PHASE_DENOISER)
+        status = train_denoiser(s, error);
+    return status ? status : save(s, error);
+}
+
+/* After a device ran out of memory: half the batch, and where there is no half the CPU. */
+static void retreat(session *s) {
+    char line[128];
+    size_t batch = s->batch;
+    leave_device(s);
+    s->retreated = true;
+    if (batch > 1) {
+        s->batch = batch / 2;
+        snprintf(line, sizeof line, "the GPU's memory does not hold a batch of %zu; training with %zu", batch, s->batch);
+    } else {
+        s->ops = icma_ops_cpu();
+        s->batch = batch_for(s->options, s->group->count);
+        snprintf(line, sizeof line, "the GPU's memory does not hold a batch of 1; training on the CPU, with %zu", s->batch);
+    }
+    icma_say(&s->options->progress, line);
+}
+
+/* With as much of what was asked for as the device's memory holds. What was saved is not given up for it: with another batch it would be another training. */
+static icma_status learn(session *s, uint32_t index, icma_error *error) {
+    icma_error detail = {0};
+    icma_status status = train(s, index, &detail);
+    while (status == ICMA_E_MEMORY && !icma_ops_on_host(s->ops) && !s->kept) {
+        retreat(s);
+        memset(&detail, 0, sizeof detail);
+        status = train(s, index, &detail);
+    }
+    if (!status)
+        status = finish(s, &detail);
+    if (status == ICMA_E_MEMORY && s->kept && !icma_ops_on_host(s->ops))
+        return icma_fail(error, ICMA_E_DEVICE, s->path, "the GPU's memory has run out; the training is kept here: go on with --resume");
+    return status ? icma_fail(error, status, detail.file, "%s", detail.message) : ICMA_OK;
 }
 
 icma_status icma_conv_train(icma_group *group, uint32_t index, const icma_gram *gram, const icma_condition *conditions, const icma_pack_options *options, const icma_ops *ops, icma_generator *generator,
                             icma_training *out, icma_error *error) {
     memset(out, 0, sizeof *out);
     session s = {.group = group, .gram = gram, .options = options, .ops = ops, .generator = generator, .training = out, .rng = icma_rng_seed(options->seed),
-                 .diffusion = options->generator == ICMA_CHOOSE_DIFFUSION, .best = INFINITY};
-    icma_status status = prepare(&s, conditions, index, error);
-    if (!status && s.phase == PHASE_NETWORK)
-        status = train_network(&s, error);
-    if (!status && s.phase == PHASE_DENOISER)
-        status = train_denoiser(&s, error);
+                 .diffusion = options->generator == ICMA_CHOOSE_DIFFUSION};
+    icma_status status = prepare(&s, conditions, error);
     if (!status)
-        status = save(&s, error);
-    if (!status)
-        status = finish(&s, error);
+        status = learn(&s, index, error);
+    out->ops = s.ops;
     session_free(&s);
     if (status)
         icma_training_free(out);

@@ -13,6 +13,18 @@ enum {
     INTEGER_BYTES = 8, /* while a chunk is decoded: 32 bits, 16 bits, and 16 on the device */
 };
 
+/* Where a modelled tensor is in what predicts all of them. */
+typedef struct place {
+    size_t chunk; /* of the head; SIZE_MAX: none */
+    size_t first; /* integers of that chunk before its rows; with a convolutional decoder, weights of the output before its own */
+} place;
+
+/* A chunk's integers on the device. */
+typedef struct chunk_state {
+    icma_tensor *tensor; /* one of `loads`; NULL while it is not loaded */
+    size_t first;
+} chunk_state;
+
 struct icma_decoder {
     const icma_ops *ops;
     const icma_safetensors *signature;
@@ -20,29 +32,25 @@ struct icma_decoder {
     const icma_section *chunks;
     size_t chunk_count;
     icma_section_loader loader;
-    icma_tensor **rows; /* one a tensor: integers, rows of its role x elements; NULL while its chunk is not loaded */
-    uint64_t loaded;  /* bytes of rows on the device */
+    place *places;        /* one a tensor */
+    chunk_state *states;  /* one a chunk */
+    icma_tensor **loads;  /* integers of chunks that were decoded together; room for one a chunk */
+    size_t load_count;
+    uint64_t loaded; /* bytes of them */
     uint64_t max_memory;
     icma_trunk *trunk;
     icma_conv_engine *engine;
     float *ran;         /* the code that the engine has run on; NULL before */
     icma_matrix output; /* what came of it, times r_t: all modelled tensors end to end */
-    icma_tensor *rms, *zero; /* one r_t a tensor; an index of 0 */
-    icma_tensor *q, *steps, *y; /* K; K; the widest modelled tensor */
-    icma_tensor *integers;      /* of a residual; the widest modelled tensor */
-    float *values;      /* the widest modelled tensor */
+    icma_tensor *rms;   /* r_t, one a weight */
+    icma_tensor *q, *steps; /* K */
+    icma_tensor *y;         /* the widest modelled tensor; NULL until one is predicted alone */
+    icma_tensor *integers;  /* of a residual, integer_room of them */
+    size_t integer_room;
 };
 
 static size_t rows_of(const icma_decoder *d, size_t tensor) {
     return d->generator->components[d->generator->treatment[tensor]];
-}
-
-/* Where a modelled tensor's weights start among those of all. */
-static size_t place_of(const icma_decoder *d, size_t tensor) {
-    size_t place = 0;
-    for (size_t t = 0; t < tensor; t++)
-        place += icma_generator_is_modelled(d->generator, t) ? (size_t)d->signature->tensors[t].count : 0;
-    return place;
 }
 
 static size_t widest(const icma_decoder *d) {
@@ -51,6 +59,19 @@ static size_t widest(const icma_decoder *d) {
         if (icma_generator_is_modelled(d->generator, t) && d->signature->tensors[t].count > most)
             most = (size_t)d->signature->tensors[t].count;
     return most;
+}
+
+static void find_places(icma_decoder *d) {
+    bool conv = d->generator->kind == ICMA_GENERATOR_CONV;
+    for (size_t t = 0, c = 0, first = 0; t < d->signature->tensor_count; t++) {
+        if (c < d->chunk_count && t - d->chunks[c].first == d->chunks[c].count) {
+            c++;
+            first = 0;
+        }
+        d->places[t] = (place){c < d->chunk_count ? c : SIZE_MAX, first};
+        if (icma_generator_is_modelled(d->generator, t))
+            first += (conv ? 1 : rows_of(d, t)) * (size_t)d->signature->tensors[t].count;
+    }
 }
 
 /* The chunks cover the tensors in order. Tensors between chunks must be verbatim ones. */
@@ -90,25 +111,32 @@ static double activation_bytes(const icma_conv_decoder *c) {
     return most * sizeof(float);
 }
 
+/* One a weight, so that one multiplication does for all tensors. */
+static icma_status upload_rms(icma_decoder *d, icma_error *error) {
+    size_t total = (size_t)icma_generator_modelled_weights(d->generator, d->signature), at = 0;
+    float *values = icma_alloc_array(total + 1, sizeof *values);
+    if (!values)
+        return icma_fail(error, ICMA_E_MEMORY, NULL, "no memory for the decoder");
+    for (size_t t = 0; t < d->signature->tensor_count; t++) {
+        uint64_t count = icma_generator_is_modelled(d->generator, t) ? d->signature->tensors[t].count : 0;
+        float rms = count ? icma_generator_rms(d->generator->scale[t], count) : 0;
+        for (uint64_t l = 0; l < count; l++)
+            values[at++] = rms;
+    }
+    icma_status status = d->ops->alloc(d->ops->device, ICMA_ELEMENT_F32, total + 1, &d->rms, error);
+    if (!status)
+        status = d->ops->upload(d->ops->device, d->rms, 0, values, total, error);
+    icma_free(values);
+    return status;
+}
+
 static icma_status create_conv(icma_decoder *d, icma_error *error) {
     const icma_ops *ops = d->ops;
-    const uint32_t zero = 0;
-    size_t tensors = d->signature->tensor_count;
     double memory = activation_bytes(&d->generator->conv);
     if (memory > (double)d->max_memory)
         return icma_fail(error, ICMA_E_LIMIT, NULL, "a decoder that works in %.0f bytes; raise --max-output if you trust the file", memory);
     icma_status status = icma_conv_engine_create(&d->generator->conv, ops, &d->engine, error);
-    if (!status)
-        status = ops->alloc(ops->device, ICMA_ELEMENT_F32, tensors, &d->rms, error);
-    for (size_t t = 0; !status && t < tensors; t++) {
-        if (!icma_generator_is_modelled(d->generator, t))
-            continue;
-        float rms = icma_generator_rms(d->generator->scale[t], d->signature->tensors[t].count);
-        status = ops->upload(ops->device, d->rms, t, &rms, 1, error);
-    }
-    if (!status)
-        status = ops->alloc(ops->device, ICMA_ELEMENT_U32, 1, &d->zero, error);
-    return status ? status : ops->upload(ops->device, d->zero, 0, &zero, 1, error);
+    return status ? status : upload_rms(d, error);
 }
 
 icma_status icma_decoder_create(const icma_ops *ops, const icma_safetensors *signature, const icma_generator *generator,
@@ -121,16 +149,17 @@ icma_status icma_decoder_create(const icma_ops *ops, const icma_safetensors *sig
     *d = (icma_decoder){.ops = ops, .signature = signature, .generator = generator, .chunks = chunks, .chunk_count = chunk_count, .loader = loader,
                         .max_memory = max_memory};
     icma_status status = check_chunks(d, error);
-    d->rows = icma_alloc_zeroed(signature->tensor_count + 1, sizeof *d->rows);
-    d->values = icma_alloc_array(widest(d), sizeof *d->values);
-    if (!status && (!d->rows || !d->values))
+    d->places = icma_alloc_array(signature->tensor_count + 1, sizeof *d->places);
+    d->states = icma_alloc_zeroed(chunk_count + 1, sizeof *d->states);
+    d->loads = icma_alloc_array(chunk_count + 1, sizeof *d->loads);
+    if (!status && (!d->places || !d->states || !d->loads))
         status = icma_fail(error, ICMA_E_MEMORY, NULL, "no memory for the decoder");
+    if (!status)
+        find_places(d);
     if (!status && generator->kind == ICMA_GENERATOR_BASIS)
         status = create_basis(d, error);
     if (!status && generator->kind == ICMA_GENERATOR_CONV)
         status = create_conv(d, error);
-    if (!status)
-        status = ops->alloc(ops->device, ICMA_ELEMENT_F32, widest(d), &d->y, error);
     if (status)
         icma_decoder_free(d);
     else
@@ -138,30 +167,30 @@ icma_status icma_decoder_create(const icma_ops *ops, const icma_safetensors *sig
     return status;
 }
 
-static void forget_chunk(icma_decoder *d, const icma_section *chunk) {
-    for (size_t t = chunk->first; t < (size_t)chunk->first + chunk->count; t++) {
-        d->ops->release(d->ops->device, d->rows[t]);
-        d->rows[t] = NULL;
-    }
+static void forget_chunks(icma_decoder *d) {
+    for (size_t i = 0; i < d->load_count; i++)
+        d->ops->release(d->ops->device, d->loads[i]);
+    for (size_t c = 0; d->states && c < d->chunk_count; c++)
+        d->states[c] = (chunk_state){0};
+    d->load_count = 0;
+    d->loaded = 0;
 }
 
 void icma_decoder_free(icma_decoder *d) {
     if (!d)
         return;
-    for (size_t c = 0; d->rows && c < d->chunk_count; c++)
-        if (d->chunks[c].first < d->signature->tensor_count && d->chunks[c].count <= d->signature->tensor_count - d->chunks[c].first)
-            forget_chunk(d, &d->chunks[c]);
+    forget_chunks(d);
     icma_trunk_free(d->trunk);
     icma_conv_engine_free(d->engine);
     icma_free(d->ran);
     d->ops->release(d->ops->device, d->rms);
-    d->ops->release(d->ops->device, d->zero);
     d->ops->release(d->ops->device, d->q);
     d->ops->release(d->ops->device, d->steps);
     d->ops->release(d->ops->device, d->y);
     d->ops->release(d->ops->device, d->integers);
-    icma_free(d->rows);
-    icma_free(d->values);
+    icma_free(d->places);
+    icma_free(d->states);
+    icma_free(d->loads);
     icma_free(d);
 }
 
@@ -181,45 +210,94 @@ uint64_t icma_decode_work(const icma_safetensors *signature, const icma_generato
     return work;
 }
 
-static icma_status upload_rows(icma_decoder *d, size_t tensor, const int16_t *integers, icma_error *error) {
-    size_t cells = rows_of(d, tensor) * (size_t)d->signature->tensors[tensor].count;
-    icma_status status = d->ops->alloc(d->ops->device, ICMA_ELEMENT_I16, cells, &d->rows[tensor], error);
-    return status ? status : d->ops->upload(d->ops->device, d->rows[tensor], 0, integers, cells, error);
+/* --- the head ---------------------------------------------------------------------------------------------------- */
+
+static size_t integers_of(const icma_decoder *d, size_t chunk) {
+    return icma_head_integers(d->signature, d->generator, d->chunks[chunk].first, d->chunks[chunk].count);
 }
 
-static icma_status upload_chunk(icma_decoder *d, const icma_section *chunk, const uint8_t *payload, icma_error *error) {
-    int16_t *integers, *cell;
-    icma_status status = icma_head_read(payload, (size_t)chunk->raw_size, d->signature, d->generator, chunk->first, chunk->count, &integers, error);
-    cell = integers;
-    for (size_t t = chunk->first; !status && t < (size_t)chunk->first + chunk->count; t++) {
-        size_t k = icma_generator_is_modelled(d->generator, t) ? rows_of(d, t) : 0;
-        if (k)
-            status = upload_rows(d, t, cell, error);
-        cell += k * (size_t)d->signature->tensors[t].count;
+/* A chunk that is read to be decoded. */
+typedef struct chunk_input {
+    uint8_t *payload; /* owned */
+    icma_head_coded head;
+} chunk_input;
+
+static icma_status read_chunk(icma_decoder *d, size_t c, chunk_input *in, icma_error *error) {
+    const icma_section *chunk = &d->chunks[c];
+    size_t integers = integers_of(d, c);
+    if (integers > d->max_memory / INTEGER_BYTES)
+        return icma_fail(error, ICMA_E_LIMIT, NULL, "head: a section of %zu integers; raise --max-output if you trust the file", integers);
+    icma_status status = d->loader.load(d->loader.context, chunk, (size_t)chunk->raw_size, &in->payload, error);
+    return status ? status : icma_head_open(in->payload, (size_t)chunk->raw_size, d->signature, d->generator, chunk->first, chunk->count, &in->head, error);
+}
+
+/* Decodes chunks, which were read, into one tensor. */
+static icma_status decode_chunks(icma_decoder *d, const size_t *list, const icma_coded *coded, size_t count, icma_error *error) {
+    const icma_ops *ops = d->ops;
+    size_t total = 0;
+    icma_tensor *tensor;
+    for (size_t i = 0; i < count; i++)
+        total += coded[i].total;
+    icma_status status = ops->alloc(ops->device, ICMA_ELEMENT_I16, total, &tensor, error);
+    if (!status)
+        status = ops->decode_integers(ops->device, coded, count, tensor, 0, error);
+    if (status) {
+        ops->release(ops->device, tensor);
+        return status;
     }
-    icma_free(integers);
+    d->loads[d->load_count++] = tensor;
+    d->loaded += total * sizeof(int16_t);
+    for (size_t i = 0, first = 0; i < count; first += coded[i++].total)
+        d->states[list[i]] = (chunk_state){tensor, first};
+    return ICMA_OK;
+}
+
+static icma_status load_together(icma_decoder *d, const size_t *list, size_t count, icma_error *error) {
+    chunk_input *inputs = icma_alloc_zeroed(count, sizeof *inputs);
+    icma_coded *coded = icma_alloc_array(count, sizeof *coded);
+    icma_status status = inputs && coded ? ICMA_OK : icma_fail(error, ICMA_E_MEMORY, NULL, "no memory for the basis");
+    for (size_t i = 0; !status && i < count; i++) {
+        status = read_chunk(d, list[i], &inputs[i], error);
+        coded[i] = icma_head_stream(&inputs[i].head);
+    }
+    if (!status)
+        status = decode_chunks(d, list, coded, count, error);
+    for (size_t i = 0; inputs && i < count; i++) {
+        icma_head_close(&inputs[i].head);
+        icma_free(inputs[i].payload);
+    }
+    icma_free(inputs);
+    icma_free(coded);
     return status;
 }
 
-static icma_status load_chunk(icma_decoder *d, const icma_section *chunk, icma_error *error) {
-    uint8_t *raw;
-    size_t integers = icma_head_integers(d->signature, d->generator, chunk->first, chunk->count);
-    if (integers > d->max_memory / INTEGER_BYTES)
-        return icma_fail(error, ICMA_E_LIMIT, NULL, "head: a section of %zu integers; raise --max-output if you trust the file", integers);
-    if (d->loaded + integers * sizeof(int16_t) > head_budget) {
-        for (size_t c = 0; c < d->chunk_count; c++)
-            forget_chunk(d, &d->chunks[c]);
-        d->loaded = 0;
+/* How many of these chunks, at least 1, decode within the memory that one may take. */
+static size_t fit_together(const icma_decoder *d, const size_t *list, size_t count) {
+    size_t n = 1, integers = integers_of(d, list[0]);
+    for (; n < count; n++) {
+        integers += integers_of(d, list[n]);
+        if (integers > d->max_memory / INTEGER_BYTES)
+            break;
     }
-    icma_status status = d->loader.load(d->loader.context, chunk, (size_t)chunk->raw_size, &raw, error);
-    if (status)
-        return status;
-    status = upload_chunk(d, chunk, raw, error);
-    icma_free(raw);
-    if (status)
-        forget_chunk(d, chunk);
-    else
-        d->loaded += integers * sizeof(int16_t);
+    return n;
+}
+
+/* Loads those chunks of a list that are not; `list` is overwritten. What all of them take is within the budget, or there is only one. */
+static icma_status load_chunks(icma_decoder *d, size_t *list, size_t count, icma_error *error) {
+    uint64_t bytes = 0;
+    size_t missing = 0;
+    for (size_t i = 0; i < count; i++)
+        bytes += d->states[list[i]].tensor ? 0 : integers_of(d, list[i]) * sizeof(int16_t);
+    if (d->loaded + bytes > head_budget)
+        forget_chunks(d);
+    for (size_t i = 0; i < count; i++)
+        if (!d->states[list[i]].tensor)
+            list[missing++] = list[i];
+    icma_status status = ICMA_OK;
+    for (size_t i = 0, n; !status && i < missing; i += n) {
+        n = fit_together(d, list + i, missing - i);
+        status = load_together(d, list + i, n, error);
+    }
     return status;
 }
 
@@ -285,61 +363,6 @@ icma_status icma_decoder_code(icma_decoder *d, const icma_checkpoints *task, con
 
 /* --- tensors ----------------------------------------------------------------------------------------------------- */
 
-/* On the bits, so that the loop vectorises: an exponent of all ones carries into the top bit. */
-static bool all_finite(const float *values, size_t count) {
-    uint32_t carry = 0;
-    for (size_t i = 0; i < count; i++) {
-        uint32_t bits;
-        memcpy(&bits, values + i, sizeof bits);
-        carry |= (bits & 0x7f800000U) + 0x00800000U;
-    }
-    return !(carry & 0x80000000U);
-}
-
-/* y on the device = a modelled tensor's part of the output. Copied, because a residual is added in place. */
-static void copy_output(icma_decoder *d, size_t t) {
-    size_t count = (size_t)d->signature->tensors[t].count;
-    icma_matrix from = {d->output.tensor, d->output.offset + place_of(d, t), 1, count, count};
-    d->ops->gather_rows(d->ops->device, from, d->zero, 0, icma_matrix_of(d->y, 1, count));
-}
-
-/* y on the device = the generator's prediction of a tensor from the code that is there; zeros without rows. */
-static icma_status predict_tensor(icma_decoder *d, size_t t, icma_error *error) {
-    const icma_ops *ops = d->ops;
-    size_t k = rows_of(d, t), count = (size_t)d->signature->tensors[t].count, first = icma_generator_first(d->generator, d->generator->treatment[t]);
-    icma_matrix y = icma_matrix_of(d->y, 1, count);
-    if (d->generator->kind == ICMA_GENERATOR_CONV) {
-        copy_output(d, t);
-        return ICMA_OK;
-    }
-    if (k == 0) {
-        ops->fill(ops->device, 0, y);
-        return ICMA_OK;
-    }
-    icma_status status = ICMA_OK;
-    for (size_t c = 0; !status && c < d->chunk_count && !d->rows[t]; c++)
-        if (d->chunks[c].first <= t && t - d->chunks[c].first < d->chunks[c].count)
-            status = load_chunk(d, &d->chunks[c], error);
-    if (status)
-        return status;
-    icma_matrix q = icma_matrix_block(icma_matrix_of(d->q, 1, d->generator->total), 0, first, 1, k);
-    icma_matrix steps = icma_matrix_block(icma_matrix_of(d->steps, 1, d->generator->total), 0, first, 1, k);
-    ops->basis(ops->device, q, steps, icma_matrix_of(d->rows[t], k, count), d->generator->scale[t], y);
-    return ICMA_OK;
-}
-
-static icma_status add_residual(icma_decoder *d, const icma_residual *residual, const icma_residual_tensor *r, icma_error *error) {
-    const icma_ops *ops = d->ops;
-    size_t count = (size_t)d->signature->tensors[r->tensor].count;
-    icma_status status = d->integers ? ICMA_OK : ops->alloc(ops->device, ICMA_ELEMENT_I16, widest(d), &d->integers, error);
-    if (!status)
-        status = ops->upload(ops->device, d->integers, 0, residual->integers + r->first, count, error);
-    if (!status)
-        ops->dequantise(ops->device, icma_matrix_of(d->integers, 1, count), icma_residual_step(d->generator->scale[r->tensor], r->code),
-                        icma_matrix_of(d->y, 1, count));
-    return status;
-}
-
 /* Runs the decoder, unless this code was the last one. */
 static icma_status run_engine(icma_decoder *d, const float *code, icma_error *error) {
     const icma_ops *ops = d->ops;
@@ -352,14 +375,9 @@ static icma_status run_engine(icma_decoder *d, const float *code, icma_error *er
         return icma_fail(error, ICMA_E_MEMORY, NULL, "no memory for a code");
     memcpy(ran, code, size * sizeof *code);
     icma_status status = icma_conv_engine_run(d->engine, code, &d->output, error);
-    for (size_t t = 0, place = 0; !status && t < d->signature->tensor_count; t++) {
-        if (!icma_generator_is_modelled(d->generator, t))
-            continue;
-        size_t count = (size_t)d->signature->tensors[t].count;
-        icma_matrix rms = icma_matrix_block(icma_matrix_of(d->rms, 1, d->signature->tensor_count), 0, t, 1, 1);
-        ops->multiply(ops->device, rms, (icma_matrix){d->output.tensor, d->output.offset + place, count, 1, 1});
-        place += count;
-    }
+    size_t total = (size_t)icma_generator_modelled_weights(d->generator, d->signature);
+    if (!status)
+        ops->multiply(ops->device, icma_matrix_of(d->rms, 1, total), (icma_matrix){d->output.tensor, d->output.offset, 1, total, total});
     if (status)
         icma_free(ran);
     else
@@ -373,11 +391,41 @@ static icma_status take_code(icma_decoder *d, const float *code, icma_error *err
     return d->generator->kind == ICMA_GENERATOR_BASIS ? d->ops->upload(d->ops->device, d->q, 0, code, d->generator->total, error) : ICMA_OK;
 }
 
+/* Rows of a tensor whose chunk is loaded, and the coefficients and steps that go with them. */
+static void find_rows(const icma_decoder *d, size_t t, icma_matrix *head, icma_matrix *q, icma_matrix *steps) {
+    size_t k = rows_of(d, t), count = (size_t)d->signature->tensors[t].count, first = icma_generator_first(d->generator, d->generator->treatment[t]);
+    const chunk_state *chunk = &d->states[d->places[t].chunk];
+    *head = (icma_matrix){chunk->tensor, chunk->first + d->places[t].first, k, count, count};
+    *q = icma_matrix_block(icma_matrix_of(d->q, 1, d->generator->total), 0, first, 1, k);
+    *steps = icma_matrix_block(icma_matrix_of(d->steps, 1, d->generator->total), 0, first, 1, k);
+}
+
+static icma_status predict_rows(icma_decoder *d, size_t t, float *values, icma_error *error) {
+    const icma_ops *ops = d->ops;
+    size_t count = (size_t)d->signature->tensors[t].count, chunk = d->places[t].chunk;
+    icma_matrix head, q, steps;
+    icma_status status = load_chunks(d, &chunk, 1, error);
+    if (!status && !d->y)
+        status = ops->alloc(ops->device, ICMA_ELEMENT_F32, widest(d), &d->y, error);
+    if (status)
+        return status;
+    find_rows(d, t, &head, &q, &steps);
+    ops->basis(ops->device, q, steps, head, d->generator->scale[t], icma_matrix_of(d->y, 1, count));
+    return ops->download(ops->device, d->y, 0, values, count, error);
+}
+
 icma_status icma_decoder_predict(icma_decoder *d, const float *code, size_t tensor, float *values, icma_error *error) {
+    size_t count = (size_t)d->signature->tensors[tensor].count;
     icma_status status = take_code(d, code, error);
-    if (!status)
-        status = predict_tensor(d, tensor, error);
-    return status ? status : d->ops->download(d->ops->device, d->y, 0, values, (size_t)d->signature->tensors[tensor].count, error);
+    if (status)
+        return status;
+    if (d->generator->kind == ICMA_GENERATOR_CONV)
+        return d->ops->download(d->ops->device, d->output.tensor, d->output.offset + d->places[tensor].first, values, count, error);
+    if (rows_of(d, tensor))
+        return predict_rows(d, tensor, values, error);
+    for (size_t l = 0; l < count; l++)
+        values[l] = 0;
+    return ICMA_OK;
 }
 
 icma_status icma_decoder_classes(icma_decoder *d, const float *code, uint8_t *classes, icma_error *error) {
@@ -396,34 +444,147 @@ icma_status icma_decoder_classes(icma_decoder *d, const float *code, uint8_t *cl
     return status;
 }
 
-static icma_status decode_tensor(icma_decoder *d, size_t t, const icma_residual *residual, const icma_residual_tensor *r, uint8_t *data, icma_error *error) {
+/* One decoding of all that is wanted. */
+typedef struct job {
+    const icma_residual *residual; /* NULL: none */
+    bool *wanted;                  /* one a tensor; owned */
+    size_t *chunks;                /* room for all; owned */
+    icma_assembly *list;           /* room for all; owned */
+    icma_tensor *out;
+    uint8_t *host;
+} job;
+
+static icma_status make_job(const icma_decoder *d, const uint32_t *exceptions, size_t exception_count, job *j, icma_error *error) {
+    size_t tensors = d->signature->tensor_count;
+    j->wanted = icma_alloc_array(tensors + 1, sizeof *j->wanted);
+    j->chunks = icma_alloc_array(d->chunk_count + 1, sizeof *j->chunks);
+    j->list = icma_alloc_array(tensors + 1, sizeof *j->list);
+    if (!j->wanted || !j->chunks || !j->list)
+        return icma_fail(error, ICMA_E_MEMORY, NULL, "no memory to decode %zu tensors", tensors);
+    for (size_t t = 0; t < tensors; t++)
+        j->wanted[t] = icma_generator_is_modelled(d->generator, t);
+    for (size_t e = 0; e < exception_count; e++)
+        j->wanted[exceptions[e]] = false;
+    return ICMA_OK;
+}
+
+static void free_job(job *j) {
+    icma_free(j->wanted);
+    icma_free(j->chunks);
+    icma_free(j->list);
+}
+
+/* A residual's integers to the device. */
+static icma_status take_residual(icma_decoder *d, const icma_residual *r, icma_error *error) {
+    const icma_ops *ops = d->ops;
+    if (!r || r->total == 0)
+        return ICMA_OK;
+    if (d->integer_room < r->total) {
+        ops->release(ops->device, d->integers);
+        d->integer_room = 0;
+        icma_status status = ops->alloc(ops->device, ICMA_ELEMENT_I16, r->total, &d->integers, error);
+        if (status)
+            return status;
+        d->integer_room = r->total;
+    }
+    if (r->integers)
+        return ops->upload(ops->device, d->integers, 0, r->integers, r->total, error);
+    const icma_coded coded = icma_residual_coded(r);
+    return ops->decode_integers(ops->device, &coded, 1, d->integers, 0, error);
+}
+
+static bool needs_chunk(const icma_decoder *d, const job *j, size_t c) {
+    const icma_section *chunk = &d->chunks[c];
+    for (size_t t = chunk->first; t < (size_t)chunk->first + chunk->count; t++)
+        if (j->wanted[t] && rows_of(d, t))
+            return true;
+    return false;
+}
+
+/* Loads what is needed of chunks first .. as far as that fits the budget; returns where it ends in *end. */
+static icma_status load_some(icma_decoder *d, job *j, size_t first, size_t *end, icma_error *error) {
+    uint64_t bytes = 0;
+    size_t count = 0, c = first;
+    for (; c < d->chunk_count; c++) {
+        if (!needs_chunk(d, j, c))
+            continue;
+        bytes += integers_of(d, c) * sizeof(int16_t);
+        if (count && bytes > head_budget)
+            break;
+        j->chunks[count++] = c;
+    }
+    *end = c;
+    return load_chunks(d, j->chunks, count, error);
+}
+
+static icma_assembly assembly_of(const icma_decoder *d, size_t t) {
     const icma_tensor_info *info = &d->signature->tensors[t];
-    icma_status status = predict_tensor(d, t, error);
-    if (!status && r)
-        status = add_residual(d, residual, r, error);
+    size_t count = (size_t)info->count;
+    icma_assembly a = {.count = count, .scale = d->generator->scale[t], .dtype = info->dtype, .place = (size_t)info->begin};
+    if (d->generator->kind == ICMA_GENERATOR_CONV)
+        a.model = (icma_matrix){d->output.tensor, d->output.offset + d->places[t].first, 1, count, count};
+    else if (rows_of(d, t))
+        find_rows(d, t, &a.head, &a.q, &a.steps);
+    return a;
+}
+
+/* Puts the wanted ones of tensors first .. end - 1 together. */
+static icma_status assemble_some(icma_decoder *d, job *j, size_t first, size_t end, icma_error *error) {
+    const icma_residual *r = j->residual;
+    size_t count = 0, bad = SIZE_MAX, part = 0;
+    for (size_t t = first; t < end; t++) {
+        if (!j->wanted[t])
+            continue;
+        icma_assembly *a = &j->list[count++];
+        *a = assembly_of(d, t);
+        while (r && part < r->count && r->list[part].tensor < t)
+            part++;
+        if (r && part < r->count && r->list[part].tensor == t) {
+            a->integers = d->integers;
+            a->first = r->list[part].first;
+            a->step = icma_residual_step(d->generator->scale[t], r->list[part].code);
+        }
+    }
+    icma_status status = count ? d->ops->assemble(d->ops->device, j->list, count, j->out, j->host, &bad, error) : ICMA_OK;
+    for (size_t t = first, i = 0; !status && bad != SIZE_MAX && t < end; t++)
+        if (j->wanted[t] && i++ == bad)
+            status = icma_fail(error, ICMA_E_CORRUPT, NULL, "a decoded weight of %s is not finite", d->signature->tensors[t].name);
+    return status;
+}
+
+/* All at once, unless the head is more than the budget holds. */
+static icma_status run_job(icma_decoder *d, const float *code, job *j, icma_error *error) {
+    icma_status status = take_code(d, code, error);
     if (!status)
-        status = d->ops->download(d->ops->device, d->y, 0, d->values, (size_t)info->count, error);
-    if (!status && !all_finite(d->values, (size_t)info->count))
-        status = icma_fail(error, ICMA_E_CORRUPT, NULL, "a decoded weight of %s is not finite", info->name);
+        status = take_residual(d, j->residual, error);
+    for (size_t chunk = 0, tensor = 0; !status && tensor < d->signature->tensor_count;) {
+        status = load_some(d, j, chunk, &chunk, error);
+        size_t end = chunk < d->chunk_count ? d->chunks[chunk].first : d->signature->tensor_count;
+        if (!status)
+            status = assemble_some(d, j, tensor, end, error);
+        tensor = end;
+    }
+    return status;
+}
+
+static icma_status decode_tensors(icma_decoder *d, const float *code, const icma_residual *residual, const uint32_t *exceptions, size_t exception_count, icma_tensor *out,
+                                  uint8_t *host, icma_error *error) {
+    job j = {.residual = residual, .out = out, .host = host};
+    icma_status status = make_job(d, exceptions, exception_count, &j, error);
     if (!status)
-        icma_store_floats(info->dtype, d->values, (size_t)info->count, data + info->begin);
+        status = run_job(d, code, &j, error);
+    free_job(&j);
     return status;
 }
 
 icma_status icma_decoder_tensors(icma_decoder *d, const float *code, const icma_residual *residual, const uint32_t *exceptions, size_t exception_count,
                                  uint8_t *data, icma_error *error) {
-    icma_status status = take_code(d, code, error);
-    size_t next = 0, part = 0, parts = residual ? residual->count : 0;
-    for (size_t t = 0; !status && t < d->signature->tensor_count; t++) {
-        while (next < exception_count && exceptions[next] < t)
-            next++;
-        while (part < parts && residual->list[part].tensor < t)
-            part++;
-        if (!icma_generator_is_modelled(d->generator, t) || (next < exception_count && exceptions[next] == t))
-            continue;
-        status = decode_tensor(d, t, residual, part < parts && residual->list[part].tensor == t ? &residual->list[part] : NULL, data, error);
-    }
-    return status;
+    return decode_tensors(d, code, residual, exceptions, exception_count, NULL, data, error);
+}
+
+icma_status icma_decoder_tensors_to(icma_decoder *d, const float *code, const icma_residual *residual, const uint32_t *exceptions, size_t exception_count,
+                                    icma_tensor *out, icma_error *error) {
+    return decode_tensors(d, code, residual, exceptions, exception_count, out, NULL, error);
 }
 
 icma_status icma_decoder_model(icma_decoder *d, const icma_checkpoints *task, const icma_checkpoint *checkpoint, uint8_t *data, icma_error *error) {

@@ -37,6 +37,9 @@ icma_status icma_decoder_code(icma_decoder *decoder, const icma_checkpoints *tas
  * cast is ICMA_E_CORRUPT. `residual` may be NULL. */
 icma_status icma_decoder_tensors(icma_decoder *decoder, const float *code, const icma_residual *residual, const uint32_t *exceptions, size_t exception_count,
                                  uint8_t *data, icma_error *error);
+/* The same into a tensor (U8, signature->data_size bytes) of the decoder's device. Bytes of other tensors stay as they are there. */
+icma_status icma_decoder_tensors_to(icma_decoder *decoder, const float *code, const icma_residual *residual, const uint32_t *exceptions, size_t exception_count,
+                                    icma_tensor *out, icma_error *error);
 /* What the generator alone makes of a stored checkpoint: no residual, no exceptions. */
 icma_status icma_decoder_model(icma_decoder *decoder, const icma_checkpoints *task, const icma_checkpoint *checkpoint, uint8_t *data, icma_error *error);
 /* What the generator alone makes of one modelled tensor, before the cast; values has room for its elements. */

@@ -4,7 +4,6 @@
 #include "memory.h"
 #include "rng.h"
 
-#include <lapacke.h>
 #include <math.h>
 #include <string.h>
 
@@ -20,16 +19,14 @@ typedef struct scan {
     icma_generator *generator;
     size_t columns;       /* of a tile */
     float *tile;          /* n x columns */
-    float *partial;       /* n x n */
     double *tensor;       /* n x n: of one tensor */
-    icma_tensor *x, *g;   /* the same on the device */
+    icma_tensor *x, *g;   /* the same on the device, where it is added up */
     float *lowest, *highest; /* of each row, over a tensor */
     bool *finite;
 } scan;
 
 static void scan_free(scan *s) {
     icma_free(s->tile);
-    icma_free(s->partial);
     icma_free(s->tensor);
     icma_free(s->lowest);
     icma_free(s->highest);
@@ -42,15 +39,14 @@ static icma_status scan_allocate(scan *s, icma_error *error) {
     size_t n = s->gram->count;
     s->columns = TILE_CELLS / n < TILE_COLUMNS ? TILE_CELLS / n : TILE_COLUMNS;
     s->tile = icma_alloc_array(n * s->columns, sizeof *s->tile);
-    s->partial = icma_alloc_array(n * n, sizeof *s->partial);
     s->tensor = icma_alloc_array(n * n, sizeof *s->tensor);
     s->lowest = icma_alloc_array(n, sizeof *s->lowest);
     s->highest = icma_alloc_array(n, sizeof *s->highest);
     s->finite = icma_alloc_array(n, sizeof *s->finite);
-    if (!s->tile || !s->partial || !s->tensor || !s->lowest || !s->highest || !s->finite)
+    if (!s->tile || !s->tensor || !s->lowest || !s->highest || !s->finite)
         return icma_fail(error, ICMA_E_MEMORY, NULL, "no memory for the Gram matrix of %zu checkpoints", n);
     icma_status status = s->ops->alloc(s->ops->device, ICMA_ELEMENT_F32, n * s->columns, &s->x, error);
-    return status ? status : s->ops->alloc(s->ops->device, ICMA_ELEMENT_F32, n * n, &s->g, error);
+    return status ? status : s->ops->alloc(s->ops->device, ICMA_ELEMENT_F64, n * n, &s->g, error);
 }
 
 /* What is neither a factor of a pair nor named as a part of a low-rank adapter (DoRA's magnitudes are) is a module that was trained whole (PEFT's
@@ -106,14 +102,21 @@ static icma_status add_tile(scan *s, size_t tensor, uint64_t first, size_t colum
     for (size_t i = 0; i < n * columns; i++)
         s->tile[i] /= scale;
     status = ops->upload(ops->device, s->x, 0, s->tile, n * columns, error);
-    if (status)
-        return status;
-    ops->syrk(ops->device, icma_matrix_of(s->x, n, columns), icma_matrix_of(s->g, n, n));
-    status = ops->download(ops->device, s->g, 0, s->partial, n * n, error);
-    double factor = (double)scale * scale;
-    for (size_t i = 0; !status && i < n * n; i++)
-        s->tensor[i] += factor * s->partial[i];
+    if (!status)
+        ops->gram(ops->device, icma_matrix_of(s->x, n, columns), (double)scale * scale, icma_matrix_of(s->g, n, n));
     return status;
+}
+
+/* The whole tensor, tile by tile: its Gram matrix is added up on the device and fetched once. */
+static icma_status add_tiles(scan *s, size_t tensor, icma_error *error) {
+    const icma_ops *ops = s->ops;
+    uint64_t count = s->group->signature.tensors[tensor].count;
+    size_t cells = s->gram->count * s->gram->count;
+    memset(s->tensor, 0, cells * sizeof *s->tensor);
+    icma_status status = ops->upload(ops->device, s->g, 0, s->tensor, cells, error);
+    for (uint64_t first = 0; !status && first < count; first += s->columns)
+        status = add_tile(s, tensor, first, count - first < s->columns ? (size_t)(count - first) : s->columns, error);
+    return status ? status : ops->download(ops->device, s->g, 0, s->tensor, cells, error);
 }
 
 /* Rows that were found not to be finite, or that are all zero, leave the tensor's Gram matrix and become exceptions. Returns how many stay. */
@@ -179,17 +182,12 @@ static icma_status scan_tensor(scan *s, size_t t, icma_error *error) {
     s->generator->treatment[t] = ICMA_TREAT_VERBATIM;
     if (!may_be_modelled(info, role))
         return ICMA_OK;
-    memset(s->tensor, 0, n * n * sizeof *s->tensor);
     for (size_t i = 0; i < n; i++) {
         s->lowest[i] = INFINITY;
         s->highest[i] = -INFINITY;
         s->finite[i] = true;
     }
-    icma_status status = ICMA_OK;
-    for (uint64_t first = 0; !status && first < info->count; first += s->columns) {
-        size_t columns = info->count - first < s->columns ? (size_t)(info->count - first) : s->columns;
-        status = add_tile(s, t, first, columns, error);
-    }
+    icma_status status = add_tiles(s, t, error);
     if (status)
         return status;
     size_t stay = except_rows(s, t);
@@ -283,7 +281,7 @@ static void fill_component(icma_eigen *e, const double *weight, const double *ve
     }
 }
 
-icma_status icma_eigen_solve(const double *gram, const double *weight, size_t count, icma_eigen *out, icma_error *error) {
+icma_status icma_eigen_solve(const icma_ops *ops, const double *gram, const double *weight, size_t count, icma_eigen *out, icma_error *error) {
     memset(out, 0, sizeof *out);
     out->count = count;
     double *a = icma_alloc_array(count * count, sizeof *a), *w = icma_alloc_array(count, sizeof *w);
@@ -295,11 +293,9 @@ icma_status icma_eigen_solve(const double *gram, const double *weight, size_t co
     for (size_t i = 0; i < count; i++)
         for (size_t j = 0; j < count; j++)
             a[i * count + j] = gram[i * count + j] * weight[i] * weight[j];
-    /* Column-major with rows of vectors: eigenvector k is a[k * count ...]; ascending. The matrix is symmetric, so its order does not matter. */
-    if (LAPACKE_dsyevd(LAPACK_COL_MAJOR, 'V', 'L', (lapack_int)count, a, (lapack_int)count, w) != 0) {
-        status = icma_fail(error, ICMA_E_MEMORY, NULL, "the eigenproblem of %zu checkpoints did not converge", count);
+    status = ops->eigen(ops->device, count, a, w, error);
+    if (status)
         goto done;
-    }
     /* Single-precision products carry errors of some FLT_EPSILON of the largest eigenvalue: below that there is no direction. */
     while (out->rank < count && w[count - 1 - out->rank] > 0x1p-24 * w[count - 1])
         out->rank++;

@@ -40,8 +40,8 @@ typedef struct icma_eigen {
     double *coordinates; /* n x rank: P; owned */
 } icma_eigen;
 
-/* `weight` has one number a source (W's diagonal). LAPACKE dsyevd, one thread; signs fixed so that each row of `mixing` has its largest entry positive. */
-icma_status icma_eigen_solve(const double *gram, const double *weight, size_t count, icma_eigen *out, icma_error *error);
+/* `weight` has one number a source (W's diagonal). Signs are fixed so that each row of `mixing` has its largest entry positive. */
+icma_status icma_eigen_solve(const icma_ops *ops, const double *gram, const double *weight, size_t count, icma_eigen *out, icma_error *error);
 void icma_eigen_free(icma_eigen *eigen); /* leaves it zeroed */
 
 /* Sum over tasks of the squared deviations from the task's mean, from a Gram matrix: trace(G) - sum_t 1/n_t sum_{i,j in t} G_ij. task[i] is source i's, and equal tasks are adjacent. */

@@ -89,44 +89,32 @@ size_t icma_head_integers(const icma_safetensors *signature, const icma_generato
     return sum <= SIZE_MAX / 8 ? sum : SIZE_MAX;
 }
 
-/* One run a tensor and row, their contexts from the payload's front. *count is how many bytes that were. */
-static icma_status read_runs(const uint8_t *payload, size_t size, const icma_safetensors *signature, const icma_generator *generator, size_t first,
-                             size_t count, icma_rans_run **runs, size_t *run_count, icma_error *error) {
-    *run_count = 0;
+icma_status icma_head_open(const uint8_t *payload, size_t size, const icma_safetensors *signature, const icma_generator *generator, size_t first, size_t count,
+                           icma_head_coded *out, icma_error *error) {
+    size_t runs = 0;
+    memset(out, 0, sizeof *out);
     for (size_t t = first; t < first + count; t++)
-        *run_count += rows_of(generator, t);
-    if (*run_count > size)
+        runs += rows_of(generator, t);
+    if (runs > size)
         return icma_fail(error, ICMA_E_CORRUPT, NULL, "head: truncated");
-    if (!(*runs = icma_alloc_array(*run_count + 1, sizeof **runs)))
+    *out = (icma_head_coded){.payload = payload, .runs = icma_alloc_array(runs + 1, sizeof *out->runs), .stream = {runs, size}};
+    if (!out->runs)
         return icma_fail(error, ICMA_E_MEMORY, NULL, "no memory for the basis");
-    for (size_t t = first, r = 0; t < first + count; t++)
-        for (size_t k = 0; k < rows_of(generator, t); k++, r++)
-            (*runs)[r] = (icma_rans_run){(size_t)signature->tensors[t].count, payload[r]};
+    for (size_t t = first; t < first + count; t++)
+        for (size_t k = 0; k < rows_of(generator, t); k++) {
+            size_t each = (size_t)signature->tensors[t].count;
+            out->runs[out->run_count] = (icma_rans_run){each, payload[out->run_count]};
+            out->run_count++;
+            out->total += each;
+        }
     return ICMA_OK;
 }
 
-icma_status icma_head_read(const uint8_t *payload, size_t size, const icma_safetensors *signature, const icma_generator *generator, size_t first,
-                           size_t count, int16_t **integers, icma_error *error) {
-    icma_rans_run *runs = NULL;
-    size_t run_count, cells = icma_head_integers(signature, generator, first, count);
-    *integers = NULL;
-    icma_status status = read_runs(payload, size, signature, generator, first, count, &runs, &run_count, error);
-    int32_t *symbols = status ? NULL : icma_alloc_array(cells + 1, sizeof *symbols);
-    *integers = status ? NULL : icma_alloc_array(cells + 1, sizeof **integers);
-    if (!status && (!symbols || !*integers))
-        status = icma_fail(error, ICMA_E_MEMORY, NULL, "no memory for the basis");
-    if (!status)
-        status = icma_rans_decode(payload + run_count, size - run_count, runs, run_count, symbols, error);
-    for (size_t r = 0, at = 0; !status && r < run_count; at += runs[r++].count)
-        if (!icma_trellis_expand(runs[r].context, symbols + at, runs[r].count))
-            status = icma_fail(error, ICMA_E_CORRUPT, NULL, "head: an integer is out of range");
-    for (size_t i = 0; !status && i < cells; i++)
-        (*integers)[i] = (int16_t)symbols[i];
-    icma_free(symbols);
-    icma_free(runs);
-    if (status) {
-        icma_free(*integers);
-        *integers = NULL;
-    }
-    return status;
+void icma_head_close(icma_head_coded *coded) {
+    icma_free(coded->runs);
+    memset(coded, 0, sizeof *coded);
+}
+
+icma_coded icma_head_stream(const icma_head_coded *h) {
+    return (icma_coded){.data = h->payload, .offsets = h->stream, .streams = 1, .length = h->total, .runs = h->runs, .run_count = h->run_count, .total = h->total, .trellis = true};
 }

@@ -8,7 +8,6 @@
 #define ICMA_HEAD_H
 
 #include "generator.h"
-#include "rans.h"
 
 /* A chunk being gathered. Zero-initialise. */
 typedef struct icma_head_chunk {
@@ -30,8 +29,20 @@ void icma_head_free(icma_head_chunk *chunk);
 
 /* Integers of the modelled tensors first .. first + count - 1 of a group; SIZE_MAX on overflow. */
 size_t icma_head_integers(const icma_safetensors *signature, const icma_generator *generator, size_t first, size_t count);
-/* *integers (owned by the caller, icma_free) gets them, tensor by tensor, row by row. */
-icma_status icma_head_read(const uint8_t *payload, size_t size, const icma_safetensors *signature, const icma_generator *generator, size_t first,
-                           size_t count, int16_t **integers, icma_error *error);
+
+/* A chunk's payload, opened: what decodes it. */
+typedef struct icma_head_coded {
+    const uint8_t *payload; /* outlives it */
+    icma_rans_run *runs;    /* owned */
+    size_t run_count, total;
+    size_t stream[2]; /* where its stream begins and ends in the payload */
+} icma_head_coded;
+
+/* Reads the contexts of tensors first .. first + count - 1. ICMA_E_CORRUPT if there are too few. */
+icma_status icma_head_open(const uint8_t *payload, size_t size, const icma_safetensors *signature, const icma_generator *generator, size_t first, size_t count,
+                           icma_head_coded *out, icma_error *error);
+void icma_head_close(icma_head_coded *coded); /* leaves it zeroed */
+/* For the op decode_integers, which gives its integers tensor by tensor, row by row. Valid as long as `coded` stays where it is. */
+icma_coded icma_head_stream(const icma_head_coded *coded);
 
 #endif

@@ -10,6 +10,7 @@
 #ifndef ICMA_H
 #define ICMA_H
 
+#include "dtype.h"
 #include "inputs.h"
 #include "status.h"
 
@@ -17,7 +18,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
-struct icma_ops; /* a device: codec/ops.h for its implementers, gpu/device.h to open one */
+struct icma_ops;    /* a device: codec/ops.h for its implementers, gpu/device.h to open one */
+struct icma_tensor; /* memory on it */
 
 /* What was kept of a checkpoint (spec 4.1). */
 typedef enum icma_tier {
@@ -51,6 +53,8 @@ typedef struct icma_progress {
     void (*update)(void *context, const char *phase, double done, double total, const char *note);
     /* Asked often; true stops the work with ICMA_E_CANCELLED. May be NULL. */
     bool (*cancelled)(void *context);
+    /* Told seldom: a line that the user should read, such as that a device's memory was too small and the CPU goes on. May be NULL. */
+    void (*say)(void *context, const char *line);
     void *context;
 } icma_progress;
 
@@ -117,6 +121,7 @@ typedef struct icma_pack_options {
     double save_seconds;       /* between saves */
     bool resume;               /* go on from the file, if it is there: to the same archive, bit for bit. Without it, a file that is there is ICMA_E_EXISTS (unless `overwrite`) */
     uint64_t seed;
+    const char *precision; /* how a device that is not the CPU multiplies in training: "f32", "tf32" or "bf16". For the record only: the device knows */
     int threads; /* 0: as many as the machine has */
     bool overwrite;
     bool scalar; /* decode with the scalar reference ops: the same bits, slowly */
@@ -130,6 +135,9 @@ bool icma_choice_is_network(icma_generator_choice generator);
 void icma_pack_use_generator(icma_pack_options *options, icma_generator_choice generator);
 /* Sets what `--preset NAME` sets ("paper"): ICMA_E_USAGE for an unknown name. */
 icma_status icma_pack_preset(const char *name, icma_pack_options *options, icma_error *error);
+
+/* Multiply-adds of training on so many adapters of so many weights each, about: 0 where no network is trained on the weights themselves. */
+double icma_pack_work(const icma_pack_options *options, size_t adapters, size_t weights);
 
 /* Bytes of an archive by kind; they add up to total (spec 3.4). `index` is header, index, footer; padding
  * counts with its section. */
@@ -158,6 +166,7 @@ typedef struct icma_pack_result {
     size_t groups;
     icma_tier tier;
     icma_bound bound; /* under ICMA_TIER_BOUNDED: as asked for, or as found for target_bits */
+    const char *device;           /* that the generator was learned with: "cpu", "cuda:0"; static */
     bool has_generator;
     const char *generator;        /* "basis", "conv", "diffusion", "soup"; "none"; of the last group that has one. Static */
     size_t components;            /* rows over all roles and groups */
@@ -192,6 +201,10 @@ typedef struct icma_bundle icma_bundle;
 icma_status icma_bundle_open(const char *path, const struct icma_ops *ops, const icma_limits *limits,
                              icma_bundle **out, icma_error *error);
 void icma_bundle_close(icma_bundle *bundle); /* NULL is fine */
+/* Decodes on another device from now on; `ops` must outlive the bundle. ICMA_E_USAGE once something was decoded (or sampled): what that keeps lies on the device of before. */
+icma_status icma_bundle_use_device(icma_bundle *bundle, const struct icma_ops *ops, icma_error *error);
+/* Goes on with the CPU, after ICMA_E_MEMORY from a device: false if it was the CPU already. */
+bool icma_bundle_leave_device(icma_bundle *bundle);
 
 typedef struct icma_checkpoint_info {
     uint32_t group; /* signature group */
@@ -252,6 +265,7 @@ typedef struct icma_generator_info {
     size_t hidden, hidden_layers; /* of a convolutional decoder: its layers */
     uint64_t head_bytes, trunk_parameters /* of whatever network there is */, modelled_parameters;
     size_t tensors, tensors_verbatim;
+    uint64_t decode_work; /* multiply-adds that decoding one adapter takes */
 } icma_generator_info;
 icma_status icma_bundle_generator(icma_bundle *bundle, uint32_t group, icma_generator_info *info,
                                   icma_error *error);
@@ -281,6 +295,31 @@ void icma_bundle_compare_checksums(icma_bundle *bundle, bool compare);
  * the stored one. */
 icma_status icma_bundle_decode(icma_bundle *bundle, size_t task, size_t checkpoint, icma_decoded *out,
                                icma_error *error);
+/* One tensor of an adapter on a device. Name and shape belong to the bundle. */
+typedef struct icma_device_tensor {
+    const char *name;
+    icma_dtype dtype;
+    unsigned dims;
+    const uint64_t *shape; /* dims numbers, the last one varies fastest */
+    uint64_t offset, size; /* bytes, in the adapter's data; offsets are aligned only as the packed file's were */
+} icma_device_tensor;
+
+/* One adapter in a device's memory. */
+typedef struct icma_device_adapter {
+    struct icma_tensor *data; /* bytes (ICMA_ELEMENT_U8): the data part of its safetensors file as it is, without the header; NULL if that is empty */
+    uint64_t size;            /* bytes of it */
+    icma_device_tensor *tensors; /* in the order of their offsets */
+    size_t tensor_count;
+    const struct icma_ops *ops; /* the device */
+} icma_device_adapter;
+/* Leaves it zeroed; one that is zeroed is fine. The bundle may be closed by then, but not the device. */
+void icma_device_adapter_free(icma_device_adapter *adapter);
+
+/* Decodes one checkpoint as icma_bundle_decode does, into memory of the bundle's device: modelled tensors are put together there, others are uploaded, and a lossless checkpoint is decoded on the host and uploaded. *out is
+ * the caller's; its names and shapes are good until icma_bundle_close. With `verify` the data is downloaded once to compare the whole file's checksum with the stored one (ICMA_E_CORRUPT); without it, damage that the
+ * archive's own checksums and the decoder do not see goes unnoticed. Side files are icma_bundle_decode's. ICMA_E_NOT_FOUND, ICMA_E_LIMIT, ICMA_E_CORRUPT, ICMA_E_MEMORY and ICMA_E_DEVICE as there. Not thread-safe
+ * for one bundle, nor for bundles that share a device that is not the CPU. */
+icma_status icma_bundle_decode_on_device(icma_bundle *bundle, size_t task, size_t checkpoint, bool verify, icma_device_adapter *out, icma_error *error);
 /* Generates an adapter from the task's condition alone: z ~ N(0, I) from `seed` (paper eq. 9; spec 4.8), no
  * latent, no corrections. Tensors that are not modelled come from the task's last checkpoint with the same
  * signature. ICMA_E_UNSUPPORTED for a task whose group has no generator. */

@@ -64,7 +64,7 @@ typedef enum icma_activation {
 typedef struct icma_coded {
     const uint8_t *data;
     const size_t *offsets; /* stream s is the bytes offsets[s] .. offsets[s + 1] - 1 of data; streams + 1 numbers */
-    size_t streams, length;
+    size_t streams, length; /* streams * length is at least `total` */
     const icma_rans_run *runs;
     size_t run_count, total; /* symbols of all runs together */
     bool trellis;            /* integers are those of trellis.h (each run a sequence of its own, also where a stream ends within it), else the symbols themselves */
@@ -104,9 +104,7 @@ typedef struct icma_ops {
     /* --- training: products ------------------------------------------------------------------------------- */
     /* c = alpha * op(a) op(b) + beta * c, op transposing where its flag is set; beta 0 does not read c. */
     void (*gemm)(void *device, float alpha, icma_matrix a, bool transpose_a, icma_matrix b, bool transpose_b, float beta, icma_matrix c);
-    /* c = a a^T, both triangles. */
-    void (*syrk)(void *device, icma_matrix a, icma_matrix c);
-    /* c += factor * a a^T, both triangles; c is F64. Products and their sums are single precision, so that a's columns should be a few thousand at most; what is added up over calls is double. */
+    /* c += factor * a a^T, both triangles; c is F64 and symmetric before. Products and their sums are single precision, so that a's columns should be a few thousand at most; what is added up over calls is double. */
     void (*gram)(void *device, icma_matrix a, double factor, icma_matrix c);
     /* Symmetric eigenproblem in host memory: a (n x n, both triangles) becomes its eigenvectors, row k that of values[k], ascending, of unit length, sign undefined. ICMA_E_MEMORY if it does not converge. */
     icma_status (*eigen)(void *device, size_t n, double *a, double *values, icma_error *error);
@@ -148,6 +146,8 @@ typedef struct icma_ops {
     /* --- training: convolutions --------------------------------------------------------------------------- */
     /* Stride 2, half as many rows: y[b, p, o] = sum over t, i of x[b, 2 p + t - P, i] w[t, i, o]. Its backward with respect to x is conv_up with turned weights, and that of conv_up is this with turned weights. */
     void (*conv_down)(void *device, icma_conv shape, icma_matrix x, icma_matrix w, icma_matrix y);
+    /* conv_up (below) without bias, in whatever order and precision suits training. */
+    void (*conv_up_training)(void *device, icma_conv shape, icma_matrix x, icma_matrix w, icma_matrix y);
     /* out[t', o, i] = w[t, i, o]: t' = width - 1 - t where `flip` is set, else t. For backwards: conv's is conv with turned and flipped weights. */
     void (*turn_weights)(void *device, icma_conv shape, icma_matrix w, bool flip, icma_matrix out);
     /* Gradient of a layer's weights, from its longer side x (stride * length rows a sequence) and its shorter one y: g[t, i, j] = sum over b, p of x[b, stride p + t - P, i] y[b, p, j]; `turned`: stored as
@@ -184,8 +184,8 @@ typedef struct icma_ops {
     void (*elu)(void *device, icma_matrix x, icma_matrix y);
     /* y = fma((float)integers, step, y), element by element. integers is I16. */
     void (*dequantise)(void *device, icma_matrix integers, float step, icma_matrix y);
-    /* Integers of all of `list`, end to end, into integers[first ..] (I16). ICMA_E_CORRUPT for a damaged stream or an integer that is out of range (beyond ICMA_TRELLIS_LARGEST for symbols of a trellis, 32767 without);
-     * some may have been written then. */
+    /* Integers of all of `list`, end to end, into integers[first ..] (I16). ICMA_E_CORRUPT for a damaged stream (one without symbols must be empty), a run's context that does not exist, or a symbol that is out of
+     * range (-16384 .. 16383 of a trellis, in every context; -32768 .. 32767 without); some may have been written then. */
     icma_status (*decode_integers)(void *device, const icma_coded *list, size_t count, icma_tensor *integers, size_t first, icma_error *error);
     /* Puts tensors together, into `out` (U8) unless it is NULL and into host memory unless it is NULL. *bad: SIZE_MAX, or the least index of one with a value that is not finite before the cast; what was
      * written of it is then undefined. Bytes that belong to no tensor stay as they are. */
@@ -203,6 +203,9 @@ icma_matrix icma_matrix_block(icma_matrix of, size_t row, size_t column, size_t 
 const icma_ops *icma_ops_reference(void);
 /* Threads over outputs, OpenBLAS where the order is free, AVX2 and AVX-512 kernels where the processor has them. */
 const icma_ops *icma_ops_cpu(void);
+
+/* Whether it is one of these two: memory is then the host's, and there is no other table to go back to. */
+bool icma_ops_on_host(const icma_ops *ops);
 
 /* How many threads the CPU table and the readers use from now on; 0: as many as there are processors. Process-wide; not to be called
  * while work is going on. Results never depend on it. */

@@ -195,6 +195,10 @@ static void cpu_conv_up(void *device, icma_conv shape, icma_matrix x, icma_matri
     convolve(&c);
 }
 
+static void cpu_conv_up_training(void *device, icma_conv shape, icma_matrix x, icma_matrix w, icma_matrix y) {
+    cpu_conv_up(device, shape, x, w, (icma_matrix){0}, y);
+}
+
 static void cpu_turn_weights(void *device, icma_conv shape, icma_matrix w, bool flip, icma_matrix out) {
     (void)device;
     enum { BLOCK = 16 };
@@ -712,5 +716,6 @@ void icma_conv_ops(icma_ops *table, const icma_conv_kernels *kernels) {
     table->activation_backward = cpu_activation_backward;
     table->conv = cpu_conv;
     table->conv_up = cpu_conv_up;
+    table->conv_up_training = cpu_conv_up_training;
     table->elu = cpu_elu;
 }

@@ -73,6 +73,10 @@ void icma_conv_up_reference(void *device, icma_conv shape, icma_matrix x, icma_m
     }
 }
 
+void icma_conv_up_training_reference(void *device, icma_conv shape, icma_matrix x, icma_matrix w, icma_matrix y) {
+    icma_conv_up_reference(device, shape, x, w, (icma_matrix){0}, y);
+}
+
 void icma_turn_weights_reference(void *device, icma_conv shape, icma_matrix w, bool flip, icma_matrix out) {
     (void)device;
     size_t inputs = w.rows / shape.width;

@@ -25,7 +25,7 @@ int icma_threads(void) {
 }
 
 /* Below this many multiply-adds a product is not worth waking threads for. */
-enum { SMALL_PRODUCT = 1 << 20, GEMM_TILE = 256, SYRK_TILE = 64 };
+enum { SMALL_PRODUCT = 1 << 20, GEMM_TILE = 256, GRAM_TILE = 64 };
 
 static void gemm_tile(float alpha, icma_matrix a, bool transpose_a, icma_matrix b, bool transpose_b, float beta, icma_matrix c,
                       size_t row, size_t column) {
@@ -67,26 +67,30 @@ static void triangle_tile(size_t t, size_t *row, size_t *column) {
     *column = t;
 }
 
-static void syrk_tile(icma_matrix a, icma_matrix c, size_t row, size_t column) {
-    size_t rows = a.rows - row < SYRK_TILE ? a.rows - row : SYRK_TILE;
-    size_t columns = a.rows - column < SYRK_TILE ? a.rows - column : SYRK_TILE;
+static void gram_tile(icma_matrix a, double factor, icma_matrix c, size_t row, size_t column) {
+    float product[GRAM_TILE * GRAM_TILE];
+    size_t rows = a.rows - row < GRAM_TILE ? a.rows - row : GRAM_TILE;
+    size_t columns = a.rows - column < GRAM_TILE ? a.rows - column : GRAM_TILE;
     cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, (int)rows, (int)columns, (int)a.columns, 1, icma_row(a, row),
-                (int)a.stride, icma_row(a, column), (int)a.stride, 0, icma_row(c, row) + column, (int)c.stride);
-    if (row != column)
-        for (size_t i = 0; i < rows; i++)
-            for (size_t j = 0; j < columns; j++)
-                icma_row(c, column + j)[row + i] = icma_row(c, row + i)[column + j];
+                (int)a.stride, icma_row(a, column), (int)a.stride, 0, product, GRAM_TILE);
+    /* Of a tile on the diagonal one half is enough; the product's two halves may differ in their last bits. */
+    for (size_t i = 0; i < rows; i++)
+        for (size_t j = 0; j < (row == column ? i + 1 : columns); j++)
+            icma_row_f64(c, column + j)[row + i] = icma_row_f64(c, row + i)[column + j] += factor * (double)product[i * GRAM_TILE + j];
 }
 
-static void cpu_syrk(void *device, icma_matrix a, icma_matrix c) {
+static void cpu_gram(void *device, icma_matrix a, double factor, icma_matrix c) {
     (void)device;
-    size_t side = (a.rows + SYRK_TILE - 1) / SYRK_TILE;
+    assert(c.rows == a.rows && c.columns == a.rows);
+    if (a.columns == 0)
+        return;
+    size_t side = (a.rows + GRAM_TILE - 1) / GRAM_TILE;
     size_t tiles = side * (side + 1) / 2;
 #pragma omp parallel for schedule(dynamic) num_threads(icma_threads()) if (a.rows * a.rows * a.columns >= SMALL_PRODUCT)
     for (size_t t = 0; t < tiles; t++) {
         size_t row, column;
         triangle_tile(t, &row, &column);
-        syrk_tile(a, c, row * SYRK_TILE, column * SYRK_TILE);
+        gram_tile(a, factor, c, row * GRAM_TILE, column * GRAM_TILE);
     }
 }
 
@@ -134,6 +138,10 @@ static void cpu_dequantise(void *device, icma_matrix integers, float step, icma_
         kernels.dequantise(icma_row_i16(integers, i), y.columns, step, icma_row(y, i));
 }
 
+bool icma_ops_on_host(const icma_ops *ops) {
+    return ops == icma_ops_cpu() || ops == icma_ops_reference();
+}
+
 const icma_ops *icma_ops_cpu(void) {
     static icma_ops table;
     if (!table.name) {
@@ -141,11 +149,12 @@ const icma_ops *icma_ops_cpu(void) {
         kernels = icma_kernels_best();
         icma_ops fast = *icma_ops_reference();
         fast.gemm = cpu_gemm;
-        fast.syrk = cpu_syrk;
+        fast.gram = cpu_gram;
         fast.linear = cpu_linear;
         fast.basis = cpu_basis;
         fast.dequantise = cpu_dequantise;
         icma_conv_ops(&fast, kernels.conv);
+        icma_decode_ops(&fast, kernels);
         fast.name = "cpu";
         table = fast;
     }

@@ -19,6 +19,12 @@ static inline float *icma_row(icma_matrix m, size_t i) {
     return (float *)m.tensor->data + m.offset + i * m.stride;
 }
 
+static inline double *icma_row_f64(icma_matrix m, size_t i) {
+    assert(m.tensor->element == ICMA_ELEMENT_F64);
+    assert(m.rows == 0 || m.offset + (m.rows - 1) * m.stride + m.columns <= m.tensor->count);
+    return (double *)m.tensor->data + m.offset + i * m.stride;
+}
+
 static inline const int16_t *icma_row_i16(icma_matrix m, size_t i) {
     assert(m.tensor->element == ICMA_ELEMENT_I16);
     assert(m.rows == 0 || m.offset + (m.rows - 1) * m.stride + m.columns <= m.tensor->count);
@@ -111,13 +117,24 @@ const icma_conv_kernels *icma_conv_kernels_avx512(void);
 /* Sets the table's device and the entries of ops_conv.c, which run these kernels. */
 void icma_conv_ops(icma_ops *table, const icma_conv_kernels *kernels);
 
+/* Sets the entries of ops_decode.c, which run these kernels. */
+void icma_decode_ops(icma_ops *table, icma_kernels kernels);
+
 /* Partial sums of conv_weights where weights are few, each in its own part of the scratch: a fixed number, so that results do not depend on threads. */
 enum { ICMA_CONV_CHUNKS = 16, ICMA_CONV_FEW_WEIGHTS = 1 << 14 };
+
+/* Entries of the reference table that live in ops_decode_ref.c. */
+icma_status icma_decode_integers_reference(void *device, const icma_coded *list, size_t count, icma_tensor *integers, size_t first, icma_error *error);
+icma_status icma_assemble_reference(void *device, const icma_assembly *list, size_t count, icma_tensor *out, uint8_t *host, size_t *bad, icma_error *error);
+
+/* The entry `eigen` of both tables: LAPACK's dsyevd. */
+icma_status icma_eigen_host(void *device, size_t n, double *a, double *values, icma_error *error);
 
 /* Entries of the reference table that live in ops_conv_ref.c. */
 void icma_conv_down_reference(void *device, icma_conv shape, icma_matrix x, icma_matrix w, icma_matrix y);
 void icma_conv_reference(void *device, icma_conv shape, icma_matrix x, icma_matrix w, icma_matrix bias, icma_matrix y);
 void icma_conv_up_reference(void *device, icma_conv shape, icma_matrix x, icma_matrix w, icma_matrix bias, icma_matrix y);
+void icma_conv_up_training_reference(void *device, icma_conv shape, icma_matrix x, icma_matrix w, icma_matrix y);
 void icma_turn_weights_reference(void *device, icma_conv shape, icma_matrix w, bool flip, icma_matrix out);
 void icma_conv_weights_reference(void *device, icma_conv shape, size_t stride, icma_matrix x, icma_matrix y, bool turned, icma_tensor *scratch, icma_matrix g);
 float icma_elu_scalar(float x);

@@ -6,19 +6,6 @@
 #include <math.h>
 #include <string.h>
 
-icma_matrix icma_matrix_of(icma_tensor *tensor, size_t rows, size_t columns) {
-    return (icma_matrix){tensor, 0, rows, columns, columns};
-}
-
-icma_matrix icma_matrix_block(icma_matrix of, size_t row, size_t column, size_t rows, size_t columns) {
-    return (icma_matrix){of.tensor, of.offset + row * of.stride + column, rows, columns, of.stride};
-}
-
-size_t icma_element_size(icma_element element) {
-    static const size_t sizes[] = {[ICMA_ELEMENT_F32] = 4, [ICMA_ELEMENT_I16] = 2, [ICMA_ELEMENT_U32] = 4, [ICMA_ELEMENT_U8] = 1, [ICMA_ELEMENT_F64] = 8};
-    return sizes[element];
-}
-
 static icma_status host_alloc(void *device, icma_element element, size_t count, icma_tensor **out, icma_error *error) {
     (void)device;
     *out = NULL;
@@ -82,8 +69,16 @@ static void ref_gemm(void *device, float alpha, icma_matrix a, bool transpose_a,
         }
 }
 
-static void ref_syrk(void *device, icma_matrix a, icma_matrix c) {
-    ref_gemm(device, 1, a, false, a, true, 0, c);
+static void ref_gram(void *device, icma_matrix a, double factor, icma_matrix c) {
+    (void)device;
+    assert(c.rows == a.rows && c.columns == a.rows);
+    for (size_t i = 0; i < c.rows; i++)
+        for (size_t j = 0; j < c.columns; j++) {
+            float sum = 0;
+            for (size_t k = 0; k < a.columns; k++)
+                sum += icma_row(a, i)[k] * icma_row(a, j)[k];
+            icma_row_f64(c, i)[j] += factor * (double)sum;
+        }
 }
 
 static void ref_add_row(void *device, icma_matrix row, icma_matrix y) {
@@ -285,7 +280,8 @@ const icma_ops *icma_ops_reference(void) {
         .upload = host_upload,
         .download = host_download,
         .gemm = ref_gemm,
-        .syrk = ref_syrk,
+        .gram = ref_gram,
+        .eigen = icma_eigen_host,
         .add_row = ref_add_row,
         .sum_rows = ref_sum_rows,
         .gather_rows = ref_gather_rows,
@@ -301,6 +297,7 @@ const icma_ops *icma_ops_reference(void) {
         .softsign_backward = ref_softsign_backward,
         .adam = ref_adam,
         .conv_down = icma_conv_down_reference,
+        .conv_up_training = icma_conv_up_training_reference,
         .turn_weights = icma_turn_weights_reference,
         .conv_weights = icma_conv_weights_reference,
         .batch_norm = icma_batch_norm_reference,
@@ -317,6 +314,8 @@ const icma_ops *icma_ops_reference(void) {
         .conv_up = icma_conv_up_reference,
         .elu = icma_elu_reference,
         .dequantise = ref_dequantise,
+        .decode_integers = icma_decode_integers_reference,
+        .assemble = icma_assemble_reference,
     };
     return &table;
 }

@@ -22,7 +22,7 @@ enum {
 
 icma_pack_options icma_pack_defaults(void) {
     return (icma_pack_options){.tier = ICMA_TIER_BOUNDED, .bound = {ICMA_BOUND_DW, 0x1.999998p-4F /* the f32 below 0.1 */}, .restart = 50, .explain = ICMA_AUTO, .max_error = 0.05, .loss = ICMA_LOSS_WATER_LEVEL, .kld_weight = 0.005,
-                               .latent_dim = 16, .batch = 32, .learning_rate = 2e-3, .layers = 12, .kernel = 7, .save_seconds = 60, .seed = 1};
+                               .latent_dim = 16, .batch = 32, .learning_rate = 2e-3, .layers = 12, .kernel = 7, .save_seconds = 60, .seed = 1, .precision = "f32"};
 }
 
 bool icma_choice_is_network(icma_generator_choice generator) {
@@ -52,6 +52,10 @@ icma_status icma_pack_preset(const char *name, icma_pack_options *options, icma_
     options->batch = 2;
     options->epochs = options->generator == ICMA_CHOOSE_CONV ? 2000 : ICMA_AUTO;
     return ICMA_OK;
+}
+
+double icma_pack_work(const icma_pack_options *options, size_t adapters, size_t weights) {
+    return icma_choice_is_network(options->generator) ? icma_conv_train_work(options, adapters, weights) : 0;
 }
 
 void icma_pack_result_free(icma_pack_result *result) {
@@ -189,7 +193,7 @@ static icma_status learn_basis(icma_packer *p, icma_pack_group *g, icma_error *e
     icma_lap(&now);
     icma_status status = ICMA_OK;
     if (o->generator != ICMA_CHOOSE_NONE && !(o->tier == ICMA_TIER_LOSSLESS && o->generator == ICMA_CHOOSE_AUTO))
-        status = icma_basis_choose(g->group, &g->gram, &g->generator, target_of(o), &g->basis, error);
+        status = icma_basis_choose(g->group, p->ops, &g->gram, &g->generator, target_of(o), &g->basis, error);
     if (status)
         return status;
     if (g->basis.total == 0 && g->gram.count == g->group->count)
@@ -214,9 +218,9 @@ static icma_status brew(icma_packer *p, icma_pack_group *g, double *weight, icma
     if (o->scorer.score)
         status = icma_soup_greedy(g->group, &g->generator, p->inputs, o->scorer, &o->progress, weight, error);
     if (!status)
-        status = icma_conditions_prepare(g->group, p->conditions, &rng, &g->generator, &t->conditions, error);
+        status = icma_conditions_prepare(g->group, p->ops, p->conditions, &rng, &g->generator, &t->conditions, error);
     if (!status)
-        status = icma_soup_basis(g->group, &g->gram, &g->generator, weight, o->max_error, &g->basis, error);
+        status = icma_soup_basis(g->group, p->ops, &g->gram, &g->generator, weight, o->max_error, &g->basis, error);
     if (status)
         return status;
     icma_conditions_settle(&t->conditions, g->generator.coordinates);
@@ -245,6 +249,7 @@ static icma_status learn_conv(icma_packer *p, icma_pack_group *g, icma_error *er
     icma_status status = icma_gram_measure(g->group, &g->gram, &g->basis.within, &g->basis.energy, error);
     if (!status)
         status = icma_conv_train(g->group, g->index, &g->gram, p->conditions, p->options, p->ops, &g->generator, &g->training, error);
+    p->trained |= !status;
     p->result->seconds.train += icma_lap(&now);
     return status;
 }
@@ -285,6 +290,8 @@ static void tell_group(icma_packer *p, const icma_pack_group *g) {
     r->has_generator |= icma_generator_predicts(&g->generator);
     if (icma_generator_predicts(&g->generator) || !r->generator)
         r->generator = p->options->generator == ICMA_CHOOSE_SOUP ? "soup" : icma_generator_name(&g->generator);
+    if (g->training.ops)
+        r->device = g->training.ops->name;
     r->components += g->generator.total;
     r->active_latents += g->generator.latent;
     for (size_t s = 0; s < g->training.conditions.count; s++) {
@@ -499,7 +506,13 @@ static icma_status check_options(const icma_pack_options *o, icma_error *error) 
 typedef struct attempt {
     icma_container_writer *writer; /* owned; NULL: none */
     icma_pack_result result;       /* owned */
+    bool trained;
 } attempt;
+
+/* What is learned with, and what is decoded with. */
+typedef struct tables {
+    const icma_ops *learn, *decode;
+} tables;
 
 static void forget(attempt *a) {
     icma_container_abandon(a->writer);
@@ -507,20 +520,51 @@ static void forget(attempt *a) {
     a->writer = NULL;
 }
 
-static icma_status try_packing(const icma_inputs *inputs, const char *path, const icma_pack_options *options, const icma_ops *ops, attempt *out, icma_error *error) {
+static icma_status pack_with(const icma_inputs *inputs, const char *path, const icma_pack_options *options, const tables *t, attempt *out, icma_error *error) {
     memset(out, 0, sizeof *out);
+    out->result.device = t->learn->name;
     out->result.tier = options->tier;
     out->result.bound = options->tier == ICMA_TIER_BOUNDED ? options->bound : (icma_bound){0};
-    icma_packer p = {.inputs = inputs, .options = options, .ops = ops, .decode_ops = options->scalar ? icma_ops_reference() : ops, .result = &out->result};
+    icma_packer p = {.inputs = inputs, .options = options, .ops = t->learn, .decode_ops = t->decode, .result = &out->result};
     icma_status status = pack_all(&p, path, error);
     out->writer = p.writer;
     icma_dataset_close(&p.dataset);
-    for (size_t t = 0; p.conditions && t < inputs->task_count; t++)
-        icma_free((void *)p.conditions[t].vector);
+    for (size_t i = 0; p.conditions && i < inputs->task_count; i++)
+        icma_free((void *)p.conditions[i].vector);
     icma_free(p.conditions);
+    out->trained = p.trained;
     if (status)
         forget(out);
     return status;
+}
+
+/* Leaves to the CPU what a device had no memory for, or more than that: a trained network is the only thing that is worth keeping. False: it was the host's memory. */
+static bool retreat(tables *t, bool trained) {
+    if (icma_ops_on_host(trained ? t->decode : t->learn))
+        return false;
+    if (!trained)
+        t->learn = icma_ops_cpu();
+    if (!icma_ops_on_host(t->decode))
+        t->decode = icma_ops_cpu();
+    return true;
+}
+
+/* `t` changes for good when a device's memory is too small. What the first try has trained, the second finds in the training's file. */
+static icma_status try_packing(const icma_inputs *inputs, const char *path, const icma_pack_options *options, tables *t, attempt *out, icma_error *error) {
+    icma_pack_options o = *options;
+    icma_error detail = {0};
+    icma_status status = pack_with(inputs, path, &o, t, out, &detail);
+    bool trained = out->trained;
+    while (status == ICMA_E_MEMORY && retreat(t, trained)) {
+        icma_say(&o.progress, trained ? "the GPU's memory does not hold the decoder; encoding on the CPU" : "the GPU's memory does not hold these adapters; packing on the CPU");
+        o.resume |= trained;
+        memset(&detail, 0, sizeof detail);
+        status = pack_with(inputs, path, &o, t, out, &detail);
+        trained |= out->trained;
+    }
+    if (status == ICMA_E_MEMORY && trained && o.training_file && !icma_ops_on_host(t->learn))
+        return icma_fail(error, ICMA_E_DEVICE, o.training_file, "the GPU's memory has run out; the training is kept here: go on with --resume");
+    return status ? icma_fail(error, status, detail.file, "%s", detail.message) : ICMA_OK;
 }
 
 static double bits_of(const attempt *a) {
@@ -547,7 +591,7 @@ static double next_bound(trial fits, trial misses, double target) {
 }
 
 /* Searches for the smallest bound at which the archive has at most the target's bits. */
-static icma_status pack_to_size(const icma_inputs *inputs, const char *path, const icma_pack_options *options, const icma_ops *ops, attempt *best, icma_error *error) {
+static icma_status pack_to_size(const icma_inputs *inputs, const char *path, const icma_pack_options *options, tables *t, attempt *best, icma_error *error) {
     icma_pack_options o = *options;
     trial fits = {0, 0}, misses = {0, 0};
     double value = (double)o.bound.value;
@@ -555,11 +599,12 @@ static icma_status pack_to_size(const icma_inputs *inputs, const char *path, con
     for (int i = 0; i < MOST_ATTEMPTS; i++) {
         attempt now;
         o.bound.value = (float)value;
-        icma_status status = try_packing(inputs, path, &o, ops, &now, error);
+        icma_status status = try_packing(inputs, path, &o, t, &now, error);
         if (status) {
             forget(best);
             return status;
         }
+        o.resume |= now.trained; /* a network does not depend on the bound: it is trained once */
         double bits = bits_of(&now);
         bool good = bits <= options->target_bits;
         *(good ? &fits : &misses) = (trial){value, bits};
@@ -592,15 +637,16 @@ static void forget_trainings(const icma_pack_options *options, size_t groups) {
 icma_status icma_pack(const icma_inputs *inputs, const char *path, const icma_pack_options *options, const icma_ops *ops, icma_pack_result *result,
                       icma_error *error) {
     attempt a = {0};
+    tables t = {ops, options->scalar ? icma_ops_reference() : ops};
     double now = 0;
     memset(result, 0, sizeof *result);
     if (options->threads)
         icma_set_threads(options->threads);
     icma_status status = check_options(options, error);
     if (!status && options->target_bits > 0)
-        status = pack_to_size(inputs, path, options, ops, &a, error);
+        status = pack_to_size(inputs, path, options, &t, &a, error);
     else if (!status)
-        status = try_packing(inputs, path, options, ops, &a, error);
+        status = try_packing(inputs, path, options, &t, &a, error);
     if (status)
         return status;
     icma_lap(&now);

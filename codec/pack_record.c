@@ -61,6 +61,15 @@ static void add_network(cJSON *options, const icma_packer *p, const icma_pack_gr
     add_number(options, "epochs_done", (double)g->training.epochs_done, whole);
 }
 
+/* Another device gives other rounding errors; the CPU is not worth a word. */
+static void add_device(cJSON *options, const icma_packer *p, const icma_pack_group *g, bool *whole) {
+    const icma_ops *ops = g->training.ops ? g->training.ops : p->ops;
+    if (icma_ops_on_host(ops))
+        return;
+    add_text(options, "device", ops->name, whole);
+    add_text(options, "precision", p->options->precision, whole);
+}
+
 static void add_options(cJSON *root, const icma_packer *p, const icma_pack_group *g, bool *whole) {
     const icma_pack_options *o = p->options;
     cJSON *options = cJSON_AddObjectToObject(root, "options");
@@ -87,6 +96,7 @@ static void add_options(cJSON *root, const icma_packer *p, const icma_pack_group
     add_number(options, "batch", (double)g->training.batch, whole);
     add_number(options, "learning_rate", o->learning_rate, whole);
     add_number(options, "kld_weight", o->loss == ICMA_LOSS_PAPER ? o->kld_weight : 1, whole);
+    add_device(options, p, g, whole);
 }
 
 static void add_eigen(cJSON *root, const icma_pack_group *g, bool *whole) {

@@ -46,6 +46,7 @@ typedef struct icma_packer {
     icma_dataset dataset;
     icma_container_writer *writer;
     icma_pack_result *result;
+    bool trained; /* a network: not to be done again for want of memory elsewhere */
 } icma_packer;
 
 /* Sets `now` to the seconds of a monotonic clock and returns those since the old value; for icma_pack_result.seconds. */

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "residual.h"
 
+#include "coded.h"
 #include "memory.h"
 #include "trellis.h"
 
@@ -11,6 +12,7 @@ void icma_residual_free(icma_residual *residual) {
     icma_free(residual->list);
     icma_free(residual->runs);
     icma_free(residual->integers);
+    icma_free(residual->offsets);
     memset(residual, 0, sizeof *residual);
 }
 
@@ -232,59 +234,7 @@ static icma_status read_sizes(icma_cursor *from, size_t streams, size_t *offsets
     return end > from->left ? bad(error, "truncated") : ICMA_OK;
 }
 
-static icma_status decode_stream(const icma_residual *r, size_t s, const uint8_t *data, size_t size, int32_t *symbols, icma_error *error) {
-    icma_rans_run *runs = icma_alloc_array(r->run_count, sizeof *runs);
-    icma_status status = runs ? icma_rans_decode(data, size, runs, runs_of(r, s, runs), symbols + s * ICMA_RESIDUAL_STREAM, error) : no_memory(error);
-    icma_free(runs);
-    return status;
-}
-
-/* One thread a stream. The first stream's error counts, so that it does not depend on the threads. */
-static icma_status decode_streams(const icma_residual *r, const uint8_t *data, const size_t *offsets, size_t streams, int32_t *symbols, icma_error *error) {
-    size_t failed = SIZE_MAX;
-#pragma omp parallel for schedule(dynamic) num_threads(icma_threads()) if (streams > 1)
-    for (size_t s = 0; s < streams; s++)
-        if (decode_stream(r, s, data + offsets[s], offsets[s + 1] - offsets[s], symbols, NULL)) {
-#pragma omp critical(icma_residual_failed)
-            failed = s < failed ? s : failed;
-        }
-    return failed == SIZE_MAX ? ICMA_OK : decode_stream(r, failed, data + offsets[failed], offsets[failed + 1] - offsets[failed], symbols, error);
-}
-
-static bool make_integers(icma_residual *r, size_t i, int32_t *symbols) {
-    size_t first = r->list[i].first, count = length_of(r, i);
-    bool fits = true;
-    for (size_t run = r->list[i].run, at = first; fits && r->trellis && at < first + count; at += r->runs[run++].count)
-        fits = icma_trellis_expand(r->runs[run].context, symbols + at, r->runs[run].count);
-    for (size_t l = first; l < first + count; l++) {
-        fits = fits && symbols[l] >= INT16_MIN && symbols[l] <= INT16_MAX;
-        r->integers[l] = (int16_t)symbols[l];
-    }
-    return fits;
-}
-
-static icma_status decode_all(icma_residual *r, const uint8_t *data, const size_t *offsets, size_t streams, icma_error *error) {
-    int32_t *symbols = icma_alloc_array(r->total + 1, sizeof *symbols);
-    icma_status status = symbols ? decode_streams(r, data, offsets, streams, symbols, error) : no_memory(error);
-    bool fits = true;
-#pragma omp parallel for schedule(dynamic) num_threads(icma_threads()) if (streams > 1) reduction(&& : fits)
-    for (size_t i = 0; i < (status ? 0 : r->count); i++)
-        fits = make_integers(r, i, symbols) && fits;
-    icma_free(symbols);
-    return status || fits ? status : bad(error, "an integer is out of range");
-}
-
-/* The integers of a block that is read up to its streams, to the order of the elements. */
-static icma_status order_integers(icma_residual *r, const icma_safetensors *signature, const icma_generator *g, const uint8_t *classes, icma_error *error) {
-    int16_t *coded = r->integers;
-    r->integers = icma_alloc_array(r->total + 1, sizeof *r->integers);
-    if (r->integers)
-        reorder(r, signature, g, classes, coded, r->integers, true);
-    icma_free(coded);
-    return r->integers ? ICMA_OK : no_memory(error);
-}
-
-static icma_status read_block(icma_cursor *from, const icma_safetensors *signature, const icma_generator *g, const uint8_t *classes, icma_residual *r, icma_error *error) {
+static icma_status open_block(icma_cursor *from, const icma_safetensors *signature, const icma_generator *g, const uint8_t *classes, icma_residual *r, icma_error *error) {
     uint64_t head = icma_read_varint(from), count = head / 2;
     bool all = count == 0;
     r->trellis = head % 2;
@@ -304,28 +254,55 @@ static icma_status read_block(icma_cursor *from, const icma_safetensors *signatu
     size_t streams = stream_count(r->total);
     if (r->total > SIZE_MAX / 8 || streams > from->left + 1)
         return bad(error, "truncated");
-    size_t *offsets = icma_alloc_array(streams + 1, sizeof *offsets);
-    r->integers = icma_alloc_array(r->total + 1, sizeof *r->integers);
-    status = offsets && r->integers ? read_sizes(from, streams, offsets, error) : no_memory(error);
-    if (!status)
-        status = decode_all(r, icma_read_bytes(from, from->left), offsets, streams, error);
-    if (!status && classes)
-        status = order_integers(r, signature, g, classes, error);
-    icma_free(offsets);
+    if (!(r->offsets = icma_alloc_array(streams + 1, sizeof *r->offsets)))
+        return no_memory(error);
+    status = read_sizes(from, streams, r->offsets, error);
+    r->streams = icma_read_bytes(from, from->left);
     return status;
 }
 
-icma_status icma_residual_read(const uint8_t *data, size_t size, const icma_safetensors *signature, const icma_generator *g, const uint8_t *classes, icma_residual *out,
+icma_status icma_residual_open(const uint8_t *data, size_t size, const icma_safetensors *signature, const icma_generator *g, const uint8_t *classes, icma_residual *out,
                                icma_error *error) {
     icma_residual r = {0};
     memset(out, 0, sizeof *out);
     if (size == 0)
         return ICMA_OK;
     icma_cursor from = icma_cursor_over(data, size);
-    icma_status status = read_block(&from, signature, g, classes, &r, error);
+    icma_status status = open_block(&from, signature, g, classes, &r, error);
     if (status)
         icma_residual_free(&r);
     else
         *out = r;
+    return status;
+}
+
+icma_coded icma_residual_coded(const icma_residual *r) {
+    return (icma_coded){r->streams, r->offsets, stream_count(r->total), ICMA_RESIDUAL_STREAM, r->runs, r->run_count, r->total, r->trellis};
+}
+
+/* From the order in which integers are coded to that of the elements. */
+static icma_status order_integers(icma_residual *r, const icma_safetensors *signature, const icma_generator *g, const uint8_t *classes, icma_error *error) {
+    int16_t *coded = r->integers;
+    r->integers = icma_alloc_array(r->total + 1, sizeof *r->integers);
+    if (r->integers)
+        reorder(r, signature, g, classes, coded, r->integers, true);
+    icma_free(coded);
+    return r->integers ? ICMA_OK : no_memory(error);
+}
+
+static icma_status decode_integers(icma_residual *r, const icma_safetensors *signature, const icma_generator *g, const uint8_t *classes, icma_error *error) {
+    const icma_coded coded = icma_residual_coded(r);
+    r->integers = icma_alloc_array(r->total + 1, sizeof *r->integers);
+    icma_status status = r->integers ? icma_coded_decode(&coded, 1, r->integers, error) : no_memory(error);
+    return status || !classes ? status : order_integers(r, signature, g, classes, error);
+}
+
+icma_status icma_residual_read(const uint8_t *data, size_t size, const icma_safetensors *signature, const icma_generator *g, const uint8_t *classes, icma_residual *out,
+                               icma_error *error) {
+    icma_status status = icma_residual_open(data, size, signature, g, classes, out, error);
+    if (!status && out->count)
+        status = decode_integers(out, signature, g, classes, error);
+    if (status)
+        icma_residual_free(out);
     return status;
 }

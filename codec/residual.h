@@ -14,7 +14,6 @@
 #define ICMA_RESIDUAL_H
 
 #include "generator.h"
-#include "rans.h"
 
 enum {
     ICMA_RESIDUAL_LARGEST = 32767,    /* of |integer| without a trellis */
@@ -37,8 +36,10 @@ typedef struct icma_residual {
     icma_rans_run *runs; /* of all tensors, in order, none of them empty; owned */
     size_t run_count;
     bool trellis;
-    int16_t *integers; /* in the order of the elements; owned */
+    int16_t *integers; /* in the order of the elements; owned. NULL: only `streams` are there */
     size_t total;
+    const uint8_t *streams; /* of one that was opened: into the block, which outlives it */
+    size_t *offsets;        /* where they lie in there; owned */
 } icma_residual;
 
 void icma_residual_free(icma_residual *residual); /* leaves it zeroed */
@@ -55,7 +56,12 @@ void icma_residual_places(const size_t sizes[ICMA_RESIDUAL_CLASSES], size_t next
 
 /* Appends the block of one checkpoint; nothing for an empty residual. The runs must be those of the classes. */
 icma_status icma_residual_write(const icma_residual *residual, const icma_safetensors *signature, const icma_generator *generator, const uint8_t *classes, icma_buffer *out, icma_error *error);
-/* Reads a block of `size` bytes. Tensors must be modelled, and every step above 0. */
+/* Everything of a block of `size` bytes but the integers. Tensors must be modelled, and every step above 0. */
+icma_status icma_residual_open(const uint8_t *data, size_t size, const icma_safetensors *signature, const icma_generator *generator, const uint8_t *classes,
+                               icma_residual *out, icma_error *error);
+/* The streams of one that was opened, for the op decode_integers: without classes, its integers are in the order of the elements. Valid as long as the residual and its block. */
+icma_coded icma_residual_coded(const icma_residual *residual);
+/* Opens a block and decodes its integers. */
 icma_status icma_residual_read(const uint8_t *data, size_t size, const icma_safetensors *signature, const icma_generator *generator, const uint8_t *classes,
                                icma_residual *out, icma_error *error);
 

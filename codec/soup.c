@@ -31,6 +31,7 @@ void icma_soup_uniform(const icma_group *group, double *weight) {
 
 typedef struct soup {
     const icma_group *group;
+    const icma_ops *ops;
     const icma_gram *gram;
     const icma_generator *generator;
     size_t tasks;     /* that have sampled sources */
@@ -105,7 +106,7 @@ static icma_status solve_role(soup *s, int role, icma_error *error) {
         s->whole[role][a] = averages[a * tasks + a];
     }
     if (!status)
-        status = icma_eigen_solve(averages, one, tasks, &s->eigen[role], error);
+        status = icma_eigen_solve(s->ops, averages, one, tasks, &s->eigen[role], error);
     icma_free(averages);
     icma_free(one);
     return status;
@@ -291,9 +292,9 @@ static icma_status keep(const soup *s, icma_basis *out, icma_error *error) {
     return status ? status : measure_sources(s, out, error);
 }
 
-icma_status icma_soup_basis(const icma_group *group, const icma_gram *gram, const icma_generator *generator, const double *weight, double max_error,
+icma_status icma_soup_basis(const icma_group *group, const icma_ops *ops, const icma_gram *gram, const icma_generator *generator, const double *weight, double max_error,
                             icma_basis *out, icma_error *error) {
-    soup s = {.group = group, .gram = gram, .generator = generator};
+    soup s = {.group = group, .ops = ops, .gram = gram, .generator = generator};
     memset(out, 0, sizeof *out);
     icma_status status = share_out(&s, weight, error);
     for (int role = 0; !status && role < ICMA_ROLE_COUNT; role++)

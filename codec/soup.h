@@ -31,7 +31,7 @@ icma_status icma_soup_greedy(icma_group *group, const icma_generator *generator,
  *
  * basis->predicted_error is the largest of those. Where the Gram matrix is of a sample, the rows span the averages of what it has of each task.
  */
-icma_status icma_soup_basis(const icma_group *group, const icma_gram *gram, const icma_generator *generator, const double *weight, double max_error,
+icma_status icma_soup_basis(const icma_group *group, const icma_ops *ops, const icma_gram *gram, const icma_generator *generator, const double *weight, double max_error,
                             icma_basis *out, icma_error *error);
 
 /*

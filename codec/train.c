@@ -413,14 +413,19 @@ done:
     return status;
 }
 
+void icma_say(const icma_progress *progress, const char *line) {
+    if (progress->say)
+        progress->say(progress->context, line);
+}
+
 icma_status icma_train(const icma_group *group, const icma_basis *basis, const icma_condition *conditions,
                        const icma_pack_options *options, uint64_t head_bytes, const icma_ops *ops, icma_generator *generator,
                        icma_training *out, icma_error *error) {
-    memset(out, 0, sizeof *out);
+    *out = (icma_training){.ops = ops};
     trainer t = {.group = group, .basis = basis, .options = options, .ops = ops, .generator = generator, .training = out,
                  .rng = icma_rng_seed(options->seed)};
     memcpy(generator->components, basis->components, sizeof generator->components);
-    icma_status status = icma_conditions_prepare(group, conditions, &t.rng, generator, &out->conditions, error);
+    icma_status status = icma_conditions_prepare(group, ops, conditions, &t.rng, generator, &out->conditions, error);
     if (!status && !(out->active = icma_alloc_zeroed(out->conditions.count, sizeof *out->active)))
         status = no_memory(error);
     if (!status) {

@@ -19,6 +19,7 @@ typedef struct icma_training {
     int32_t *latent;         /* per source: generator->latent integers (z = integer * latent_step); owned */
     double theta;            /* water level: variance of the coding noise of a coefficient */
     size_t epochs, batch;
+    const icma_ops *ops;     /* that it was done with in the end; NULL: nothing was trained */
     size_t epochs_done;      /* fewer, where a plateau has ended it */
     size_t loss_count;
     size_t loss_epoch[ICMA_LOSS_POINTS];
@@ -40,5 +41,7 @@ icma_status icma_train(const icma_group *group, const icma_basis *basis, const i
                        const icma_pack_options *options, uint64_t head_bytes, const icma_ops *ops, icma_generator *generator,
                        icma_training *out, icma_error *error);
 void icma_training_free(icma_training *training); /* leaves it zeroed */
+/* progress->say, if there is one. */
+void icma_say(const icma_progress *progress, const char *line);
 
 #endif

@@ -29,6 +29,64 @@ static void expand_block(int32_t *symbols, size_t count) {
     }
 }
 
+/*
+ * 64 symbols at a time. Call u_i the lowest bit of the state before symbol i: the state is u_i, u_(i-1), u_(i-2), u_(i-3), from the lowest bit up, so that with parities p
+ *
+ *   u_(i+1) = p_i ^ u_(i-2) ^ u_(i-3)   and the offset is   u_i ^ u_(i-2)
+ *
+ * As series over GF(2), U = P / (1 + x^3 + x^4), and a division by f is a product of f, f^2, f^4, .. f^16, since f^32 = 1 + x^96 + x^128 is 1 as far as 64 terms go. Returns the offsets, a bit a symbol, and moves
+ * the state on.
+ */
+static uint64_t offsets_of(uint64_t parities, unsigned *state) {
+    uint64_t b0 = *state & 1, b1 = *state >> 1 & 1, b2 = *state >> 2 & 1, b3 = *state >> 3 & 1;
+    uint64_t u = parities ^ (b2 ^ b3) ^ (b1 ^ b2) << 1 ^ (b0 ^ b1) << 2 ^ b0 << 3;
+    u ^= u << 3 ^ u << 4;
+    u ^= u << 6 ^ u << 8;
+    u ^= u << 12 ^ u << 16;
+    u ^= u << 24 ^ u << 32;
+    u ^= u << 48;
+    *state = (unsigned)(u >> 63 | (u >> 62 & 1) << 1 | (u >> 61 & 1) << 2 | (u >> 60 & 1) << 3);
+    return (u << 1 | b0) ^ (u << 3 | b0 << 2 | b1 << 1 | b2);
+}
+
+/* 8 x 8 bits, bit 8 r + l to 8 l + r (Warren, Hacker's Delight, 7-3). */
+static uint64_t turn_bits(uint64_t x) {
+    uint64_t t = (x ^ x >> 7) & UINT64_C(0x00aa00aa00aa00aa);
+    x ^= t ^ t << 7;
+    t = (x ^ x >> 14) & UINT64_C(0x0000cccc0000cccc);
+    x ^= t ^ t << 14;
+    t = (x ^ x >> 28) & UINT64_C(0x00000000f0f0f0f0);
+    return x ^ t ^ t << 28;
+}
+
+/* Parities are gathered and offsets handed out over 8 symbols side by side, which compilers make vectors of. */
+static void expand_64(int16_t *symbols, unsigned *state) {
+    uint16_t bits[8] = {0};
+    uint64_t all = 0;
+    for (unsigned r = 0; r < 8; r++)
+        for (unsigned l = 0; l < 8; l++)
+            bits[l] |= (uint16_t)((symbols[8 * r + l] & 1) << r);
+    for (unsigned l = 0; l < 8; l++)
+        all |= (uint64_t)bits[l] << 8 * l;
+    all = turn_bits(offsets_of(turn_bits(all), state));
+    for (unsigned l = 0; l < 8; l++)
+        bits[l] = (uint16_t)(all >> 8 * l & 0xff);
+    for (unsigned r = 0; r < 8; r++)
+        for (unsigned l = 0; l < 8; l++)
+            symbols[8 * r + l] = (int16_t)(2 * symbols[8 * r + l] + (bits[l] >> r & 1));
+}
+
+void icma_trellis_expand_block(int16_t *symbols, size_t count) {
+    unsigned state = 0;
+    for (; count >= 64; count -= 64, symbols += 64)
+        expand_64(symbols, &state);
+    for (size_t i = 0; i < count; i++) {
+        int16_t k = symbols[i];
+        symbols[i] = (int16_t)(2 * k + offset_of[state]);
+        state = next_state(state, (unsigned)k & 1);
+    }
+}
+
 bool icma_trellis_expand(unsigned context, int32_t *symbols, size_t count) {
     int32_t largest = 0;
     for (size_t i = 0; i < count; i++) {

@@ -27,6 +27,8 @@ enum {
 
 /* Integers of a run from its symbols, in place. False if a symbol is beyond ICMA_TRELLIS_LARGEST. */
 bool icma_trellis_expand(unsigned context, int32_t *symbols, size_t count);
+/* The same of one block of a run in a context of the trellis: up to ICMA_TRELLIS_BLOCK symbols within range, the first at a multiple of that from the run's start. */
+void icma_trellis_expand_block(int16_t *symbols, size_t count);
 /* The symbol that an integer came from, in every context. */
 static inline int32_t icma_trellis_symbol(int32_t integer) {
     return integer >= 0 ? integer >> 1 : ~(~integer >> 1);

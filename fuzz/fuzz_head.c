@@ -13,7 +13,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     int16_t *integers;
     int32_t sum = 0;
     icma_error error = {0};
-    icma_status status = icma_head_read(data, size, signature, generator, first, count, &integers, &error);
+    icma_status status = fuzz_read_head(data, size, first, count, &integers, &error);
     EXPECT(status == error.status && (status == ICMA_OK || fuzz_is_refusal(status)));
     EXPECT((status == ICMA_OK) == (integers != NULL));
     for (size_t i = 0; integers && i < icma_head_integers(signature, generator, first, count); i++)

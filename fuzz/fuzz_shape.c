@@ -1,7 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "fuzz_shape.h"
 
+#include "coded.h"
 #include "fuzz_target.h"
+#include "head.h"
+#include "memory.h"
 
 static const char header[] = "{\"a.lora_A.weight\":{\"dtype\":\"F32\",\"shape\":[2,12],\"data_offsets\":[0,96]},"
                              "\"a.lora_B.weight\":{\"dtype\":\"BF16\",\"shape\":[9,2],\"data_offsets\":[96,132]},"
@@ -54,6 +57,24 @@ uint8_t fuzz_take(const uint8_t **data, size_t *size) {
         return 0;
     --*size;
     return *(*data)++;
+}
+
+icma_status fuzz_read_head(const uint8_t *payload, size_t size, size_t first, size_t count, int16_t **integers, icma_error *error) {
+    icma_head_coded head;
+    *integers = NULL;
+    icma_status status = icma_head_open(payload, size, fuzz_signature(), fuzz_generator(true), first, count, &head, error);
+    if (status != ICMA_OK)
+        return status;
+    icma_coded coded = icma_head_stream(&head);
+    *integers = icma_alloc_array(icma_head_integers(fuzz_signature(), fuzz_generator(true), first, count) + 1, sizeof **integers);
+    EXPECT(*integers);
+    status = icma_coded_decode(&coded, 1, *integers, error);
+    icma_head_close(&head);
+    if (status != ICMA_OK) {
+        icma_free(*integers);
+        *integers = NULL;
+    }
+    return status;
 }
 
 uint32_t fuzz_noise(uint32_t *state) {

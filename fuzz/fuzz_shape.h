@@ -13,6 +13,8 @@ const icma_safetensors *fuzz_signature(void);
 const icma_generator *fuzz_generator(bool basis);
 /* The parts of an input: a byte (0 at its end), and what is left. */
 uint8_t fuzz_take(const uint8_t **data, size_t *size);
+/* A head's integers: opened, then decoded on this machine. *integers is the caller's (icma_free), NULL unless ICMA_OK. */
+icma_status fuzz_read_head(const uint8_t *payload, size_t size, size_t first, size_t count, int16_t **integers, icma_error *error);
 /* A repeatable number, for data that is not the input's. */
 uint32_t fuzz_noise(uint32_t *state);
 /* The statuses with which a parser may refuse. */

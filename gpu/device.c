@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "device.h"
 
+#include "icma_cuda.h"
 #include "module.h"
 
 #include <dlfcn.h>
@@ -10,34 +11,46 @@
 /* Waking a GPU takes about half a second, in which two cores do so much (bench/results/cpu.md, conv.md); what goes over the bus and back is worth it only with much to do on the way. */
 static const double worth_operations = 4e11, worth_bytes = 16e9;
 
-#ifdef ICMA_MODULE_FILE
-static icma_status load_module(icma_module_opener *out, icma_error *error) {
-    static icma_module_opener opener;
-    if (!opener) {
-        /* By its bare name: beside the program or in its library folder (the program's run path), or where the system's loader looks. Tests name another file. */
-        const char *file = getenv("ICMA_MODULE");
-        void *module = dlopen(file && *file ? file : ICMA_MODULE_FILE, RTLD_NOW | RTLD_LOCAL);
-        if (!module)
-            return icma_fail(error, ICMA_E_DEVICE, NULL, "the CUDA part cannot be loaded: %s; use --device cpu", dlerror());
-        void *symbol = dlsym(module, ICMA_MODULE_OPENER);
-        memcpy(&opener, &symbol, sizeof opener); /* ISO C has no cast from an object's pointer to a function's */
-        if (!opener)
-            return icma_fail(error, ICMA_E_DEVICE, NULL, "%s is not icma's; use --device cpu", ICMA_MODULE_FILE);
-    }
-    *out = opener;
-    return ICMA_OK;
-}
-#else
-static icma_status load_module(icma_module_opener *out, icma_error *error) {
-    *out = NULL;
-    return icma_fail(error, ICMA_E_DEVICE, NULL, "this icma was built without CUDA; use --device cpu");
-}
+#ifndef ICMA_MODULE_FILE
+#define ICMA_MODULE_FILE "" /* built without CUDA */
 #endif
 
+/* By its bare name, which the loader finds beside the program or in its library folder (the program's run path). Tests name another file. */
+static const char *module_file(void) {
+    const char *other = getenv("ICMA_MODULE");
+    return other && *other ? other : ICMA_MODULE_FILE;
+}
+
+static const icma_module *module; /* NULL until a GPU was asked for */
+
+static icma_status load_module(icma_error *error) {
+    const char *file = module_file();
+    icma_module_entrance enter = NULL;
+    if (module)
+        return ICMA_OK;
+    if (!*file)
+        return icma_fail(error, ICMA_E_DEVICE, NULL, "this icma was built without CUDA; use --device cpu");
+    void *library = dlopen(file, RTLD_NOW | RTLD_LOCAL);
+    if (!library)
+        return icma_fail(error, ICMA_E_DEVICE, NULL, "the CUDA part cannot be loaded: %s; use --device cpu", dlerror());
+    void *symbol = dlsym(library, ICMA_MODULE_ENTRANCE);
+    memcpy(&enter, &symbol, sizeof enter); /* ISO C has no cast from an object's pointer to a function's */
+    if (!enter || !(module = enter(ICMA_MODULE_VERSION)))
+        return icma_fail(error, ICMA_E_DEVICE, NULL, "%s is of another build of icma; install both again, or use --device cpu", file);
+    return ICMA_OK;
+}
+
 static icma_status open_cuda(int index, icma_precision precision, const icma_ops **out, icma_error *error) {
-    icma_module_opener opener;
-    icma_status status = load_module(&opener, error);
-    return status ? status : opener(ICMA_MODULE_VERSION, index, precision, out, error);
+    icma_status status = load_module(error);
+    return status ? status : module->open(index, precision, out, error);
+}
+
+void *icma_cuda_pointer(const icma_ops *ops, const icma_tensor *tensor) {
+    return module && tensor && module->owns(ops) ? module->pointer(tensor) : NULL;
+}
+
+void *icma_cuda_stream(const icma_ops *ops) {
+    return module && module->owns(ops) ? module->stream(ops) : NULL;
 }
 
 /* The N of "cuda:N"; -1 if it is none. */

@@ -1158,6 +1158,9 @@ class Part:
             for name, _ in row.side:
                 if not safe_segment(self.texts[name]):
                     corrupt('a side file has an unsafe name')
+            names = [self.texts[name] for name, _ in row.side] + [b'adapter_model.safetensors']
+            if len(set(map(bytes, names))) != len(names):
+                corrupt('two files of a checkpoint have one name')
         self.headers = {}
         for number in {row.header for row in self.rows} - {0}:
             self.check_header(self.texts[number - 1])

@@ -102,6 +102,15 @@ class Training(Case):
             self.assertEqual(self.pack(*arguments, '--resume').code, 0)
             self.assertEqual((self.here / 'x.icma').read_bytes(), wanted)
 
+    def test_size_is_found_with_one_training(self):
+        arguments = [*CONV, '--tier', 'bounded', '--epochs', '5']
+        result = self.pack(*arguments, '--target-bits', '40', '--json')
+        self.assertEqual(result.code, 0, result)
+        self.assertLessEqual(result.json['bits_per_parameter'], 40)
+        self.assertEqual(result.json['device'], 'cpu')
+        self.assertEqual(icma('verify', 'x.icma', '--deep', '--against', self.tree, cwd=self.here).code, 0)
+        self.assertEqual(files_below(self.here), ['x.icma'])
+
     def test_start_over(self):
         process = self.start(*CONV, '--epochs', '100000', '--save-every', '0')
         self.until_saved(process)

@@ -103,15 +103,15 @@ icma_pack_options packing_options(void) {
     return options;
 }
 
-icma_status packing_try(const char *root, const char *name, const icma_pack_options *options,
-                        icma_pack_result *result, icma_error *error) {
+icma_status packing_try_on(const icma_ops *ops, const char *root, const char *name,
+                           const icma_pack_options *options, icma_pack_result *result, icma_error *error) {
     char *in = support_path(root, "in"), *out = support_path(root, name);
     const char *paths[] = {in};
     icma_inputs inputs;
     memset(result, 0x5A, sizeof *result);
     icma_status status = icma_inputs_find(paths, 1, &inputs, error);
     if (!status) {
-        status = icma_pack(&inputs, out, options, icma_ops_cpu(), result, error);
+        status = icma_pack(&inputs, out, options, ops, result, error);
         icma_inputs_free(&inputs);
     } else {
         memset(result, 0, sizeof *result);
@@ -119,6 +119,11 @@ icma_status packing_try(const char *root, const char *name, const icma_pack_opti
     support_free(in);
     support_free(out);
     return status;
+}
+
+icma_status packing_try(const char *root, const char *name, const icma_pack_options *options,
+                        icma_pack_result *result, icma_error *error) {
+    return packing_try_on(icma_ops_cpu(), root, name, options, result, error);
 }
 
 void packing_pack(const char *root, const char *name, const icma_pack_options *options,

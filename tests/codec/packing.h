@@ -36,7 +36,10 @@ icma_pack_options packing_options(void);
 /* Finds root/in and packs it to root/<name>. */
 icma_status packing_try(const char *root, const char *name, const icma_pack_options *options,
                         icma_pack_result *result, icma_error *error);
-/* The same; must succeed. `result` may be NULL. */
+/* The same on another device. */
+icma_status packing_try_on(const icma_ops *ops, const char *root, const char *name,
+                           const icma_pack_options *options, icma_pack_result *result, icma_error *error);
+/* packing_try; must succeed. `result` may be NULL. */
 void packing_pack(const char *root, const char *name, const icma_pack_options *options,
                   icma_pack_result *result);
 

@@ -30,6 +30,13 @@ char *support_path(const char *root, const char *relative) {
     return path;
 }
 
+size_t support_tables(const icma_ops *list[SUPPORT_TABLES]) {
+    list[0] = icma_ops_reference();
+    list[1] = icma_ops_cpu();
+    list[2] = support_device();
+    return list[2] ? 3 : 2;
+}
+
 char *support_new_folder(void) {
     const char *base = getenv("TMPDIR");
     char *path = support_path(base && *base ? base : "/tmp", "icma-test-XXXXXX");

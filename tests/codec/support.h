@@ -6,6 +6,7 @@
 #ifndef ICMA_TESTS_SUPPORT_H
 #define ICMA_TESTS_SUPPORT_H
 
+#include "ops.h"
 #include "safetensors.h"
 
 #include <stdarg.h>
@@ -15,6 +16,12 @@
 #include <setjmp.h>
 /* cmocka.h needs the four above it. */
 #include <cmocka.h>
+
+/* The tables to test: the reference, the CPU's, and that of a device, if support_device() has one. Returns how many. */
+enum { SUPPORT_TABLES = 3 };
+size_t support_tables(const icma_ops *list[SUPPORT_TABLES]);
+/* NULL, from no_device.c; tests/gpu links another. */
+const icma_ops *support_device(void);
 
 /* A new empty folder under TMPDIR; the caller frees it with support_remove_tree. */
 char *support_new_folder(void);

@@ -151,7 +151,7 @@ static void eigen_adapters_are_orthonormal(void **state) {
     for (size_t i = 0; i < SOURCES; i++)
         weight[i] = i < 6 ? 0.5 : 1.25;
     const double *gram = l->gram.matrix[0];
-    assert_int_equal(icma_eigen_solve(gram, weight, SOURCES, &e, &error), ICMA_OK);
+    assert_int_equal(icma_eigen_solve(icma_ops_cpu(), gram, weight, SOURCES, &e, &error), ICMA_OK);
     assert_int_equal(e.count, SOURCES);
     for (size_t a = 0; a < e.rank; a++) {
         double largest = 0;
@@ -173,7 +173,7 @@ static void eigen_adapters_are_orthonormal(void **state) {
     }
     icma_eigen_free(&e);
     double zero[4] = {0}, one[2] = {1, 1};
-    assert_int_equal(icma_eigen_solve(zero, one, 2, &e, &error), ICMA_OK);
+    assert_int_equal(icma_eigen_solve(icma_ops_cpu(), zero, one, 2, &e, &error), ICMA_OK);
     assert_int_equal(e.rank, 0);
     icma_eigen_free(&e);
 }
@@ -209,7 +209,8 @@ static void choose(lab *l, size_t components, double explain, double max_error) 
     icma_error error = {0};
     const icma_basis_target target = {.components = components, .explain = explain, .max_error = max_error};
     icma_basis_free(&l->basis);
-    assert_int_equal(icma_basis_choose(l->group, &l->gram, &l->g, target, &l->basis, &error), ICMA_OK);
+    assert_int_equal(icma_basis_choose(l->group, icma_ops_cpu(), &l->gram, &l->g, target, &l->basis, &error),
+                     ICMA_OK);
     assert_int_equal(l->basis.total,
                      l->basis.components[0] + l->basis.components[1] + l->basis.components[2]);
 }

@@ -17,7 +17,7 @@
 
 #define COUNT(array) (sizeof(array) / sizeof *(array))
 
-enum { MOST_TABLES = 2 + ICMA_KERNEL_SETS, OPERANDS = 12 };
+enum { MOST_TABLES = SUPPORT_TABLES + ICMA_KERNEL_SETS, OPERANDS = 12 };
 static icma_ops tables[MOST_TABLES];
 static char names[MOST_TABLES][16];
 static int table_count;
@@ -26,8 +26,10 @@ static int open_tables(void **state) {
     (void)state;
     icma_kernels sets[ICMA_KERNEL_SETS];
     size_t count = icma_kernels_all(sets);
-    tables[table_count++] = *icma_ops_reference();
-    tables[table_count++] = *icma_ops_cpu();
+    const icma_ops *list[SUPPORT_TABLES];
+    size_t found = support_tables(list);
+    for (size_t k = 0; k < found; k++)
+        tables[table_count++] = *list[k];
     for (size_t s = 0; s < count; s++) {
         tables[table_count] = *icma_ops_cpu();
         icma_conv_ops(&tables[table_count], sets[s].conv);
@@ -304,6 +306,10 @@ static void convolutions_are_exact(void **state) {
     try_exact(&b, (layer){{1, 33}, 150, 16, 3}, false,
               true); /* one tap, one channel too many for the narrow kernel */
     try_exact(&b, (layer){{1, 31}, 150, 17, 3}, false, true);
+    /* Whole tiles of a GPU, often enough for views that start at 16 bytes. */
+    static const size_t whole[][2] = {{16, 128}, {8, 256}, {24, 64}, {16, 32}, {32, 16}, {8, 8}};
+    for (size_t k = 0; k < 12 * COUNT(whole); k++)
+        try_exact(&b, (layer){{1 + k % 2, 7}, 130 + k, whole[k % COUNT(whole)][0], whole[k % COUNT(whole)][1]}, k / 2 % 2, true);
 }
 
 /* Taps beyond the ends are left out: weights that nothing may touch are NaNs and infinities. */

@@ -61,7 +61,7 @@ static void decompose(comparison *c) {
     product(c->x, c->x, true, N, L, N, gram);
     for (size_t i = 0; i < N; i++)
         one[i] = 1;
-    assert_int_equal(icma_eigen_solve(gram, one, N, &eigen, &error), ICMA_OK);
+    assert_int_equal(icma_eigen_solve(icma_ops_cpu(), gram, one, N, &eigen, &error), ICMA_OK);
     assert_int_equal(eigen.rank, N);
     c->e = make((size_t)N * L);
     c->p = make((size_t)N * N);

@@ -17,10 +17,13 @@
 
 #define COUNT(array) (sizeof(array) / sizeof *(array))
 
+static const icma_ops *tables[SUPPORT_TABLES];
+static int table_count;
+
 static const icma_ops *table(int which) {
-    return which == 0 ? icma_ops_reference() : icma_ops_cpu();
+    return tables[which];
 }
-enum { TABLES = 2, OPERANDS = 8 };
+enum { OPERANDS = 8 };
 
 /* --- operands ------------------------------------------------------------------------------------------ */
 
@@ -30,7 +33,7 @@ typedef struct operand {
     icma_element element;
     size_t total, offset, rows, columns, stride;
     void *before;
-    icma_tensor *tensor[TABLES];
+    icma_tensor *tensor[SUPPORT_TABLES];
     bool output;
 } operand;
 
@@ -91,7 +94,7 @@ static int16_t *cell_i16(const operand *o, size_t i, size_t j) {
 
 static void upload(operand *o) {
     icma_error error = {0};
-    for (int t = 0; t < TABLES; t++) {
+    for (int t = 0; t < table_count; t++) {
         const icma_ops *ops = table(t);
         assert_int_equal(ops->alloc(ops->device, o->element, o->total, &o->tensor[t], &error), ICMA_OK);
         assert_int_equal(ops->upload(ops->device, o->tensor[t], 0, o->before, o->total, &error), ICMA_OK);
@@ -178,7 +181,7 @@ static bool is_inside(const operand *o, size_t at) {
 /* What may not change did not. */
 static void check_sentinels(const bench *b) {
     for (size_t k = 0; k < b->count; k++)
-        for (int t = 0; t < TABLES; t++) {
+        for (int t = 0; t < table_count; t++) {
             const operand *o = &b->list[k];
             size_t size = element_size(o->element);
             char *after = download(o, t);
@@ -194,7 +197,7 @@ static void check_sentinels(const bench *b) {
 static void finish(bench *b) {
     check_sentinels(b);
     for (size_t k = 0; k < b->count; k++) {
-        for (int t = 0; t < TABLES; t++)
+        for (int t = 0; t < table_count; t++)
             table(t)->release(table(t)->device, b->list[k].tensor[t]);
         free(b->list[k].before);
     }
@@ -224,7 +227,7 @@ static void add_term(expected *e, size_t i, size_t j, double term) {
 
 /* Both tables are within `ulps` roundings of the terms' sum. Frees `e`. */
 static void check(const bench *b, const operand *o, expected e, double ulps) {
-    for (int t = 0; t < TABLES; t++) {
+    for (int t = 0; t < table_count; t++) {
         float *after = download(o, t);
         for (size_t i = 0; i < o->rows; i++)
             for (size_t j = 0; j < o->columns; j++) {
@@ -246,7 +249,7 @@ static bool same_bits(float a, float b) {
 
 /* Both tables give the bits of `wanted`, rows x columns without gaps (a NaN matches any NaN). Frees it. */
 static void check_bits(const bench *b, const operand *o, float *wanted) {
-    for (int t = 0; t < TABLES; t++) {
+    for (int t = 0; t < table_count; t++) {
         float *after = download(o, t);
         for (size_t i = 0; i < o->rows; i++)
             for (size_t j = 0; j < o->columns; j++) {
@@ -279,7 +282,7 @@ static size_t any_size(bench *b, size_t most) {
     }
 }
 
-#define FOR_EACH_TABLE for (int t = 0; t < TABLES; t++)
+#define FOR_EACH_TABLE for (int t = 0; t < table_count; t++)
 #define FOR_EACH_CELL(o)                                                                                     \
     for (size_t i = 0; i < (o)->rows; i++)                                                                   \
         for (size_t j = 0; j < (o)->columns; j++)
@@ -372,35 +375,90 @@ static void gemm_is_the_product(void **state) {
     try_gemm(&b, 1000, 7, 300, true, false, 1, 0);
 }
 
-static void try_syrk(bench *b, size_t n, size_t l) {
-    operand *a = normals(b, n, l, false), *c = blank(b, n, n);
-    expected e = expect(c);
-    for (size_t i = 0; i < n; i++)
-        for (size_t j = 0; j < n; j++)
-            for (size_t k = 0; k < l; k++)
-                add_term(&e, i, j, (double)*cell(a, i, k) * *cell(a, j, k));
-    b->op = "syrk";
-    FOR_EACH_TABLE table(t)->syrk(table(t)->device, on(a, t), on(c, t));
-    check(b, c, e, 3 + sqrt((double)l));
-    float *after = download(c, 1);
-    for (size_t i = 0; i < n; i++)
-        for (size_t j = 0; j < i; j++)
-            assert_true(same_bits(after[index_of(c, i, j)], after[index_of(c, j, i)]));
-    free(after);
+/* One cell after `gram` was called twice on a matrix of `start`: what was there and twice the product. */
+static void check_gram_cell(const operand *a, size_t i, size_t j, double factor, double start, double found) {
+    double wanted = 0, terms = 0;
+    for (size_t k = 0; k < a->columns; k++) {
+        wanted += 2 * factor * *cell(a, i, k) * *cell(a, j, k);
+        terms += fabs(2 * factor * *cell(a, i, k) * *cell(a, j, k));
+    }
+    if (!(fabs(found - start - wanted) <= (3 + sqrt((double)a->columns)) * FLT_EPSILON * terms + 1e-12 * fabs(start)))
+        fail_msg("gram: (%zu, %zu) of %zu x %zu is %.17g, not %.17g", i, j, a->rows, a->columns, found, start + wanted);
+}
+
+/* Into a block of a larger matrix, of numbers that single precision could not hold beside what is added. */
+static void try_gram(bench *b, size_t n, size_t l) {
+    enum { OFFSET = 5, PAD = 3 };
+    const double start = 1e6 + 1.0 / 3, factor = 1 + 1e-9;
+    size_t stride = n + PAD, total = OFFSET + n * stride;
+    operand *a = normals(b, n, l, false);
+    double *values = calloc(total, sizeof *values);
+    assert_non_null(values);
+    b->op = "gram";
+    FOR_EACH_TABLE {
+        const icma_ops *ops = table(t);
+        icma_tensor *c;
+        icma_error error = {0};
+        for (size_t i = 0; i < total; i++)
+            values[i] = start;
+        assert_int_equal(ops->alloc(ops->device, ICMA_ELEMENT_F64, total, &c, &error), ICMA_OK);
+        assert_int_equal(ops->upload(ops->device, c, 0, values, total, &error), ICMA_OK);
+        for (int twice = 0; twice < 2; twice++)
+            ops->gram(ops->device, on(a, t), factor, (icma_matrix){c, OFFSET, n, n, stride});
+        assert_int_equal(ops->download(ops->device, c, 0, values, total, &error), ICMA_OK);
+        for (size_t at = 0; at < total; at++) {
+            size_t i = at < OFFSET ? n : (at - OFFSET) / stride, j = at < OFFSET ? n : (at - OFFSET) % stride;
+            if (i >= n || j >= n) {
+                assert_true(values[at] == start);
+                continue;
+            }
+            check_gram_cell(a, i, j, factor, start, values[at]);
+            assert_true(values[at] == values[OFFSET + j * stride + i]);
+        }
+        ops->release(ops->device, c);
+    }
+    free(values);
     finish(b);
 }
 
-static void syrk_is_the_gram_matrix(void **state) {
+static void gram_adds_up_in_double(void **state) {
     (void)state;
     bench b = {.random = 12};
     for (int trial = 0; trial < 60; trial++) {
         size_t n = any_size(&b, 257), l = any_size(&b, 1025);
-        if (n * n * l <= 1000000)
-            try_syrk(&b, n, l);
+        if (n && n * n * l <= 1000000)
+            try_gram(&b, n, l);
     }
-    try_syrk(&b, 5, 0);
-    try_syrk(&b, 193, 65);
-    try_syrk(&b, 130, 300);
+    try_gram(&b, 5, 0);
+    try_gram(&b, 193, 65);
+    try_gram(&b, 130, 300);
+}
+
+static void eigenvectors_are_orthonormal(void **state) {
+    (void)state;
+    enum { N = 23 };
+    bench b = {.random = 25};
+    double matrix[N][N], vectors[N][N], values[N];
+    for (size_t i = 0; i < N; i++)
+        for (size_t j = 0; j <= i; j++)
+            matrix[i][j] = matrix[j][i] = support_normal(&b.random);
+    FOR_EACH_TABLE {
+        icma_error error = {0};
+        memcpy(vectors, matrix, sizeof matrix);
+        assert_int_equal(table(t)->eigen(table(t)->device, N, vectors[0], values, &error), ICMA_OK);
+        for (size_t k = 0; k < N; k++) {
+            assert_true(k == 0 || values[k - 1] <= values[k]);
+            for (size_t i = 0; i < N; i++) {
+                double image = 0, product = 0;
+                for (size_t j = 0; j < N; j++) {
+                    image += matrix[i][j] * vectors[k][j];
+                    product += vectors[k][j] * vectors[i][j];
+                }
+                assert_true(fabs(image - values[k] * vectors[k][i]) < 1e-12);
+                assert_true(fabs(product - (i == k)) < 1e-12);
+            }
+        }
+    }
 }
 
 /* --- rows and columns ---------------------------------------------------------------------------------- */
@@ -864,12 +922,11 @@ static void every_kernel_set_is_exact(void **state) {
 
 /* --- threads ------------------------------------------------------------------------------------------- */
 
-/* Runs gemm, syrk, linear, basis and dequantise on shapes that are worth several threads. */
+/* Runs gemm, linear, basis and dequantise on shapes that are worth several threads. */
 static void run_large(const icma_ops *ops, icma_matrix a, icma_matrix x, icma_matrix head, icma_matrix q,
-                      icma_matrix step, icma_matrix c, icma_matrix g, icma_matrix l, icma_matrix y) {
+                      icma_matrix step, icma_matrix c, icma_matrix l, icma_matrix y) {
     icma_matrix none = {0};
     ops->gemm(ops->device, 1, a, false, x, false, 0, c);
-    ops->syrk(ops->device, a, g);
     ops->fill(ops->device, 1, l);
     ops->linear(ops->device, a, x, none, l);
     ops->basis(ops->device, q, step, head, 0.37F, y);
@@ -884,35 +941,65 @@ static void threads_do_not_matter(void **state) {
     bench b = {.random = 24, .op = "threads"};
     operand *a = normals(&b, M, K, false), *x = normals(&b, K, N, false), *head = integers(&b, ROWS, WIDE);
     operand *q = normals(&b, 2, ROWS, false), *step = normals(&b, 1, ROWS, false);
-    operand *out[3] = {blank(&b, M, N), blank(&b, M, M), blank(&b, 2, WIDE)};
+    operand *out[2] = {blank(&b, M, N), blank(&b, 2, WIDE)};
     const icma_ops *ops = icma_ops_cpu();
     icma_tensor *linear;
     icma_error error = {0};
     assert_int_equal(ops->alloc(ops->device, ICMA_ELEMENT_F32, M * N, &linear, &error), ICMA_OK);
-    void *first[4] = {NULL}, *again[4];
+    void *first[3] = {NULL}, *again[3];
     for (size_t i = 0; i < COUNT(threads); i++) {
         icma_set_threads(threads[i]);
         assert_int_equal(icma_threads(), threads[i]);
-        run_large(ops, on(a, 1), on(x, 1), on(head, 1), on(q, 1), on(step, 1), on(out[0], 1), on(out[1], 1),
-                  icma_matrix_of(linear, M, N), on(out[2], 1));
-        for (size_t k = 0; k < 3; k++)
+        run_large(ops, on(a, 1), on(x, 1), on(head, 1), on(q, 1), on(step, 1), on(out[0], 1),
+                  icma_matrix_of(linear, M, N), on(out[1], 1));
+        for (size_t k = 0; k < 2; k++)
             again[k] = download(out[k], 1);
-        again[3] = floats(M * N);
-        assert_int_equal(ops->download(ops->device, linear, 0, again[3], M * N, &error), ICMA_OK);
-        for (size_t k = 0; k < 4; k++) {
+        again[2] = floats(M * N);
+        assert_int_equal(ops->download(ops->device, linear, 0, again[2], M * N, &error), ICMA_OK);
+        for (size_t k = 0; k < 3; k++) {
             if (i == 0) {
                 first[k] = again[k];
                 continue;
             }
-            assert_memory_equal(first[k], again[k], (k < 3 ? out[k]->total : M * N) * sizeof(float));
+            assert_memory_equal(first[k], again[k], (k < 2 ? out[k]->total : M * N) * sizeof(float));
             free(again[k]);
         }
     }
-    for (size_t k = 0; k < 4; k++)
+    for (size_t k = 0; k < 3; k++)
         free(first[k]);
     ops->release(ops->device, linear);
     icma_set_threads(0);
     assert_true(icma_threads() >= 1);
+    finish(&b);
+}
+
+/* What gram gives with so many threads; to be freed. */
+static void *gram_by(int threads, const operand *a) {
+    const icma_ops *ops = icma_ops_cpu();
+    icma_tensor *c;
+    icma_error error = {0};
+    double *values = malloc(a->rows * a->rows * sizeof *values);
+    assert_non_null(values);
+    icma_set_threads(threads);
+    assert_int_equal(ops->alloc(ops->device, ICMA_ELEMENT_F64, a->rows * a->rows, &c, &error), ICMA_OK);
+    ops->gram(ops->device, on(a, 1), 0.3, icma_matrix_of(c, a->rows, a->rows));
+    assert_int_equal(ops->download(ops->device, c, 0, values, a->rows * a->rows, &error), ICMA_OK);
+    ops->release(ops->device, c);
+    return values;
+}
+
+static void threads_do_not_matter_to_gram(void **state) {
+    (void)state;
+    bench b = {.random = 26, .op = "gram"};
+    operand *a = normals(&b, 333, 300, false);
+    void *first = gram_by(1, a);
+    for (int threads = 2; threads < 8; threads += 2) {
+        void *again = gram_by(threads, a);
+        assert_memory_equal(first, again, a->rows * a->rows * sizeof(double));
+        free(again);
+    }
+    free(first);
+    icma_set_threads(0);
     finish(&b);
 }
 
@@ -922,7 +1009,8 @@ int main(void) {
         cmocka_unit_test(a_tensor_that_does_not_fit_is_a_memory_error),
         cmocka_unit_test(blocks_are_where_they_say),
         cmocka_unit_test(gemm_is_the_product),
-        cmocka_unit_test(syrk_is_the_gram_matrix),
+        cmocka_unit_test(gram_adds_up_in_double),
+        cmocka_unit_test(eigenvectors_are_orthonormal),
         cmocka_unit_test(rows_are_added_and_summed),
         cmocka_unit_test(rows_are_gathered_and_scattered),
         cmocka_unit_test(axpy_multiply_and_fill),
@@ -937,6 +1025,8 @@ int main(void) {
         cmocka_unit_test(dequantise_rounds_once),
         cmocka_unit_test(every_kernel_set_is_exact),
         cmocka_unit_test(threads_do_not_matter),
+        cmocka_unit_test(threads_do_not_matter_to_gram),
     };
+    table_count = (int)support_tables(tables);
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -180,6 +180,26 @@ static void check_usable(const lab *l, const icma_residual *r) {
     assert_int_equal(run, r->run_count);
 }
 
+/* Opened only, its streams are what a device makes the integers of. */
+static void check_opened(const lab *l, const icma_buffer *block, const icma_residual *wanted) {
+    const icma_ops *ops = icma_ops_reference();
+    icma_residual r;
+    icma_error error = {0};
+    icma_tensor *tensor;
+    assert_int_equal(icma_residual_open(block->data, block->size, &l->image.tensors, &l->g, NULL, &r, &error), ICMA_OK);
+    assert_true(r.count == wanted->count && r.total == wanted->total && !r.integers);
+    const icma_coded coded = icma_residual_coded(&r);
+    int16_t *integers = malloc(r.total * sizeof *integers);
+    assert_non_null(integers);
+    assert_int_equal(ops->alloc(ops->device, ICMA_ELEMENT_I16, r.total, &tensor, &error), ICMA_OK);
+    assert_int_equal(ops->decode_integers(ops->device, &coded, 1, tensor, 0, &error), ICMA_OK);
+    assert_int_equal(ops->download(ops->device, tensor, 0, integers, r.total, &error), ICMA_OK);
+    assert_memory_equal(integers, wanted->integers, r.total * sizeof *integers);
+    ops->release(ops->device, tensor);
+    icma_residual_free(&r);
+    free(integers);
+}
+
 /* --- steps --------------------------------------------------------------------------------------------- */
 
 /* scale * 2^(code / 16), where the sixteenths are the nearest f32: everything else is exact, so one rounding
@@ -240,6 +260,8 @@ static void blocks_come_back(void **state) {
                 fail_msg("seed %llu, set %zu is not read", (unsigned long long)seed, s);
             check_same(&r, &back);
             check_usable(&l, &back);
+            if (!l.classes)
+                check_opened(&l, &block, &r);
             icma_residual_free(&back);
             icma_residual_free(&back); /* leaves it zeroed */
             icma_residual_free(&r);

@@ -128,7 +128,8 @@ static icma_status write_head(lab *l, icma_error *error) {
 
 static icma_status fit_trunk(lab *l, icma_error *error) {
     icma_rng rng = icma_rng_seed(1);
-    icma_status status = icma_conditions_prepare(l->group, l->given, &rng, &l->g, &l->conditions, error);
+    icma_status status =
+        icma_conditions_prepare(l->group, icma_ops_cpu(), l->given, &rng, &l->g, &l->conditions, error);
     if (status)
         return status;
     icma_conditions_settle(&l->conditions, l->g.coordinates);
@@ -153,7 +154,8 @@ static icma_status try_soup(lab *l, size_t limit, double max_error, icma_error *
     let_go_of_soup(l);
     icma_status status = compute_gram(l, limit, error);
     if (!status)
-        status = icma_soup_basis(l->group, &l->gram, &l->g, l->weight, max_error, &l->basis, error);
+        status = icma_soup_basis(l->group, icma_ops_cpu(), &l->gram, &l->g, l->weight, max_error, &l->basis,
+                                 error);
     if (!status)
         status = write_head(l, error);
     if (!status)
@@ -279,7 +281,9 @@ static void sources_are_measured(void **state) {
     write_task(l, "cat", 2, 7);
     open_tree(l);
     assert_int_equal(compute_gram(l, ALL, &error), ICMA_OK);
-    assert_int_equal(icma_soup_basis(l->group, &l->gram, &l->g, l->weight, 1e-4, &l->basis, &error), ICMA_OK);
+    assert_int_equal(
+        icma_soup_basis(l->group, icma_ops_cpu(), &l->gram, &l->g, l->weight, 1e-4, &l->basis, &error),
+        ICMA_OK);
     double energy = 0, spanned = 0, n = (double)l->group->count;
     for (size_t role = 0, first = 0; role < 2; first += l->basis.components[role++])
         for (size_t i = 0; i < l->group->count; i++) {
@@ -611,7 +615,7 @@ static void greedy_can_be_watched_and_stopped(void **state) {
     write_levels(l, ICMA_F32);
     judge j = {.tasks = {"a", "b"}, .target = {1.4, 6}, .last = {4, 4}};
     watcher w = {0};
-    icma_progress progress = {watch, stop, &w};
+    icma_progress progress = {.update = watch, .cancelled = stop, .context = &w};
     w.stop_at = SIZE_MAX;
     assert_int_equal(stir(l, &j, &progress, &error), ICMA_OK);
     assert_true(w.updates == 14 && w.done == 13 && w.total == 14);
@@ -647,7 +651,8 @@ static void every_allocation_may_fail(void **state) {
         support_limit_memory(&budget);
         status = icma_soup_greedy(l->group, &l->g, &l->inputs, scorer, &none, l->weight, &error);
         if (!status)
-            status = icma_soup_basis(l->group, &l->gram, &l->g, l->weight, 0.05, &l->basis, &error);
+            status = icma_soup_basis(l->group, icma_ops_cpu(), &l->gram, &l->g, l->weight, 0.05, &l->basis,
+                                     &error);
         icma_basis_free(&l->basis);
         support_limit_memory(NULL);
         assert_int_equal(budget.live, 0);

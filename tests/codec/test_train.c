@@ -74,7 +74,7 @@ static icma_status train(lab *l, const icma_pack_options *options, icma_error *e
     assert_int_equal(icma_generator_allocate(&l->g, error), ICMA_OK);
     assert_int_equal(icma_gram_compute(group, icma_ops_cpu(), 4096, 1, &none, &l->g, &l->gram, error),
                      ICMA_OK);
-    assert_int_equal(icma_basis_choose(group, &l->gram, &l->g, target, &l->basis, error), ICMA_OK);
+    assert_int_equal(icma_basis_choose(group, icma_ops_cpu(), &l->gram, &l->g, target, &l->basis, error), ICMA_OK);
     return icma_train(group, &l->basis, l->conditions, options, 1 << 20, icma_ops_cpu(), &l->g, &l->training,
                       error);
 }

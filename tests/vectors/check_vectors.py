@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Decodes every vector with the program that ICMA names and with the second reader, and compares what comes out.
 
-    ICMA=build/release/icma tests/vectors/check_vectors.py [--only golden|mutants|table] [--program-only] [NAME]...
+    ICMA=build/release/icma tests/vectors/check_vectors.py [--only golden|mutants|table] [--program-only] [--device NAME]... [NAME]...
 
-golden: each NAME.icma gives the SHA-256 sums of vectors.json, on --device cpu and --device reference, and from
+golden: each NAME.icma gives the SHA-256 sums of vectors.json, on --device cpu and --device reference (or those that are named), and from
 python/icma_reader.py. mutants: what mutants.py makes of them decodes to the same sums, or both refuse with the same class.
 table: README.md lists every one.
 """
@@ -78,13 +78,13 @@ def wanted(name, patterns):
     return not patterns or any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
 
-def check_golden(name, vector, shop, program_only):
+def check_golden(name, vector, shop, program_only, devices):
     bundle = HERE / f'{name}.icma'
     if sha256(bundle.read_bytes()) != vector['sha256']:
         fail(f'{name}: the archive itself has changed')
         return
     sums_wanted = {task: out['checkpoints'] for task, out in vector['tasks'].items()}
-    for device in DEVICES:
+    for device in devices:
         sums, verdict, words = program_sums(bundle, shop / f'{name} {device}', device)
         if sums != sums_wanted:
             fail(f'{name}, icma --device {device}: {verdict} {words}')
@@ -123,6 +123,15 @@ def check_side_files(name, shop):
     for path, data in files.items():
         if not (folder / path).is_file() or (folder / path).read_bytes() != data:
             fail(f'{name}: side file {path} differs')
+
+
+def check_mutant_on(name, base, verdict, change, shop, device):
+    """What another device makes of it is what the CPU makes of it."""
+    bundle = shop / f'{name}.icma'
+    bundle.write_bytes(mutants.build(change, base))
+    cpu, found = (program_sums(bundle, shop / f'{name} {where}', where) for where in ('cpu', device))
+    if found[:2] != cpu[:2] or verdict != 'equal' and found[1] != verdict:
+        fail(f'{name}: should be {verdict}; --device cpu: {cpu[1]}; --device {device}: {found[1]} {found[2]}; or they differ')
 
 
 def check_mutant(name, base, verdict, change, vectors, shop):
@@ -189,6 +198,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('--only', choices=('golden', 'mutants', 'table'))
     parser.add_argument('--program-only', action='store_true', help='golden: without the second reader')
+    parser.add_argument('--device', action='append', metavar='NAME', help='golden: these instead of cpu and reference; mutants: these beside the CPU, without the second reader')
     parser.add_argument('--write-table', action='store_true', help='write the tables of README.md')
     parser.add_argument('names', nargs='*', metavar='NAME', help='only these; * and ? match')
     options = parser.parse_args()
@@ -204,14 +214,17 @@ def main():
             for name, vector in vectors.items():
                 if wanted(name, options.names):
                     count += 1
-                    check_golden(name, vector, shop, options.program_only)
+                    check_golden(name, vector, shop, options.program_only, options.device or DEVICES)
                     if not options.program_only:
                         check_side_files(name, shop)
         if options.only in (None, 'mutants'):
             for name, base, verdict, _, change in mutants.MUTANTS:
                 if wanted(name, options.names):
                     count += 1
-                    check_mutant(name, base, verdict, change, vectors, shop)
+                    for device in options.device or ():
+                        check_mutant_on(name, base, verdict, change, shop, device)
+                    if not options.device:
+                        check_mutant(name, base, verdict, change, vectors, shop)
         if options.only in (None, 'table') and not options.names:
             check_table(vectors, False)
             if len({m[0] for m in mutants.MUTANTS}) != len(mutants.MUTANTS):

@@ -1061,7 +1061,20 @@ def unpacked(more):
     return change
 
 
+def side_file_named(name):
+    """A second side file, called so."""
+    def change(draft):
+        rows, texts, piece = table_of(draft, 0), texts_of(draft, draft.find(TEXTS)), draft.find(TEXTS)
+        draft.store(piece, write_texts(texts + [name or texts[rows[0].side[0][0]]]))
+        rows[0].side.append((len(texts), rows[0].side[0][1]))
+        draft.store(draft.find(TASK), write_table(rows, draft.generator()))
+    return change
+
+
 for name, verdict, what, change in (
+        ('side-file-second', 'good', 'another side file', side_file_named(b'notes')),
+        ('side-file-twice', 'corrupt', 'two side files of one name', side_file_named(None)),
+        ('side-file-of-the-adapter', 'corrupt', 'a side file called adapter_model.safetensors', side_file_named(b'adapter_model.safetensors')),
         ('texts-at-limit', 'good', '2^20 texts', more_texts(1 << 20)),
         ('texts-over-limit', 'limit', '2^20 + 1 texts', more_texts((1 << 20) + 1)),
         ('side-files-at-limit', 'good', '1024 side files', more_side_files(1024)),
