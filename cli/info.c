@@ -4,6 +4,7 @@
 #include "facts.h"
 #include "memory.h"
 #include "record.h"
+#include "sandbox.h"
 #include "source.h"
 #include "verbs.h"
 
@@ -249,6 +250,7 @@ static icma_status run_info(const void *arguments, const cli_list *operands, icm
     const info_arguments *a = arguments;
     archive_info archive = {0};
     char *path;
+    cli_sandbox_want(a->common.verbose);
     icma_status status = cli_bundle_open(operands, &a->decoding, &archive.bundle, &path, error);
     if (status)
         return status;

@@ -2,6 +2,7 @@
 /* icma list: tasks, checkpoints, tier, bytes, error. */
 #include "facts.h"
 #include "memory.h"
+#include "sandbox.h"
 #include "source.h"
 #include "verbs.h"
 
@@ -140,6 +141,7 @@ static icma_status run_list(const void *arguments, const cli_list *operands, icm
     const list_arguments *a = arguments;
     icma_bundle *bundle;
     char *path;
+    cli_sandbox_want(a->common.verbose);
     icma_status status = cli_bundle_open(operands, &a->decoding, &bundle, &path, error);
     if (status)
         return status;

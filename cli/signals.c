@@ -33,6 +33,9 @@ void cli_signals_setup(void) {
             sigaction(stopping[i], &action, NULL);
     action.sa_handler = note_broken_pipe;
     sigaction(SIGPIPE, &action, NULL);
+    /* A file over the user's limit (ulimit -f) is a failed write with EFBIG, which cleans up; not a death by SIGXFSZ. */
+    action.sa_handler = SIG_IGN;
+    sigaction(SIGXFSZ, &action, NULL);
 }
 
 int cli_signal_received(void) {

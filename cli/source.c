@@ -7,6 +7,7 @@
 #include "memory.h"
 #include "message.h"
 #include "progress.h"
+#include "sandbox.h"
 #include "terminal.h"
 
 #include <dirent.h>
@@ -84,8 +85,10 @@ icma_status cli_bundle_open(const cli_list *operands, const cli_decoding *decodi
     }
     if (!status)
         status = icma_device_open(device, ICMA_PRECISION_F32, (icma_device_work){0}, &ops, error);
-    if (!status)
+    if (!status) {
+        cli_sandbox_enter(ops->name);
         status = icma_bundle_open(*path, ops, &limits, bundle, error);
+    }
     if (status && status != ICMA_E_USAGE && status != ICMA_E_DEVICE && *path)
         icma_error_set_file(error, *path);
     if (status) {
@@ -125,6 +128,10 @@ icma_status cli_bundle_choose_device(icma_bundle *bundle, const cli_decoding *de
     work.operations *= share;
     work.bytes *= share;
     icma_status status = icma_device_open("auto", ICMA_PRECISION_F32, work, &ops, error);
+    if (!status) {
+        cli_sandbox_resume();
+        cli_sandbox_enter(ops->name);
+    }
     return status ? status : icma_bundle_use_device(bundle, ops, error);
 }
 

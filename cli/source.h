@@ -21,9 +21,9 @@ typedef struct cli_decoding {
         CLI_ROW_FLAG(0, "scalar", offsetof(type, member.scalar),                                             \
                      "compute with the scalar reference: the same bits, slowly"),                            \
         CLI_ROW(CLI_SIZE, 0, "max-output", "SIZE", offsetof(type, member.max_output),                        \
-                "refuse an adapter larger than this (default 64G)"),                                         \
+                "refuse an adapter larger than this (default 4G)"),                                         \
         CLI_ROW(CLI_WHOLE, 0, "max-work", "N", offsetof(type, member.max_work),                              \
-                "refuse an adapter that takes more than N multiply-adds\n(default 2^44)")
+                "refuse an adapter that takes more than N multiply-adds\n(default 2^40)")
 
 /* Opens operands[0] or, without operands, the one .icma file in the current folder, on the device that was
  * named, else on the CPU. *path is owned by the caller (icma_free). */

@@ -32,6 +32,7 @@ static const cli_option unpack_options[] = {
     CLI_ROW_FLAG('k', "keep-existing", AT(keep_existing), "keep what exists, unpack the rest"),
     CLI_ROW_FLAG('n', "dry-run", AT(dry_run), "show what would be written; write nothing"),
     CLI_ROW_FLAG(0, "keep-going", AT(keep_going), "name damaged adapters and unpack the others (exit 3)"),
+    CLI_ROW_FLAG(0, "no-check", AT(no_check), "do not compare the checksums of decoded adapters"),
     CLI_ROW_HEADING("Machine"),
     CLI_ROWS_DECODING(cli_unpack, decoding),
     CLI_ROW_HEADING("Talk"),
@@ -205,6 +206,13 @@ static icma_status unpack_all(const cli_unpack *a, icma_bundle *bundle, const ch
     return ICMA_OK;
 }
 
+static bool any_is_there(const cli_unpack_plan *plan) {
+    for (size_t i = 0; i < plan->count; i++)
+        if (plan->items[i].written || plan->items[i].kept_existing)
+            return true;
+    return false;
+}
+
 /* That will be decoded. */
 static size_t adapters_of(const cli_unpack_plan *plan) {
     size_t count = 0;
@@ -230,6 +238,9 @@ static icma_status unpack_plan(const cli_unpack *a, icma_bundle *bundle, const c
     cli_progress_clear();
     if (!status)
         status = cli_unpack_tell(a, path, plan, error);
+    /* Nothing at all is not a part. */
+    if (!status && *partial && !a->dry_run && !any_is_there(plan))
+        status = icma_fail(error, ICMA_E_CORRUPT, path, "nothing of it could be unpacked");
     return status;
 }
 
@@ -240,6 +251,8 @@ static icma_status check_options(const cli_unpack *a, icma_error *error) {
         wrong = "--sample draws a new adapter; leave out --checkpoint";
     else if (a->seed.given && !a->sample)
         wrong = "--seed belongs to --sample";
+    else if (a->sample && a->no_check)
+        wrong = "a sample has no checksum; leave out --no-check";
     else if (a->output && a->folder)
         wrong = "-o names the file; leave out -C";
     else if ((a->folder && !a->folder[0]) || (a->output && !a->output[0]))
@@ -266,8 +279,10 @@ static icma_status run_unpack(const void *arguments, const cli_list *operands, i
     icma_status status = check_options(a, error);
     if (!status)
         status = cli_bundle_open(operands, &a->decoding, &bundle, &path, error);
-    if (!status)
+    if (!status) {
+        icma_bundle_compare_checksums(bundle, !a->no_check);
         status = make_plan(a, bundle, path, &plan, &partial, error);
+    }
     if (!status)
         status = unpack_plan(a, bundle, path, &plan, &partial, error);
     if (status && path)

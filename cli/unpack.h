@@ -13,7 +13,7 @@ typedef struct cli_unpack {
     cli_list tasks;
     const char *checkpoint, *folder, *output;
     cli_whole seed;
-    bool sample, force, keep_existing, dry_run, keep_going;
+    bool sample, force, keep_existing, dry_run, keep_going, no_check;
 } cli_unpack;
 
 typedef struct cli_unpack_item {

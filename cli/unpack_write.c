@@ -151,6 +151,7 @@ static icma_status tell_json(const cli_unpack *a, const char *path, const cli_un
     cli_json_text(root, "bundle", path);
     cli_json_bool(root, "dry_run", a->dry_run);
     cli_json_bool(root, "sampled", a->sample);
+    cli_json_bool(root, "checked", !a->sample && !a->no_check);
     cJSON *list = cli_json_add_array(root, "adapters");
     for (size_t i = 0; i < plan->count; i++) {
         const cli_unpack_item *item = &plan->items[i];
@@ -188,11 +189,12 @@ static icma_status print_files(const cli_unpack *a, const cli_unpack_plan *plan,
 }
 
 static void print_summary(const cli_unpack *a, const cli_unpack_plan *plan) {
-    size_t written = 0, kept = 0;
+    size_t written = 0, kept = 0, damaged = 0;
     uint64_t bytes = 0;
     for (size_t i = 0; i < plan->count; i++) {
         kept += plan->items[i].kept_existing;
         written += plan->items[i].written;
+        damaged += !plan->items[i].written && !plan->items[i].kept_existing;
         bytes += plan->items[i].written ? plan->items[i].size : 0;
     }
     fprintf(stderr, "%s%s%s %zu adapter%s, %s, into ", cli_style(stderr, CLI_GREEN),
@@ -201,6 +203,10 @@ static void print_summary(const cli_unpack *a, const cli_unpack_plan *plan) {
     cli_print_safe(stderr, a->output ? a->output : a->folder ? a->folder : "the current folder");
     if (kept)
         fprintf(stderr, "; kept %zu that existed", kept);
+    if (damaged)
+        fprintf(stderr, "; left out %zu that %s damaged", damaged, damaged == 1 ? "is" : "are");
+    if (a->no_check)
+        fputs("; their checksums were not compared", stderr);
     fputc('\n', stderr);
 }
 

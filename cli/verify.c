@@ -6,10 +6,12 @@
 #include "message.h"
 #include "progress.h"
 #include "signals.h"
+#include "sandbox.h"
 #include "source.h"
 #include "verbs.h"
 
-#include <math.h>
+#include <inttypes.h>
+#include <string.h>
 
 typedef struct verify_arguments {
     cli_common common;
@@ -41,7 +43,9 @@ typedef struct verification {
     const char *path;
     size_t sections, damaged_sections;
     size_t decoded, damaged_checkpoints;
-    cJSON *damage; /* array, or NULL */
+    bool *damaged; /* a flag a section; owned */
+    size_t tasks_whole, survivors, checkpoints; /* after damage */
+    cJSON *damage, *losses; /* arrays, or NULL */
 } verification;
 
 /* Names one piece of damage and goes on. */
@@ -73,6 +77,9 @@ static bool is_damage(icma_status status) {
 
 static icma_status check_sections(verification *v, icma_error *error) {
     v->sections = icma_bundle_section_count(v->bundle);
+    v->damaged = icma_alloc_zeroed(v->sections + 1, sizeof *v->damaged);
+    if (!v->damaged)
+        return icma_fail(error, ICMA_E_MEMORY, NULL, "not enough memory to check it");
     for (size_t i = 0; i < v->sections; i++) {
         icma_error detail = {0};
         char what[128];
@@ -83,6 +90,7 @@ static icma_status check_sections(verification *v, icma_error *error) {
         if (is_damage(status)) {
             describe_section(v, i, what, sizeof what);
             note_damage(v, what, &detail);
+            v->damaged[i] = true;
             v->damaged_sections++;
         } else if (status) {
             *error = detail;
@@ -140,6 +148,75 @@ static icma_status decode_all(verification *v, icma_error *error) {
     return ICMA_OK;
 }
 
+/* --- what survives -----------------------------------------------------------------------------------------
+ */
+
+/* "10, 20, final": the checkpoints that `flags` marks. */
+static char *name_checkpoints(const icma_task_info *info, const bool *flags) {
+    icma_buffer text = {0};
+    for (size_t i = 0; i < info->checkpoint_count; i++)
+        if (flags[i] && info->checkpoints[i].has_step)
+            cli_append(&text, "%s%" PRIu64, text.size ? ", " : "", info->checkpoints[i].step);
+        else if (flags[i])
+            cli_append(&text, "%sfinal", text.size ? ", " : "");
+    char *names = text.failed ? NULL : icma_copy_text((const char *)text.data, text.size);
+    icma_buffer_free(&text);
+    return names;
+}
+
+static void losses_to_json(verification *v, const char *task, size_t count, const icma_task_info *info, const bool *lost) {
+    cJSON *object = cli_json_add_object(v->losses, NULL);
+    cli_json_text(object, "task", task);
+    cli_json_bool(object, "all", !lost);
+    cli_json_whole(object, "checkpoints", count);
+    cJSON *steps = cli_json_add_array(object, "lost");
+    for (size_t i = 0; lost && i < count; i++)
+        if (lost[i]) {
+            cJSON *step = cli_json_add_object(steps, NULL);
+            if (info->checkpoints[i].has_step)
+                cli_json_whole(step, "step", info->checkpoints[i].step);
+            else
+                cli_json_null(step, "step");
+        }
+}
+
+static icma_status tell_losses_of(verification *v, size_t task, icma_error *error) {
+    bool *lost;
+    size_t count, gone = 0;
+    icma_task_info info = {0};
+    icma_error ignored = {0};
+    const char *name = icma_bundle_task_name(v->bundle, task);
+    icma_status status = icma_bundle_losses(v->bundle, task, v->damaged, &lost, &count, error);
+    if (status)
+        return status;
+    if (lost && icma_bundle_task(v->bundle, task, &info, &ignored) == ICMA_OK)
+        for (size_t i = 0; i < count; i++)
+            gone += lost[i];
+    else
+        gone = count;
+    v->checkpoints += count;
+    v->survivors += count - gone;
+    v->tasks_whole += gone == 0;
+    char *names = lost ? name_checkpoints(&info, lost) : NULL;
+    if (gone == count)
+        cli_warning(v->path, "task \"%s\" is lost: %s %zu checkpoint%s", name, count == 1 ? "its" : "all", count, cli_plural(count));
+    else if (gone)
+        cli_warning(v->path, "task \"%s\" has lost %zu of %zu checkpoints: %s", name, gone, count, names ? names : "?");
+    if (gone && v->losses)
+        losses_to_json(v, name, count, &info, gone == count ? NULL : lost);
+    icma_free(names);
+    icma_free(lost);
+    icma_bundle_forget_task(v->bundle, task);
+    return ICMA_OK;
+}
+
+static icma_status tell_losses(verification *v, icma_error *error) {
+    icma_status status = ICMA_OK;
+    for (size_t i = 0; !status && i < icma_bundle_task_count(v->bundle); i++)
+        status = tell_losses_of(v, i, error);
+    return status;
+}
+
 /* --- what is told ----------------------------------------------------------------------------------------
  */
 
@@ -152,6 +229,8 @@ static void print_verdict(const verification *v) {
         printf("; %zu of %zu sections do not match their checksums", v->damaged_sections, v->sections);
     else
         printf("; all %zu sections match their checksums", v->sections);
+    if (v->damaged_sections)
+        printf("; %zu of %zu tasks and %zu of %zu checkpoints survive", v->tasks_whole, icma_bundle_task_count(v->bundle), v->survivors, v->checkpoints);
     if (v->a->deep && v->damaged_checkpoints)
         printf("; %zu checkpoint%s decoded, the others could not be", v->decoded, cli_plural(v->decoded));
     else if (v->a->deep)
@@ -163,6 +242,13 @@ static icma_status tell(const verification *v, const cli_measure *measure, cJSON
     if (v->a->common.json) {
         cli_json_whole(root, "sections", v->sections);
         cli_json_whole(root, "damaged_sections", v->damaged_sections);
+        if (v->damaged_sections) {
+            cli_json_whole(root, "surviving_tasks", v->tasks_whole);
+            cli_json_whole(root, "surviving_checkpoints", v->survivors);
+        } else {
+            cli_json_null(root, "surviving_tasks");
+            cli_json_null(root, "surviving_checkpoints");
+        }
         cli_json_bool(root, "deep", v->a->deep);
         cli_json_whole(root, "decoded_checkpoints", v->decoded);
         cli_json_whole(root, "damaged_checkpoints", v->damaged_checkpoints);
@@ -204,8 +290,11 @@ static icma_status verify_bundle(verification *v, icma_error *error) {
         root = cli_json_object();
         cli_json_text(root, "bundle", v->path);
         v->damage = cli_json_add_array(root, "damage");
+        v->losses = cli_json_add_array(root, "losses");
     }
     icma_status status = check_sections(v, error);
+    if (!status && v->damaged_sections)
+        status = tell_losses(v, error);
     if (!status && (v->a->deep || v->a->against))
         status = cli_bundle_choose_device(v->bundle, &v->a->decoding, SIZE_MAX, error);
     if (!status && v->a->deep)
@@ -226,6 +315,9 @@ static icma_status verify_bundle(verification *v, icma_error *error) {
 static icma_status run_verify(const void *arguments, const cli_list *operands, icma_error *error) {
     verification v = {.a = arguments};
     char *path;
+    cli_sandbox_want(v.a->common.verbose);
+    if ((v.a->deep || v.a->against) && !v.a->decoding.scalar && (!v.a->decoding.device || strcmp(v.a->decoding.device, "auto") == 0))
+        cli_sandbox_defer();
     icma_status status = cli_bundle_open(operands, &v.a->decoding, &v.bundle, &path, error);
     if (status)
         return status;
@@ -234,6 +326,7 @@ static icma_status run_verify(const void *arguments, const cli_list *operands, i
     if (status)
         icma_error_set_file(error, path);
     icma_bundle_close(v.bundle);
+    icma_free(v.damaged);
     icma_free(path);
     return status;
 }
@@ -245,7 +338,8 @@ const cli_verb cli_verb_verify = {
     .summary = "check an archive, or compare it with the originals",
     .description =
         "Compares the checksum of every section. With --deep it decodes every checkpoint too, and with\n"
-        "--against it measures how far each is from its original. Damage is named piece by piece.",
+        "--against it measures how far each is from its original. Damage is named piece by piece, and\n"
+        "so are the adapters that are lost with it; unpack --keep-going brings out the others.",
     .options = verify_options,
     .examples = (const char *const[]){"icma verify loras.icma", "checksums only: fast",
                                       "icma verify loras.icma --deep --against loras",

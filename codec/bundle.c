@@ -2,6 +2,7 @@
 /* Reading archives: the second half of icma.h. */
 #include "bundle_inside.h"
 #include "memory.h"
+#include "sort.h"
 
 #include <math.h>
 #include <string.h>
@@ -10,7 +11,7 @@
 enum { MOST_TABLE = 1 << 28, MOST_TEXTS = 1 << 28, MOST_RECORD = 1 << 26 };
 
 icma_limits icma_limits_defaults(void) {
-    return (icma_limits){UINT64_C(64) << 30, UINT64_C(1) << 44};
+    return (icma_limits){UINT64_C(4) << 30, UINT64_C(1) << 40};
 }
 
 const char *icma_tier_name(icma_tier tier) {
@@ -79,6 +80,48 @@ static icma_status check_owners(const icma_container *c, icma_error *error) {
     return ICMA_OK;
 }
 
+/* --- which tables a task has -------------------------------------------------------------------------------------------- */
+
+static int compare_tables(const void *a, const void *b, const void *context) {
+    (void)context;
+    const icma_section *x = *(const icma_section *const *)a, *y = *(const icma_section *const *)b;
+    if (x->task != y->task)
+        return x->task < y->task ? -1 : 1;
+    return x->group < y->group ? -1 : x->group > y->group;
+}
+
+/* The index has sections by group, then task; who looks for a task in every group does too much in a file of many of both. */
+static icma_status sort_tables(icma_bundle *b, icma_error *error) {
+    size_t count = icma_container_section_count(b->container);
+    b->tables = icma_alloc_array(count + 1, sizeof *b->tables);
+    if (!b->tables)
+        return icma_fail(error, ICMA_E_MEMORY, icma_container_path(b->container), "no memory to open it");
+    for (size_t i = 0; i < count; i++)
+        if (icma_container_section(b->container, i)->kind == ICMA_SECTION_TASK)
+            b->tables[b->table_count++] = icma_container_section(b->container, i);
+    if (b->table_count)
+        icma_sort(b->tables, b->table_count, sizeof *b->tables, compare_tables, NULL);
+    return ICMA_OK;
+}
+
+/* The first of the tables whose task is not under `task`. */
+static size_t first_table(const icma_bundle *b, uint64_t task) {
+    size_t low = 0, high = b->table_count;
+    while (low < high) {
+        size_t middle = low + (high - low) / 2;
+        if (b->tables[middle]->task < task)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return low;
+}
+
+size_t icma_bundle_tables(const icma_bundle *b, uint32_t task, size_t *first) {
+    *first = first_table(b, task);
+    return first_table(b, (uint64_t)task + 1) - *first;
+}
+
 /* --- opening ----------------------------------------------------------------------------------------------------- */
 
 icma_status icma_bundle_open(const char *path, const icma_ops *ops, const icma_limits *limits, icma_bundle **out, icma_error *error) {
@@ -91,6 +134,8 @@ icma_status icma_bundle_open(const char *path, const icma_ops *ops, const icma_l
     icma_status status = icma_container_open(path, &b->container, error);
     if (!status)
         status = check_owners(b->container, error);
+    if (!status)
+        status = sort_tables(b, error);
     if (!status) {
         b->groups = icma_alloc_zeroed(icma_container_group_count(b->container) + 1, sizeof *b->groups);
         b->tasks = icma_alloc_zeroed(icma_container_task_count(b->container) + 1, sizeof *b->tasks);
@@ -151,6 +196,7 @@ void icma_bundle_close(icma_bundle *b) {
         icma_bundle_forget_task(b, t);
     icma_free(b->groups);
     icma_free(b->tasks);
+    icma_free(b->tables);
     icma_container_close(b->container);
     icma_free(b);
 }
@@ -189,12 +235,10 @@ static icma_status load_texts(icma_bundle *b, uint32_t group, uint32_t task, uin
     return status;
 }
 
-static icma_status load_group(icma_bundle *b, uint32_t index, icma_error *error) {
+static icma_status read_group(icma_bundle *b, uint32_t index, icma_error *error) {
     icma_group_state *g = &b->groups[index];
     const icma_section *signature, *generator;
     uint8_t *raw = NULL;
-    if (g->loaded)
-        return ICMA_OK;
     icma_status status = single(b, ICMA_SECTION_SIGNATURE, index, ICMA_NO_OWNER, &signature, error);
     if (!status)
         status = single(b, ICMA_SECTION_GENERATOR, index, ICMA_NO_OWNER, &generator, error);
@@ -220,6 +264,22 @@ static icma_status load_group(icma_bundle *b, uint32_t index, icma_error *error)
         icma_safetensors_free(&g->signature);
     }
     icma_error_set_file(error, icma_container_path(b->container));
+    return status;
+}
+
+static icma_status load_group(icma_bundle *b, uint32_t index, icma_error *error) {
+    icma_group_state *g = &b->groups[index];
+    icma_error detail = {0};
+    if (g->loaded)
+        return ICMA_OK;
+    icma_status status = g->refused ? g->refusal.status : read_group(b, index, &detail);
+    if (g->refused)
+        detail = g->refusal;
+    g->refused = status == ICMA_E_CORRUPT || status == ICMA_E_LIMIT || status == ICMA_E_UNSUPPORTED;
+    if (g->refused)
+        g->refusal = detail;
+    if (status && error)
+        *error = detail;
     return status;
 }
 
@@ -311,59 +371,62 @@ static icma_status load_part(icma_bundle *b, uint32_t task_index, icma_part *p, 
     return status;
 }
 
-static icma_checkpoint_info describe(const icma_bundle *b, const icma_part *p, const icma_checkpoint *c) {
+static icma_checkpoint_info describe(const icma_bundle *b, const icma_part *p, const icma_checkpoint *c, uint64_t parameters) {
     const icma_safetensors *s = &b->groups[p->group].signature;
     size_t header = c->header ? icma_part_text(b, p, c->header - 1)->size : s->header_size;
     icma_checkpoint_info info = {.group = p->group, .has_step = c->has_step, .step = c->step, .tier = c->tier, .bound = c->bound, .relative_error = c->relative_error,
                                  .dw_error_mean = c->dw_error_mean, .dw_error_max = c->dw_error_max, .hash = c->hash,
-                                 .file_size = 8 + header + s->data_size};
-    for (size_t t = 0; t < s->tensor_count; t++)
-        info.parameters += s->tensors[t].count;
+                                 .file_size = 8 + header + s->data_size, .parameters = parameters};
     /* Stored errors are rounded up; what pack has proved is never above the bound. */
     if (c->bound.kind == ICMA_BOUND_DW)
         info.dw_error_max = fminf(info.dw_error_max, c->bound.value);
     return info;
 }
 
-static bool earlier(const icma_checkpoint_info *a, const icma_checkpoint_info *b) {
-    if (a->has_step != b->has_step)
-        return a->has_step;
-    return a->has_step && a->step < b->step;
+static uint64_t parameters_of(const icma_safetensors *signature) {
+    uint64_t sum = 0;
+    for (size_t t = 0; t < signature->tensor_count; t++)
+        sum += signature->tensors[t].count;
+    return sum;
 }
 
-/* Merges the parts' lists, each ascending, into one: repeatedly the earliest head. Parts are few. */
+/* By step; one without a step comes last. */
+static int compare_places(const void *a, const void *b, const void *context) {
+    const icma_part *parts = context;
+    const icma_place *x = a, *y = b;
+    const icma_checkpoint *c = &parts[x->part].table.list[x->index], *d = &parts[y->part].table.list[y->index];
+    if (c->has_step != d->has_step)
+        return c->has_step ? -1 : 1;
+    return !c->has_step || c->step == d->step ? 0 : c->step < d->step ? -1 : 1;
+}
+
+/* The checkpoints of all parts, as one list. */
 static icma_status merge_parts(icma_bundle *b, icma_task_state *t, icma_error *error) {
     for (size_t p = 0; p < t->part_count; p++)
         t->count += t->parts[p].table.count;
     t->infos = icma_alloc_array(t->count, sizeof *t->infos);
     t->places = icma_alloc_array(t->count, sizeof *t->places);
-    uint32_t *next = icma_alloc_zeroed(t->part_count, sizeof *next);
-    if (!t->infos || !t->places || !next) {
-        icma_free(next);
+    uint64_t *parameters = icma_alloc_array(t->part_count, sizeof *parameters);
+    if (!t->infos || !t->places || !parameters) {
+        icma_free(parameters);
         return icma_fail(error, ICMA_E_MEMORY, NULL, "no memory for a task");
     }
-    for (size_t i = 0; i < t->count; i++) {
-        size_t best = SIZE_MAX;
-        icma_checkpoint_info best_info = {0};
-        for (size_t p = 0; p < t->part_count; p++) {
-            if (next[p] >= t->parts[p].table.count)
-                continue;
-            icma_checkpoint_info info = describe(b, &t->parts[p], &t->parts[p].table.list[next[p]]);
-            if (best == SIZE_MAX || earlier(&info, &best_info)) {
-                best = p;
-                best_info = info;
-            }
-        }
-        bool again = i > 0 && t->infos[i - 1].has_step == best_info.has_step && t->infos[i - 1].step == best_info.step;
-        if (again) {
-            icma_free(next);
-            return icma_bundle_corrupt(b, error, "a task has two checkpoints of one step");
-        }
-        t->infos[i] = best_info;
-        t->places[i] = (icma_place){(uint32_t)best, next[best]++};
+    for (uint32_t p = 0, at = 0; p < t->part_count; p++) {
+        parameters[p] = parameters_of(&b->groups[t->parts[p].group].signature);
+        for (uint32_t i = 0; i < t->parts[p].table.count; i++)
+            t->places[at++] = (icma_place){p, i};
     }
-    icma_free(next);
-    return ICMA_OK;
+    if (t->part_count > 1)
+        icma_sort(t->places, t->count, sizeof *t->places, compare_places, t->parts);
+    icma_status status = ICMA_OK;
+    for (size_t i = 0; i < t->count; i++) {
+        const icma_part *part = &t->parts[t->places[i].part];
+        if (i && compare_places(&t->places[i - 1], &t->places[i], t->parts) == 0)
+            status = icma_bundle_corrupt(b, error, "a task has two checkpoints of one step");
+        t->infos[i] = describe(b, part, &part->table.list[t->places[i].index], parameters[t->places[i].part]);
+    }
+    icma_free(parameters);
+    return status;
 }
 
 static void count_bytes(icma_bundle *b, uint32_t task_index) {
@@ -383,20 +446,14 @@ icma_status icma_bundle_load_task(icma_bundle *b, uint32_t index, icma_error *er
     icma_task_state *t = &b->tasks[index];
     if (t->loaded)
         return ICMA_OK;
-    size_t groups = icma_container_group_count(b->container);
+    size_t first, count = icma_bundle_tables(b, index, &first);
     icma_status status = ICMA_OK;
-    for (uint32_t g = 0; !status && g < groups; g++) {
-        const icma_section *table;
-        status = single(b, ICMA_SECTION_TASK, g, index, &table, error);
-        if (status || !table)
-            continue;
-        icma_part *more = icma_resize_array(t->parts, t->part_count + 1, sizeof *more);
-        if (!more) {
-            status = icma_fail(error, ICMA_E_MEMORY, NULL, "no memory for a task");
-            break;
-        }
-        t->parts = more;
-        t->parts[t->part_count] = (icma_part){.group = g};
+    if (count && !(t->parts = icma_alloc_zeroed(count, sizeof *t->parts)))
+        status = icma_fail(error, ICMA_E_MEMORY, NULL, "no memory for a task");
+    for (size_t i = 0; !status && i < count; i++) {
+        /* One a group: check_owners lets their first be 0 only, and no two sections are alike (spec 3.4). */
+        const icma_section *table = b->tables[first + i];
+        t->parts[t->part_count] = (icma_part){.group = table->group};
         status = load_part(b, index, &t->parts[t->part_count++], table, error);
     }
     if (!status && t->part_count == 0)

@@ -11,6 +11,8 @@
 /* A signature group, loaded on first use. */
 typedef struct icma_group_state {
     bool loaded;
+    bool refused; /* for what it says: `refusal`. Each of its tasks would else read it again */
+    icma_error refusal;
     icma_safetensors signature;
     icma_generator generator;
     icma_decoder *decoder; /* made when something is decoded */
@@ -54,15 +56,22 @@ typedef struct icma_task_state {
 
 struct icma_bundle {
     icma_container *container;
+    const icma_section **tables; /* TASK sections by task, then group; owned */
+    size_t table_count;
     const icma_ops *ops;
     icma_limits limits;
+    bool unchecked; /* decoded files are given out without comparing their checksums */
     icma_group_state *groups;
     icma_task_state *tasks;
 };
 
 icma_status icma_bundle_corrupt(const icma_bundle *bundle, icma_error *error, const char *what);
+/* The tables of a task, one a group, as indices first .. first + count - 1 of `tables`. */
+size_t icma_bundle_tables(const icma_bundle *bundle, uint32_t task, size_t *first);
 /* Each loads on first use; nothing to do after that. */
 icma_status icma_bundle_load_task(icma_bundle *bundle, uint32_t task, icma_error *error);
+/* The section of a kind over checkpoints whose range has `index`, or NULL; the ranges do not overlap (checked when the task is loaded). */
+const icma_section *icma_bundle_covering(const icma_bundle *bundle, uint16_t kind, uint32_t group, uint32_t task, size_t index);
 icma_status icma_bundle_open_decoder(icma_bundle *bundle, uint32_t group, icma_error *error);
 /* Where a task's checkpoint is; ICMA_E_NOT_FOUND if there are not so many. */
 icma_status icma_bundle_find_checkpoint(icma_bundle *bundle, size_t task, size_t checkpoint, icma_place *out, icma_error *error);

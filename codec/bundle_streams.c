@@ -6,14 +6,17 @@
 
 #include <string.h>
 
-/* The section of a kind whose range of checkpoints has `index`, or NULL. */
-static const icma_section *find_covering(const icma_bundle *b, uint16_t kind, const icma_part *p, uint32_t task, size_t index) {
+const icma_section *icma_bundle_covering(const icma_bundle *b, uint16_t kind, uint32_t group, uint32_t task, size_t index) {
     const icma_section *first = NULL;
-    size_t count = icma_container_range(b->container, kind, p->group, task, &first);
-    for (size_t i = 0; i < count; i++)
-        if (first[i].first <= index && index - first[i].first < first[i].count)
-            return &first[i];
-    return NULL;
+    size_t low = 0, high = icma_container_range(b->container, kind, group, task, &first);
+    while (low < high) {
+        size_t middle = low + (high - low) / 2;
+        if (first[middle].first <= index)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return low && index - first[low - 1].first < first[low - 1].count ? &first[low - 1] : NULL;
 }
 
 /* Makes `stream` hold a section of at most `size` bytes, unless it does already. */
@@ -36,7 +39,7 @@ static icma_status load_stream(icma_bundle *b, const icma_part *p, icma_stream *
 icma_status icma_part_read_verbatim(icma_bundle *b, uint32_t task, icma_part *p, size_t index, uint8_t *data, icma_error *error) {
     const icma_safetensors *signature = &b->groups[p->group].signature;
     const icma_generator *g = &b->groups[p->group].generator;
-    const icma_section *found = find_covering(b, ICMA_SECTION_VERBATIM, p, task, index);
+    const icma_section *found = icma_bundle_covering(b, ICMA_SECTION_VERBATIM, p->group, task, index);
     size_t size = 0;
     if (!found) {
         if (!icma_verbatim_size(signature, g, &p->table.list[index], 1, &size) || size > 0)
@@ -86,7 +89,7 @@ static void forget_stream(icma_stream *stream) {
 
 icma_status icma_part_find_block(icma_bundle *b, uint32_t task, icma_part *p, uint16_t kind, size_t index, const uint8_t **data, size_t *size,
                                  icma_error *error) {
-    const icma_section *found = find_covering(b, kind, p, task, index);
+    const icma_section *found = icma_bundle_covering(b, kind, p->group, task, index);
     icma_stream *stream = kind == ICMA_SECTION_LINK ? &p->links : &p->residuals;
     *data = NULL;
     *size = 0;

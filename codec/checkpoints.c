@@ -223,6 +223,9 @@ static icma_status read_list(icma_cursor *from, const icma_generator *g, icma_ch
     uint64_t files = icma_read_varint(from);
     if (from->failed || files > from->left / 2)
         return bad(error, "truncated");
+    if (files > ICMA_MAX_SIDE_FILES)
+        return icma_fail(error, ICMA_E_LIMIT, NULL, "task table: a checkpoint with %llu side files; the limit is %d", (unsigned long long)files,
+                         (int)ICMA_MAX_SIDE_FILES);
     if (files && !(p->files = icma_alloc_array((size_t)files, 2 * sizeof *p->files)))
         return no_memory(error);
     p->file_count = (size_t)files;
@@ -341,6 +344,8 @@ icma_status icma_texts_read(const uint8_t *data, size_t size, icma_texts *out, i
     uint64_t count = icma_read_varint(&from);
     if (from.failed || count > from.left)
         return bad(error, "texts truncated");
+    if (count > ICMA_MAX_TEXTS)
+        return icma_fail(error, ICMA_E_LIMIT, NULL, "%llu texts; the limit is %d", (unsigned long long)count, (int)ICMA_MAX_TEXTS);
     if (count && !(out->list = icma_alloc_zeroed((size_t)count, sizeof *out->list)))
         return no_memory(error);
     out->count = (size_t)count;

@@ -9,7 +9,11 @@
 #include "generator.h"
 #include "icma.h"
 
-enum { ICMA_CHAIN_TAPS = 3 };
+enum {
+    ICMA_CHAIN_TAPS = 3,
+    ICMA_MAX_TEXTS = 1 << 20,      /* in a section */
+    ICMA_MAX_SIDE_FILES = 1 << 10, /* beside a checkpoint */
+};
 
 typedef enum icma_condition_origin {
     ICMA_CONDITION_NONE = 0,    /* the group has no generator, and the task came without a vector */

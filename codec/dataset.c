@@ -136,6 +136,14 @@ void icma_dataset_close(icma_dataset *dataset) {
     memset(dataset, 0, sizeof *dataset);
 }
 
+icma_status icma_dataset_check_unchanged(const icma_dataset *dataset, icma_error *error) {
+    icma_status status = ICMA_OK;
+    for (size_t g = 0; !status && g < dataset->count; g++)
+        for (size_t i = 0; !status && i < dataset->groups[g].count; i++)
+            status = icma_file_check_unchanged(dataset->groups[g].sources[i].file, error);
+    return status;
+}
+
 bool icma_group_is_exception(const icma_group *group, size_t source, size_t tensor) {
     size_t bit = source * group->signature.tensor_count + tensor;
     return group->exceptions[bit / 8] >> (bit % 8) & 1;

@@ -38,6 +38,9 @@ typedef struct icma_dataset {
 icma_status icma_dataset_open(const icma_inputs *inputs, size_t train_last, icma_dataset *out, icma_error *error);
 void icma_dataset_close(icma_dataset *dataset); /* leaves it zeroed */
 
+/* ICMA_E_IO if a source's file is not what it was when it was opened: what was read of it may be a mixture. */
+icma_status icma_dataset_check_unchanged(const icma_dataset *dataset, icma_error *error);
+
 bool icma_group_is_exception(const icma_group *group, size_t source, size_t tensor);
 void icma_group_set_exception(icma_group *group, size_t source, size_t tensor);
 

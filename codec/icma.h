@@ -189,11 +189,11 @@ void icma_pack_result_free(icma_pack_result *result); /* leaves it zeroed */
  * --------------------------------------------------------------------------------------------------- */
 
 typedef struct icma_limits {
-    uint64_t max_output; /* bytes that one decoded adapter may have */
+    uint64_t max_output; /* bytes that one decoded adapter may have, and its side files */
     uint64_t max_work;   /* multiply-adds that one decoded adapter may cost */
 } icma_limits;
 
-icma_limits icma_limits_defaults(void); /* 64 GiB, 2^44 */
+icma_limits icma_limits_defaults(void); /* 4 GiB, 2^40 */
 
 typedef struct icma_bundle icma_bundle;
 
@@ -253,6 +253,10 @@ icma_section_info icma_bundle_section(const icma_bundle *bundle, size_t index);
 /* Compares one section's checksum and padding. */
 icma_status icma_bundle_check_section(icma_bundle *bundle, size_t index, icma_error *error);
 
+/* What is lost of a task if the sections that `damaged` marks (a flag a section) are: *lost, owned by the caller (icma_free), has a flag
+ * for each of its *count checkpoints, in icma_task_info's order; NULL: all of them. From the tables; nothing is decoded (spec 3.11). */
+icma_status icma_bundle_losses(icma_bundle *bundle, size_t task, const bool *damaged, bool **lost, size_t *count, icma_error *error);
+
 typedef struct icma_generator_info {
     const char *kind; /* "none", "basis", "conv", "diffusion" */
     size_t components_a, components_b, components_other;
@@ -282,6 +286,10 @@ typedef struct icma_decoded {
     size_t file_count;
 } icma_decoded;
 void icma_decoded_free(icma_decoded *decoded); /* leaves it zeroed */
+
+/* Whether icma_bundle_decode compares checksums; it does if nothing else is said. Without, what is damaged unnoticed by the sections' own
+ * checksums, or decoded by another rule, comes out as it is. */
+void icma_bundle_compare_checksums(icma_bundle *bundle, bool compare);
 
 /* Decodes one checkpoint (an index into icma_task_info.checkpoints) and compares the result's checksum with
  * the stored one. */

@@ -469,6 +469,8 @@ static icma_status pack_all(icma_packer *p, const char *path, icma_error *error)
         status = check_archive(p, error);
     if (!status)
         status = sample_zstd(p, error);
+    if (!status)
+        status = icma_dataset_check_unchanged(&p->dataset, error);
     p->result->seconds.check = icma_lap(&now);
     if (!status)
         find_break_even(p->result);

@@ -382,7 +382,7 @@ static bool reader_open(icma_rans_reader *reader, const uint8_t *data, size_t si
     size_t states = 4 * (size_t)reader->lanes;
     if (size < states || (size - states) % 2)
         return false;
-    reader->words = data + states;
+    reader->words = states ? data + states : data; /* of no symbols, `data` may be NULL */
     reader->left = (size - states) / 2;
     for (unsigned lane = 0; lane < reader->lanes; lane++) {
         reader->state[lane] = icma_load_u32(data + 4 * (size_t)lane);

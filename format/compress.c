@@ -8,6 +8,11 @@
 
 #include "memory.h"
 
+#if defined(__has_feature)
+#if __has_feature(memory_sanitizer)
+#include <sanitizer/msan_interface.h>
+#endif
+#endif
 #include <string.h>
 #include <xxhash.h>
 #include <zstd.h>
@@ -17,6 +22,10 @@ enum { HASH_BLOCK = 1 << 16 };
 
 uint64_t icma_hash(const void *data, size_t size) {
     return XXH3_64bits(size ? data : "", size);
+}
+
+uint64_t icma_hash_seeded(const void *data, size_t size, uint64_t seed) {
+    return XXH3_64bits_withSeed(size ? data : "", size, seed);
 }
 
 icma_status icma_hash_blocks(icma_block_reader *read, void *context, uint64_t size, uint64_t *hash,
@@ -34,6 +43,17 @@ icma_status icma_hash_blocks(icma_block_reader *read, void *context, uint64_t si
     }
     *hash = XXH3_64bits_digest(&state);
     return ICMA_OK;
+}
+
+/* MemorySanitizer cannot see what libzstd, which it did not build, has written. */
+static void written_by_zstd(const void *data, size_t size) {
+#if defined(__has_feature)
+#if __has_feature(memory_sanitizer)
+    __msan_unpoison(data, size);
+#endif
+#endif
+    (void)data;
+    (void)size;
 }
 
 static void *zstd_alloc(void *context, size_t size) {
@@ -68,6 +88,7 @@ icma_status icma_zstd_compress(const void *data, size_t size, int level, icma_bu
             status = ICMA_OK;
     }
     ZSTD_freeCCtx(context);
+    written_by_zstd(to, status == ICMA_OK ? written : 0);
     out->size = before + (status == ICMA_OK ? written : 0);
     if (status != ICMA_OK)
         return icma_fail(error, status, NULL, "not enough memory to compress %zu bytes", size);
@@ -111,6 +132,7 @@ icma_status icma_zstd_decompress(const void *data, size_t size, void *out, size_
         return icma_fail(error, ICMA_E_MEMORY, NULL, "not enough memory to decompress");
     size_t written = ZSTD_decompressDCtx(context, out, raw_size, data, size);
     ZSTD_freeDCtx(context);
+    written_by_zstd(out, ZSTD_isError(written) ? 0 : written);
     if (ZSTD_isError(written)) {
         bool memory = ZSTD_getErrorCode(written) == ZSTD_error_memory_allocation;
         return icma_fail(error, memory ? ICMA_E_MEMORY : ICMA_E_CORRUPT, NULL,

@@ -11,6 +11,9 @@
 /* XXH3-64 with seed 0. size may be 0 (data is then not read). */
 uint64_t icma_hash(const void *data, size_t size);
 
+/* With a seed: for tables, whose order a stranger shall not foresee. */
+uint64_t icma_hash_seeded(const void *data, size_t size, uint64_t seed);
+
 /* The same over `size` bytes that `read` delivers block by block, in order, in bounded memory. Fails only
  * with what `read` returns. */
 typedef icma_status icma_block_reader(void *context, uint64_t offset, void *out, size_t size,

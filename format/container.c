@@ -154,6 +154,16 @@ static icma_status check_owners(const icma_section *sections, size_t count, size
     return status;
 }
 
+/* What all compressed sections but verbatim ones may become together, in a file of that size (spec 3.6): so that what a reader does before it
+ * decodes anything stays in proportion to the file. Sizes of files are under 2^63, of sections at most 2^40. */
+static uint64_t most_unpacked(uint64_t file_size) {
+    return file_size < UINT64_MAX / 4 ? (UINT64_C(1) << 20) + 3 * file_size : UINT64_MAX;
+}
+
+static bool is_counted(const icma_section *section) {
+    return section->coding == ICMA_CODING_ZSTD && section->kind != ICMA_SECTION_VERBATIM;
+}
+
 typedef struct span {
     uint64_t begin;
     uint64_t size;
@@ -379,6 +389,7 @@ static icma_status check_section(const icma_section *section, size_t index, cons
 static icma_status parse_entries(icma_container *container, const uint8_t *table, size_t count,
                                  icma_error *error) {
     const char *path = container->path;
+    uint64_t unpacked = 0; /* 2^22 sections of 2^40 bytes do not overflow it */
     for (size_t i = 0; i < count; i++) {
         const uint8_t *entry = table + i * ENTRY_SIZE;
         icma_section *section = &container->sections[i];
@@ -391,7 +402,11 @@ static icma_status parse_entries(icma_container *container, const uint8_t *table
             return status;
         if (i && compare_sections(section - 1, section, NULL) >= 0)
             return icma_fail(error, ICMA_E_CORRUPT, path, "section %zu is out of order", i);
+        unpacked += is_counted(section) ? section->raw_size : 0;
     }
+    if (unpacked > most_unpacked(container->size))
+        return icma_fail(error, ICMA_E_LIMIT, path, "its compressed sections would become %" PRIu64 " bytes; a file of its size may have %" PRIu64,
+                         unpacked, most_unpacked(container->size));
     return ICMA_OK;
 }
 
@@ -696,6 +711,7 @@ struct icma_container_writer {
     icma_section *sections;
     size_t count;
     size_t capacity;
+    uint64_t unpacked; /* raw bytes of the sections that most_unpacked is about */
 };
 
 static icma_status fail_to_write(const icma_container_writer *writer, icma_error *error) {
@@ -776,7 +792,11 @@ icma_status icma_container_add(icma_container_writer *writer, icma_section *sect
         status = icma_zstd_compress(data, size, level, &packed, error);
     if (status != ICMA_OK)
         goto fail;
-    bool pays = level > 0 && packed.size < size;
+    /* The file will be larger still. */
+    bool counted = section->kind != ICMA_SECTION_VERBATIM;
+    bool pays = level > 0 && packed.size < size &&
+                (!counted || writer->unpacked + size <= most_unpacked(icma_output_size(writer->output) + packed.size));
+    writer->unpacked += pays && counted ? size : 0;
     const void *stored = pays ? packed.data : data;
     section->offset = icma_output_size(writer->output);
     section->stored_size = pays ? packed.size : size;

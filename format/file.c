@@ -6,6 +6,7 @@
 #include "memory.h"
 #include "utf8.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
@@ -13,6 +14,7 @@
 #include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
@@ -130,8 +132,19 @@ static bool same_file(const struct stat *a, const struct stat *b) {
            a->st_mtim.tv_sec == b->st_mtim.tv_sec && a->st_mtim.tv_nsec == b->st_mtim.tv_nsec;
 }
 
+static icma_status fail_changed(icma_error *error, const char *path) {
+    return icma_fail(error, ICMA_E_IO, path, "changed while it was read; start again when it is at rest");
+}
+
+icma_status icma_file_check_unchanged(const icma_file *file, icma_error *error) {
+    struct stat now = {0};
+    if ((file->descriptor >= 0 ? fstat(file->descriptor, &now) : stat(file->path, &now)) != 0)
+        return fail_errno(error, errno == ENOENT ? ICMA_E_NOT_FOUND : ICMA_E_IO, file->path, "cannot examine", errno);
+    return same_file(&now, &file->seen) ? ICMA_OK : fail_changed(error, file->path);
+}
+
 static icma_status unpark(icma_file *file, icma_error *error) {
-    struct stat now;
+    struct stat now = {0};
     if (file->descriptor >= 0)
         return ICMA_OK;
     icma_status status = open_regular(file->path, &file->descriptor, &now, error);
@@ -140,8 +153,7 @@ static icma_status unpark(icma_file *file, icma_error *error) {
     if (same_file(&now, &file->seen))
         return ICMA_OK;
     close_once(&file->descriptor);
-    return icma_fail(error, ICMA_E_IO, file->path,
-                     "changed while it was read; start again when it is at rest");
+    return fail_changed(error, file->path);
 }
 
 icma_status icma_file_read(icma_file *file, uint64_t offset, void *out, size_t size, icma_error *error) {
@@ -236,6 +248,7 @@ void icma_output_unlink_all(void) {
 
 struct icma_output {
     int descriptor;
+    int lock;   /* a second descriptor of the temporary: keeps its lock from the close before the rename to after it */
     int folder; /* for its fsync; opened early, so that little can fail after the rename */
     bool overwrite;
     bool created;
@@ -249,6 +262,7 @@ static void free_output(icma_output *output) {
     if (forget_temporary(output->temporary, output->slot))
         icma_free(output->temporary);
     close_once(&output->descriptor);
+    close_once(&output->lock);
     close_once(&output->folder);
     icma_free(output->path);
     icma_free(output);
@@ -286,6 +300,20 @@ static void name_temporary(icma_output *output) {
              (unsigned long long)name_seed());
 }
 
+/* A temporary is locked (flock) for as long as its writer lives, so one that can be locked has been left behind
+ * by a kill or a power cut. Between creating and locking it another run may have taken it for such a one: then
+ * the lock is held, or the file has no name any more. False: take another name. A file system without locks
+ * keeps its stale files, for nobody can tell them. */
+static bool lock_temporary(icma_output *output) {
+    struct stat seen = {0};
+    if (flock(output->descriptor, LOCK_EX | LOCK_NB) != 0)
+        return errno != EWOULDBLOCK;
+    if (fstat(output->descriptor, &seen) != 0 || seen.st_nlink == 0)
+        return false;
+    output->lock = fcntl(output->descriptor, F_DUPFD_CLOEXEC, 0);
+    return true; /* without the second descriptor another run may remove the file in the end: commit fails then */
+}
+
 static icma_status create_temporary(icma_output *output, icma_error *error) {
     size_t folder = folder_length(output->path);
     output->temporary = icma_alloc(folder + sizeof TEMPORARY_NAME);
@@ -296,16 +324,59 @@ static icma_status create_temporary(icma_output *output, icma_error *error) {
     if (!remember_temporary(output->temporary, &output->slot))
         return icma_fail(error, ICMA_E_LIMIT, output->path, "more than %d files are being written",
                          (int)MAX_OUTPUTS);
-    for (int attempt = 0; attempt < 100 && output->descriptor < 0; attempt++) {
+    int code = EEXIST;
+    for (int attempt = 0; attempt < 100; attempt++) {
         output->descriptor = open(output->temporary, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
-        if (output->descriptor >= 0 || (errno != EEXIST && errno != EINTR))
+        code = output->descriptor < 0 ? errno : 0;
+        if (code == 0 && lock_temporary(output))
+            break;
+        if (code == 0) {
+            unlink(output->temporary);
+            close_once(&output->descriptor);
+            code = EEXIST;
+        }
+        if (code != EEXIST && code != EINTR)
             break;
         name_temporary(output);
     }
     if (output->descriptor < 0)
-        return fail_errno(error, ICMA_E_IO, output->path, "cannot create a file in its folder", errno);
+        return fail_errno(error, ICMA_E_IO, output->path, "cannot create a file in its folder", code);
     output->created = true;
     return ICMA_OK;
+}
+
+static bool is_temporary_name(const char *name) {
+    if (strlen(name) != sizeof TEMPORARY_NAME - 1 || strncmp(name, ".icma-", 6) != 0)
+        return false;
+    return strspn(name + 6, "0123456789abcdef") == 16 && strcmp(name + 22, ".tmp") == 0;
+}
+
+/* Removes one if it is a regular file of ours (`user`) that no living process has locked. */
+static void remove_if_stale(int folder, const char *name, uid_t user) {
+    struct stat seen = {0}, named = {0};
+    int descriptor = openat(folder, name, O_RDWR | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
+    if (descriptor < 0)
+        return;
+    if (fstat(descriptor, &seen) == 0 && S_ISREG(seen.st_mode) && seen.st_uid == user &&
+        flock(descriptor, LOCK_EX | LOCK_NB) == 0 &&
+        fstatat(folder, name, &named, AT_SYMLINK_NOFOLLOW) == 0 && named.st_dev == seen.st_dev &&
+        named.st_ino == seen.st_ino)
+        unlinkat(folder, name, 0);
+    close_once(&descriptor);
+}
+
+/* What runs that were killed have left in the folder. Nothing that goes wrong here matters to the output. */
+static void remove_stale(int folder) {
+    int copy = openat(folder, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    DIR *list = copy < 0 ? NULL : fdopendir(copy);
+    if (!list) {
+        close_once(&copy);
+        return;
+    }
+    for (struct dirent *entry; (entry = readdir(list));)
+        if (is_temporary_name(entry->d_name))
+            remove_if_stale(folder, entry->d_name, geteuid());
+    closedir(list);
 }
 
 static icma_status open_folder(icma_output *output, icma_error *error) {
@@ -321,7 +392,7 @@ static icma_status open_folder(icma_output *output, icma_error *error) {
 }
 
 static icma_status check_target(const char *path, bool overwrite, icma_error *error) {
-    struct stat seen;
+    struct stat seen = {0};
     size_t folder = folder_length(path);
     if (!path[folder])
         return icma_fail(error, ICMA_E_IO, path, "a file name is missing; give one");
@@ -342,13 +413,15 @@ icma_status icma_output_create(const char *path, bool overwrite, icma_output **o
     icma_output *output = icma_alloc_zeroed(1, sizeof *output);
     if (!output)
         return fail_memory(error, path);
-    output->descriptor = output->folder = -1;
+    output->descriptor = output->lock = output->folder = -1;
     output->slot = MAX_OUTPUTS;
     output->overwrite = overwrite;
     output->path = icma_copy_string(path);
     status = output->path ? open_folder(output, error) : fail_memory(error, path);
-    if (status == ICMA_OK)
+    if (status == ICMA_OK) {
+        remove_stale(output->folder);
         status = create_temporary(output, error);
+    }
     if (status != ICMA_OK) {
         icma_output_abandon(output);
         return status;
@@ -475,7 +548,10 @@ static bool split_segments(char *path) {
 static int enter_folder(int *folder, const char *name) {
     if (mkdirat(*folder, name, 0777) != 0 && errno != EEXIST)
         return errno;
-    int next = openat(*folder, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+    int next;
+    do
+        next = openat(*folder, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+    while (next < 0 && errno == EINTR);
     if (next < 0)
         return errno;
     close_once(folder);

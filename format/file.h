@@ -32,6 +32,10 @@ icma_status icma_file_read(icma_file *file, uint64_t offset, void *out, size_t s
  * sources with few descriptors open. NOT thread-safe against reads of the same file. */
 void icma_file_park(icma_file *file);
 
+/* ICMA_E_IO ("changed while it was read") if the file that was opened has another size or mtime by now, or, parked, its
+ * path leads to another one. For whoever has read it in pieces: they may be of different ages. */
+icma_status icma_file_check_unchanged(const icma_file *file, icma_error *error);
+
 /* Reads a whole regular file of at most `limit` bytes (larger: ICMA_E_LIMIT). *out is owned by the caller
  * (icma_free), NULL for an empty file. */
 icma_status icma_file_read_all(const char *path, size_t limit, uint8_t **out, size_t *size,
@@ -41,7 +45,9 @@ icma_status icma_file_read_all(const char *path, size_t limit, uint8_t **out, si
 
 typedef struct icma_output icma_output;
 
-/* Starts a file that will appear at `path` on commit: a temporary beside it (O_EXCL, 0600). If `overwrite` is
+/* Starts a file that will appear at `path` on commit: a temporary beside it, `.icma-<16 hexadecimal digits>.tmp` (O_EXCL,
+ * 0600). It is locked (flock) while this process lives; such files of this user that nobody has locked, which a kill
+ * or a power cut has left in the folder, are removed first. If `overwrite` is
  * false and `path` exists: ICMA_E_EXISTS at once; commit checks again, atomically (RENAME_NOREPLACE or link).
  * Missing parents are an error. */
 icma_status icma_output_create(const char *path, bool overwrite, icma_output **out, icma_error *error);

@@ -9,6 +9,7 @@
 
 #include <pthread.h>
 #include <string.h>
+#include <time.h>
 
 #define MAX_WHOLE ((UINT64_C(1) << 53) - 1)
 
@@ -29,6 +30,7 @@ typedef struct json_scan {
     const uint8_t *text;
     size_t size, at;
     icma_json_rules rules;
+    uint64_t seed;       /* of the keys' hashes */
     json_frame *frames; /* rules.max_depth of them */
     unsigned depth;
     size_t values;
@@ -61,16 +63,52 @@ static int compare_keys(const void *a, const void *b, const void *context) {
     return x->length ? memcmp(bytes + x->offset, bytes + y->offset, x->length) : 0;
 }
 
+static bool any_twice(json_key *keys, size_t count, const uint8_t *bytes) {
+    icma_sort(keys, count, sizeof *keys, compare_keys, bytes);
+    for (size_t i = 1; i < count; i++)
+        if (compare_keys(&keys[i - 1], &keys[i], bytes) == 0)
+            return true;
+    return false;
+}
+
+enum { FEW_KEYS = 64, KEYS_IN_BUCKET = 4 };
+
+/* Of many keys, bucket by bucket of their hashes: sorting them all takes several times as long. Hashes are seeded; who finds keys for one
+ * bucket all the same gains no more than that. */
+static bool many_are_distinct(json_scan *scan, json_key *keys, size_t count, bool *twice) {
+    size_t buckets = count / KEYS_IN_BUCKET;
+    uint32_t *ends = icma_alloc_zeroed(buckets + 1, sizeof *ends); /* a text has fewer than 2^32 keys: ICMA_JSON_MAX_VALUES */
+    json_key *sorted = icma_alloc_array(count, sizeof *sorted);
+    if (!ends || !sorted) {
+        icma_free(ends);
+        icma_free(sorted);
+        return refuse_memory(scan);
+    }
+    for (size_t i = 0; i < count; i++)
+        ends[keys[i].hash % buckets + 1]++;
+    for (size_t b = 1; b <= buckets; b++)
+        ends[b] += ends[b - 1];
+    for (size_t i = 0; i < count; i++)
+        sorted[ends[keys[i].hash % buckets]++] = keys[i];
+    *twice = false;
+    for (size_t b = 0, begin = 0; !*twice && b < buckets; begin = ends[b++])
+        *twice = ends[b] - begin > 1 && any_twice(sorted + begin, ends[b] - begin, scan->arena.data);
+    icma_free(ends);
+    icma_free(sorted);
+    return true;
+}
+
 static bool end_object(json_scan *scan, const json_frame *frame) {
     /* The buffer comes from the allocator, so it is aligned for json_key. */
     json_key *keys = scan->keys.data ? (json_key *)(void *)scan->keys.data + frame->first_key : NULL;
     size_t count = scan->keys.size / sizeof *keys - frame->first_key;
-    if (count > 1) {
-        icma_sort(keys, count, sizeof *keys, compare_keys, scan->arena.data);
-        for (size_t i = 1; i < count; i++)
-            if (compare_keys(&keys[i - 1], &keys[i], scan->arena.data) == 0)
-                return refuse(scan, "an object that ends here has the same key twice");
-    }
+    bool twice = false;
+    if (count > FEW_KEYS && !many_are_distinct(scan, keys, count, &twice))
+        return false;
+    if (count > 1 && count <= FEW_KEYS)
+        twice = any_twice(keys, count, scan->arena.data);
+    if (twice)
+        return refuse(scan, "an object that ends here has the same key twice");
     scan->keys.size = frame->first_key * sizeof *keys;
     scan->arena.size = frame->first_byte;
     return true;
@@ -296,7 +334,7 @@ static bool scan_key(json_scan *scan) {
     if (scan->arena.failed)
         return refuse_memory(scan);
     key.length = scan->arena.size - key.offset;
-    key.hash = icma_hash(key.length ? scan->arena.data + key.offset : NULL, key.length);
+    key.hash = icma_hash_seeded(key.length ? scan->arena.data + key.offset : NULL, key.length, scan->seed);
     icma_write_bytes(&scan->keys, &key, sizeof key);
     if (scan->keys.failed)
         return refuse_memory(scan);
@@ -374,10 +412,18 @@ static bool scan_text(json_scan *scan) {
     return scan->at == scan->size || refuse(scan, "something follows the value");
 }
 
+/* Whatever differs from run to run; what is accepted does not depend on it. */
+static uint64_t draw_seed(const void *somewhere) {
+    struct timespec now = {0};
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return ((uint64_t)now.tv_nsec << 32 ^ (uint64_t)(uintptr_t)somewhere) * UINT64_C(0x9e3779b97f4a7c15);
+}
+
 icma_status icma_json_check(const char *text, size_t size, icma_json_rules rules, icma_error *error) {
     if (rules.max_depth > ICMA_JSON_MAX_DEPTH)
         rules.max_depth = ICMA_JSON_MAX_DEPTH;
     json_scan scan = {.text = (const uint8_t *)text, .size = size, .rules = rules, .error = error};
+    scan.seed = draw_seed(&scan);
     scan.frames = icma_alloc_array(rules.max_depth + 1, sizeof *scan.frames);
     if (!scan.frames)
         return icma_fail(error, ICMA_E_MEMORY, NULL, "not enough memory to check JSON");
@@ -405,6 +451,76 @@ icma_status icma_json_parse(const char *text, size_t size, icma_json_rules rules
     *out = cJSON_ParseWithLength(text, size);
     /* What passed the check parses: only memory can have failed. */
     return *out ? ICMA_OK : icma_fail(error, ICMA_E_MEMORY, NULL, "not enough memory to parse JSON");
+}
+
+/* --- reading without a tree ---------------------------------------------------------------------------- */
+
+static char byte_at(const icma_json_cursor *cursor) {
+    return cursor->at < cursor->size ? cursor->text[cursor->at] : '\0';
+}
+
+char icma_json_peek(icma_json_cursor *cursor) {
+    for (char c; (c = byte_at(cursor)) == ' ' || c == '\t' || c == '\n' || c == '\r'; cursor->at++)
+        continue;
+    return byte_at(cursor);
+}
+
+bool icma_json_enter(icma_json_cursor *cursor, char bracket) {
+    if (icma_json_peek(cursor) != bracket)
+        return false;
+    cursor->at++;
+    return true;
+}
+
+bool icma_json_next(icma_json_cursor *cursor) {
+    char c = icma_json_peek(cursor);
+    cursor->at += c == ',' || c == '}' || c == ']';
+    return c && c != '}' && c != ']';
+}
+
+bool icma_json_take_string(icma_json_cursor *cursor, icma_buffer *out) {
+    if (icma_json_peek(cursor) != '"')
+        return false;
+    json_scan scan = {.text = (const uint8_t *)cursor->text, .size = cursor->size, .at = cursor->at};
+    out->size = 0;
+    bool read = scan_string(&scan, out);
+    icma_write_u8(out, 0);
+    cursor->at = scan.at;
+    return read && !out->failed;
+}
+
+bool icma_json_take_key(icma_json_cursor *cursor, icma_buffer *out) {
+    bool read = icma_json_take_string(cursor, out);
+    cursor->at += icma_json_peek(cursor) == ':';
+    return read;
+}
+
+bool icma_json_take_whole(icma_json_cursor *cursor, uint64_t *value) {
+    char c = icma_json_peek(cursor);
+    if (c < '0' || c > '9')
+        return false;
+    for (*value = 0; (c = byte_at(cursor)) >= '0' && c <= '9'; cursor->at++)
+        *value = *value * 10 + (uint64_t)(c - '0');
+    return true;
+}
+
+void icma_json_skip(icma_json_cursor *cursor) {
+    size_t depth = 0;
+    icma_json_peek(cursor);
+    do {
+        char c = byte_at(cursor);
+        if (c == '"')
+            for (cursor->at++; (c = byte_at(cursor)) != '"' && c; cursor->at++)
+                cursor->at += c == '\\';
+        depth += c == '{' || c == '[';
+        depth -= c == '}' || c == ']';
+        cursor->at += c != 0;
+        if (!c)
+            return;
+        /* A number or a word ends before what may follow a value. */
+        while (depth == 0 && c != '"' && c != '}' && c != ']' && (c = byte_at(cursor)) && !strchr(",]} \t\n\r", c))
+            cursor->at++;
+    } while (depth > 0);
 }
 
 bool icma_json_whole(const cJSON *item, uint64_t *value) {

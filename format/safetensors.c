@@ -19,23 +19,29 @@ static icma_status refuse_tensor(icma_error *error, icma_status status, const ch
     return icma_fail(error, status, NULL, "tensor \"%.*s\": %s", ICMA_MAX_NAME, name, problem);
 }
 
-static icma_status read_dtype(const cJSON *item, icma_tensor_info *tensor, icma_error *error) {
-    if (!cJSON_IsString(item))
-        return refuse_tensor(error, ICMA_E_CORRUPT, tensor->name, "its dtype is not a string");
-    if (!icma_dtype_from_name(item->valuestring, &tensor->dtype))
+static icma_status no_memory(icma_error *error) {
+    return icma_fail(error, ICMA_E_MEMORY, NULL, "not enough memory for a header");
+}
+
+static icma_status read_dtype(icma_json_cursor *from, icma_tensor_info *tensor, icma_buffer *text,
+                              icma_error *error) {
+    if (!icma_json_take_string(from, text))
+        return text->failed ? no_memory(error)
+                            : refuse_tensor(error, ICMA_E_CORRUPT, tensor->name, "its dtype is not a string");
+    if (!icma_dtype_from_name((const char *)text->data, &tensor->dtype))
         return icma_fail(error, ICMA_E_UNSUPPORTED, NULL, "tensor \"%.*s\": unknown dtype \"%.32s\"",
-                         ICMA_MAX_NAME, tensor->name, item->valuestring);
+                         ICMA_MAX_NAME, tensor->name, (const char *)text->data);
     return ICMA_OK;
 }
 
-static icma_status read_shape(const cJSON *item, icma_tensor_info *tensor, icma_error *error) {
-    if (!cJSON_IsArray(item))
+static icma_status read_shape(icma_json_cursor *from, icma_tensor_info *tensor, icma_error *error) {
+    if (!icma_json_enter(from, '['))
         return refuse_tensor(error, ICMA_E_CORRUPT, tensor->name, "its shape is not an array");
     tensor->rank = 0;
     tensor->count = 1;
-    for (const cJSON *size = item->child; size; size = size->next) {
+    while (icma_json_next(from)) {
         uint64_t value;
-        if (!icma_json_whole(size, &value))
+        if (!icma_json_take_whole(from, &value))
             return refuse_tensor(error, ICMA_E_CORRUPT, tensor->name,
                                  "its shape holds something else than sizes");
         if (tensor->rank == ICMA_MAX_RANK)
@@ -48,11 +54,10 @@ static icma_status read_shape(const cJSON *item, icma_tensor_info *tensor, icma_
     return ICMA_OK;
 }
 
-static icma_status read_range(const cJSON *item, icma_tensor_info *tensor, icma_error *error) {
-    const cJSON *first = cJSON_IsArray(item) ? item->child : NULL;
-    const cJSON *last = first ? first->next : NULL;
+static icma_status read_range(icma_json_cursor *from, icma_tensor_info *tensor, icma_error *error) {
     uint64_t end;
-    if (!last || last->next || !icma_json_whole(first, &tensor->begin) || !icma_json_whole(last, &end))
+    if (!icma_json_enter(from, '[') || !icma_json_next(from) || !icma_json_take_whole(from, &tensor->begin) ||
+        !icma_json_next(from) || !icma_json_take_whole(from, &end) || icma_json_next(from))
         return refuse_tensor(error, ICMA_E_CORRUPT, tensor->name, "its data_offsets are not two offsets");
     if (end < tensor->begin)
         return refuse_tensor(error, ICMA_E_CORRUPT, tensor->name, "its data ends before it begins");
@@ -72,25 +77,30 @@ static icma_status check_size(const icma_tensor_info *tensor, icma_error *error)
     return ICMA_OK;
 }
 
-static icma_status read_tensor(const cJSON *item, icma_tensor_info *tensor, icma_error *error) {
-    size_t length = strlen(item->string);
+/* The tensor's object; `text` has its name. */
+static icma_status read_tensor(icma_json_cursor *from, icma_tensor_info *tensor, icma_buffer *text,
+                               icma_error *error) {
+    size_t length = text->size - 1;
     if (length > ICMA_MAX_NAME)
         return icma_fail(error, ICMA_E_LIMIT, NULL, "a tensor name of %zu bytes; the limit is %d", length,
                          (int)ICMA_MAX_NAME);
-    tensor->name = icma_copy_text(item->string, length);
+    tensor->name = icma_copy_text((const char *)text->data, length);
     if (!tensor->name)
         return icma_fail(error, ICMA_E_MEMORY, NULL, "not enough memory for tensor names");
-    if (!cJSON_IsObject(item))
+    if (!icma_json_enter(from, '{'))
         return refuse_tensor(error, ICMA_E_CORRUPT, tensor->name, "it is not an object");
     icma_status status = ICMA_OK;
     unsigned fields = 0;
-    for (const cJSON *field = item->child; field && status == ICMA_OK; field = field->next, fields++) {
-        if (strcmp(field->string, "dtype") == 0)
-            status = read_dtype(field, tensor, error);
-        else if (strcmp(field->string, "shape") == 0)
-            status = read_shape(field, tensor, error);
-        else if (strcmp(field->string, "data_offsets") == 0)
-            status = read_range(field, tensor, error);
+    for (; status == ICMA_OK && icma_json_next(from); fields++) {
+        if (!icma_json_take_key(from, text))
+            return no_memory(error);
+        const char *key = (const char *)text->data;
+        if (strcmp(key, "dtype") == 0)
+            status = read_dtype(from, tensor, text, error);
+        else if (strcmp(key, "shape") == 0)
+            status = read_shape(from, tensor, error);
+        else if (strcmp(key, "data_offsets") == 0)
+            status = read_range(from, tensor, error);
         else
             status = refuse_tensor(error, ICMA_E_CORRUPT, tensor->name, "it has an unknown field");
     }
@@ -103,38 +113,54 @@ static icma_status read_tensor(const cJSON *item, icma_tensor_info *tensor, icma
 
 /* --- the header ---------------------------------------------------------------------------------------- */
 
-static bool is_metadata(const cJSON *item) {
-    return strcmp(item->string, "__metadata__") == 0;
+static bool is_metadata(const icma_buffer *key) {
+    return strcmp((const char *)key->data, "__metadata__") == 0;
 }
 
-static icma_status check_metadata(const cJSON *item, icma_error *error) {
-    if (!cJSON_IsObject(item))
+static icma_status check_metadata(icma_json_cursor *from, icma_buffer *text, icma_error *error) {
+    if (!icma_json_enter(from, '{'))
         return icma_fail(error, ICMA_E_CORRUPT, NULL, "__metadata__ is not an object");
-    for (const cJSON *entry = item->child; entry; entry = entry->next)
-        if (!cJSON_IsString(entry))
+    while (icma_json_next(from)) {
+        if (!icma_json_take_key(from, text))
+            return no_memory(error);
+        if (icma_json_peek(from) != '"')
             return icma_fail(error, ICMA_E_CORRUPT, NULL, "__metadata__ holds something else than strings");
+        icma_json_skip(from);
+    }
     return ICMA_OK;
 }
 
-static icma_status read_tensors(const cJSON *root, icma_safetensors *out, icma_error *error) {
-    size_t count = 0;
-    for (const cJSON *item = root->child; item; item = item->next)
-        count += !is_metadata(item);
-    if (count > ICMA_MAX_TENSORS)
-        return icma_fail(error, ICMA_E_LIMIT, NULL, "%zu tensors; the limit is %d", count,
+static icma_status count_tensors(icma_json_cursor from, icma_buffer *text, size_t *count, icma_error *error) {
+    *count = 0;
+    icma_json_enter(&from, '{');
+    while (icma_json_next(&from)) {
+        if (!icma_json_take_key(&from, text))
+            return no_memory(error);
+        *count += !is_metadata(text);
+        icma_json_skip(&from);
+    }
+    if (*count > ICMA_MAX_TENSORS)
+        return icma_fail(error, ICMA_E_LIMIT, NULL, "%zu tensors; the limit is %d", *count,
                          (int)ICMA_MAX_TENSORS);
-    if (count) {
-        out->tensors = icma_alloc_zeroed(count, sizeof *out->tensors);
-        if (!out->tensors)
-            return icma_fail(error, ICMA_E_MEMORY, NULL, "not enough memory for %zu tensors", count);
-    }
-    for (const cJSON *item = root->child; item; item = item->next) {
-        icma_status status = is_metadata(item) ? check_metadata(item, error)
-                                               : read_tensor(item, &out->tensors[out->tensor_count++], error);
-        if (status != ICMA_OK)
-            return status;
-    }
     return ICMA_OK;
+}
+
+static icma_status read_tensors(icma_json_cursor from, icma_buffer *text, icma_safetensors *out,
+                                icma_error *error) {
+    size_t count;
+    icma_status status = count_tensors(from, text, &count, error);
+    if (status == ICMA_OK && count && !(out->tensors = icma_alloc_zeroed(count, sizeof *out->tensors)))
+        status = icma_fail(error, ICMA_E_MEMORY, NULL, "not enough memory for %zu tensors", count);
+    icma_json_enter(&from, '{');
+    while (status == ICMA_OK && icma_json_next(&from)) {
+        if (!icma_json_take_key(&from, text))
+            status = no_memory(error);
+        else if (is_metadata(text))
+            status = check_metadata(&from, text, error);
+        else
+            status = read_tensor(&from, &out->tensors[out->tensor_count++], text, error);
+    }
+    return status;
 }
 
 static int compare_u64(uint64_t a, uint64_t b) {
@@ -207,11 +233,13 @@ static icma_status sort_by_name(icma_safetensors *out, icma_error *error) {
     return ICMA_OK;
 }
 
-static icma_status read_header(const cJSON *root, uint64_t data_size, icma_safetensors *out,
-                               icma_error *error) {
-    if (!cJSON_IsObject(root))
-        return icma_fail(error, ICMA_E_CORRUPT, NULL, "a safetensors header is an object; this is none");
-    icma_status status = read_tensors(root, out, error);
+/* `header` has passed icma_json_check, and starts with '{'. */
+static icma_status read_header(const void *header, size_t header_size, uint64_t data_size,
+                               icma_safetensors *out, icma_error *error) {
+    icma_json_cursor from = {header, header_size, 0};
+    icma_buffer text = {0};
+    icma_status status = read_tensors(from, &text, out, error);
+    icma_buffer_free(&text);
     if (status == ICMA_OK)
         status = sort_by_data(out, error);
     if (status == ICMA_OK)
@@ -229,12 +257,10 @@ static icma_status parse(const void *header, size_t header_size, uint64_t data_s
                          header_size, (int)ICMA_MAX_HEADER);
     if (header_size == 0 || *(const uint8_t *)header != '{')
         return icma_fail(error, ICMA_E_CORRUPT, NULL, "the safetensors header does not start with '{'");
-    cJSON *root = NULL;
     icma_json_rules rules = {.max_depth = HEADER_DEPTH, .plain_integers = true};
-    icma_status status = icma_json_parse(header, header_size, rules, &root, error);
+    icma_status status = icma_json_check(header, header_size, rules, error);
     if (status == ICMA_OK)
-        status = read_header(root, data_size, out, error);
-    cJSON_Delete(root);
+        status = read_header(header, header_size, data_size, out, error);
     if (status != ICMA_OK)
         goto fail;
     out->header = icma_alloc(header_size);

@@ -19,7 +19,7 @@ static bool is_refusal(icma_status status) {
 }
 
 /* A bundle opens by name: the bytes go into one file without a name, the same in every run. */
-static const char *put_in_file(const uint8_t *data, size_t size) {
+const char *fuzz_put_in_file(const uint8_t *data, size_t size) {
     static char path[64];
     static int descriptor = -1;
     if (descriptor < 0) {
@@ -102,7 +102,7 @@ void bundle_walk(const uint8_t *data, size_t size) {
     icma_error error = {0};
     icma_set_threads(1);
     icma_status status =
-        icma_bundle_open(put_in_file(data, size), icma_ops_reference(), &limits, &bundle, &error);
+        icma_bundle_open(fuzz_put_in_file(data, size), icma_ops_reference(), &limits, &bundle, &error);
     EXPECT(status == error.status && (status == ICMA_OK) == (bundle != NULL));
     EXPECT(status == ICMA_OK || is_refusal(status));
     if (status != ICMA_OK)

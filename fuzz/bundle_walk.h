@@ -5,6 +5,9 @@
 #include <stddef.h>
 #include <stdint.h>
 
+/* The bytes as a file, the same in every run; its path, which stays until the next call. */
+const char *fuzz_put_in_file(const uint8_t *data, size_t size);
+
 /* Opens `data` as a bundle and decodes all of it: task tables, texts, generators, every checkpoint
  * (residuals, links, verbatim tensors), a sample of each task. Aborts where something accepted does not hold
  * to what icma.h promises. */

@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Writes the seeds: icma_fuzz_corpus FOLDER makes FOLDER/json, FOLDER/safetensors, FOLDER/container. The same
- * on every run. */
+/* Writes the seeds: icma_fuzz_corpus FOLDER makes FOLDER/json, FOLDER/safetensors, FOLDER/container and, in
+ * fuzz_corpus_parts.c, a folder for each target of a section's payload. The same on every run. */
+#include "fuzz_corpus.h"
+
 #include "bytes.h"
 #include "compress.h"
 #include "container.h"
@@ -179,6 +181,16 @@ static void put_variants(const char *name, uint8_t *image, size_t size) {
     char variant[64];
     snprintf(variant, sizeof variant, "good-%s", name);
     put("container", variant, image, size);
+    for (uint8_t at = 0; at < 128 && size < 8192; at = (uint8_t)(at + 31)) { /* memory runs out at that allocation */
+        char where[80];
+        icma_buffer failing = {0};
+        icma_write_u8(&failing, at);
+        icma_write_u16(&failing, at % 2 ? 256 : 0);
+        icma_write_bytes(&failing, image, size);
+        snprintf(where, sizeof where, "%s-%u", variant, at);
+        put("allocation", where, failing.data, failing.size);
+        icma_buffer_free(&failing);
+    }
     snprintf(variant, sizeof variant, "good-%s-raw", name);
     put_with_raw_index(variant, image, size);
     snprintf(variant, sizeof variant, "bad-%s-cut", name);
@@ -362,6 +374,22 @@ static void put_bundles(void) {
     made.dtype = "BF16";
     made.options.bound = (icma_bound){ICMA_BOUND_REL, 0.3f};
     put_bundle(&made);
+    for (int kind = 0; kind < 3; kind++) { /* networks: quantised, with a spread for every weight, with a denoiser */
+        static const char *const names[] = {"conv", "conv-variance", "diffusion"};
+        icma_generator_choice choice = kind < 2 ? ICMA_CHOOSE_CONV : ICMA_CHOOSE_DIFFUSION;
+        made = recipe_of(names[kind], kind == 1 ? ICMA_TIER_BOUNDED : ICMA_TIER_LATENT, choice);
+        icma_pack_use_generator(&made.options, choice);
+        made.options.layers = 2;
+        made.options.channels[0] = made.options.channels[1] = 3;
+        made.options.kernel = 3;
+        made.options.latent_dim = 4;
+        made.options.batch = 3;
+        made.options.epochs = 3;
+        made.options.denoiser_epochs = 2;
+        made.options.variance = kind == 1;
+        made.options.weights = kind == 2 ? ICMA_WEIGHTS_BF16 : ICMA_WEIGHTS_QUANTISED;
+        put_bundle(&made);
+    }
     made = recipe_of("lossless", ICMA_TIER_LOSSLESS, ICMA_CHOOSE_AUTO);
     made.checkpoints = 5;
     put_bundle(&made);
@@ -402,6 +430,7 @@ int main(int count, char **arguments) {
     for (size_t i = 0; i < sizeof json_seeds / sizeof *json_seeds; i++)
         put("json", json_seeds[i].name, json_seeds[i].text, strlen(json_seeds[i].text));
     put_safetensors();
+    put_parts(put, make_folder);
     put_containers();
     put_bundles();
     return 0;

@@ -38,7 +38,7 @@ static int replay(const char *path) {
     int failed = 0;
     for (struct dirent *entry; (entry = readdir(folder));) {
         char inner[4096];
-        struct stat seen;
+        struct stat seen = {0};
         snprintf(inner, sizeof inner, "%s/%s", path, entry->d_name);
         if (stat(inner, &seen) == 0 && S_ISREG(seen.st_mode))
             failed |= replay_file(inner);

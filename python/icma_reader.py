@@ -340,6 +340,8 @@ class Container:
                 corrupt(f'section {i} has sizes that contradict its coding')
             if i and self.sections[i - 1].key >= section.key:
                 corrupt(f'section {i} is out of order')
+        if sum(s.raw for s in self.sections if s.coding == 1 and s.kind != VERBATIM) > 2 ** 20 + 3 * self.size:
+            limit('the compressed sections would become too large for a file of this size')
         self.read_names(index[16 + 56 * s:], t)
         self.groups = g
         groups, tasks = set(), set()
@@ -965,8 +967,12 @@ def read_table(cursor, n, generator):
     read_taps(cursor, table)
     for row in table:
         row.header = cursor.varint()
-        row.side = []
-        for _ in range(cursor.varint()):
+        row.side, files = [], cursor.varint()
+        if files > (len(cursor.data) - cursor.at) // 2:
+            corrupt('more side files than there are bytes for')
+        if files > 1024:
+            limit('more than 1024 side files')
+        for _ in range(files):
             name = cursor.varint()
             row.side.append((name, cursor.varint()))
         row.exceptions, tensor = [], -1
@@ -1008,7 +1014,12 @@ def read_texts(archive, sections):
     if not sections:
         return []
     cursor, texts = Cursor(archive.container.load(sections[0]), 'the texts'), []
-    for _ in range(cursor.varint()):
+    count = cursor.varint()
+    if count > len(cursor.data) - cursor.at:
+        corrupt('more texts than there are bytes')
+    if count > 1 << 20:
+        limit('more than 2^20 texts')
+    for _ in range(count):
         texts.append(cursor.take(cursor.varint()))
     cursor.end()
     return texts
@@ -1147,6 +1158,9 @@ class Part:
             for name, _ in row.side:
                 if not safe_segment(self.texts[name]):
                     corrupt('a side file has an unsafe name')
+            names = [self.texts[name] for name, _ in row.side] + [b'adapter_model.safetensors']
+            if len(set(map(bytes, names))) != len(names):
+                corrupt('two files of a checkpoint have one name')
         self.headers = {}
         for number in {row.header for row in self.rows} - {0}:
             self.check_header(self.texts[number - 1])

@@ -105,9 +105,15 @@ class Damage(Case):
         self.assertFalse(document['intact'])
         self.assertEqual(document['damaged_sections'], 1)
         self.assertIn('cat', document['damage'][0]['where'])
+        self.assertEqual((document['surviving_tasks'], document['surviving_checkpoints']), (2, 8))
+        self.assertEqual(document['losses'], [{'task': 'cat', 'all': True, 'checkpoints': 4, 'lost': []}])
+        result = self.run_icma(4, 'verify', self.archive)
+        self.assertIn('task "cat" is lost: all 4 checkpoints', result.words)
+        self.assertIn('2 of 3 tasks and 8 of 12 checkpoints survive', result.text)
 
     def test_damaged_generator(self):
         self.flip_section('generator', None)
+        self.fails(4, 'unpack', self.archive, '-C', 'out', '--keep-going', saying='nothing of it could be unpacked')
         self.fails(4, 'verify', self.archive, saying='generator')
         self.fails(4, 'unpack', self.archive, '-C', 'out', '--task', 'cat')
         self.assertEqual(files_below(self.here), ['small.icma'])
@@ -155,6 +161,28 @@ class DamagedBlocks(Damage):
         damaged[cat['offset']:cat['offset'] + size] = self.whole[dog['offset']:dog['offset'] + size]
         self.archive.write_bytes(repaired(damaged))
         self.check_only_cat(all_of_it=False)
+
+    @unittest.skipUnless(xxh3_64 and shutil.which('zstd'), 'wants numpy and zstd')
+    def test_not_checked(self):
+        """--no-check gives out a decoded file whose checksum is not the packed one; nothing else does."""
+        section = next(s for s in self.sections() if s['kind'] == 'task' and s['task'] == 'cat')
+        for at in range(section['stored']):
+            damaged = bytearray(self.whole)
+            damaged[section['offset'] + at] ^= 1
+            self.archive.write_bytes(repaired(damaged))
+            if 'is not what was packed (checksum)' in icma('unpack', self.archive, '--task', 'cat', '-o', self.here / 'x', '-f').words:
+                break
+        else:
+            self.fail('no change of the table is told by the checksum alone')
+        (self.here / 'x').unlink(missing_ok=True)
+        self.fails(4, 'unpack', self.archive, '--task', 'cat', '-o', 'x')
+        self.assertNothingLeft(self.here, ['small.icma'])
+        self.fails(4, 'verify', self.archive, '--deep', saying='cat')
+        self.assertFalse(self.run_icma(0, 'unpack', self.archive, '--task', 'cat', '-o', 'x', '--json', '--no-check').json['checked'])
+        self.assertEqual(len((self.here / 'x').read_bytes()), len(self.files()['cat/checkpoint-100']))
+        result = self.run_icma(0, 'unpack', self.archive, '--task', 'dog', '-o', 'z', '--no-check')
+        self.assertIn('checksums were not compared', result.words)
+        self.assertTrue(self.run_icma(0, 'unpack', self.archive, '--task', 'dog', '-o', 'z', '-f', '--json').json['checked'])
 
     def check_only_cat(self, all_of_it):
         """cat is refused, and no wrong byte of it is written; the others come. Whether some of cat's checkpoints are fine."""

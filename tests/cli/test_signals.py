@@ -1,11 +1,13 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
 """Signals, closed pipes, full disks: the right exit code, nothing left behind."""
+import contextlib
 import os
 import pathlib
 import signal
 import subprocess
 import time
+import unittest
 
 from harness import Case, PROGRAM, files_below, icma, main
 
@@ -100,6 +102,33 @@ class Output(Case):
                 result = icma(arguments[0], self.bundle(), *arguments[1:], stdout=full)
             self.assertEqual(result.code, 1, result)
             self.assertIn('No space left', result.words)
+
+    @unittest.skipUnless(pathlib.Path('/proc/self/status').exists(), 'no /proc')
+    def test_sandbox(self):
+        """list, info and verify give up what they do not need before they look at an archive; unpack writes, and does not. They are caught while they wait for a full pipe."""
+        states = {}
+        for arguments in (['list', '-v'], ['info', '-v'], ['verify', '-v'], ['unpack', '--task', 'cat', '-o', '-']):
+            reading, writing = os.pipe()
+            os.set_blocking(writing, False)
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    os.write(writing, bytes(1024))
+            os.set_blocking(writing, True)
+            process = subprocess.Popen([PROGRAM, arguments[0], str(self.bundle()), *arguments[1:]], stdout=writing, stderr=subprocess.PIPE)
+            for _ in range(1000):
+                if 'pipe' in pathlib.Path(f'/proc/{process.pid}/wchan').read_text() or process.poll() is not None:
+                    break
+                time.sleep(0.01)
+            status = dict(line.split(':\t', 1) for line in pathlib.Path(f'/proc/{process.pid}/status').read_text().splitlines() if ':\t' in line)
+            os.close(writing)
+            os.close(reading)
+            words = process.communicate(timeout=60)[1].decode()
+            states[arguments[0]] = (int(status.get('Seccomp_filters', -1)), int(status['NoNewPrivs']), words)
+        if states['unpack'][0] < 0:
+            self.skipTest('this kernel does not tell how many filters there are')
+        for verb in ('list', 'info', 'verify'):
+            if 'without a sandbox' not in states[verb][2]:  # a container has filters of its own
+                self.assertEqual(states[verb][:2], (states['unpack'][0] + 1, 1), states)
 
     def test_closed_descriptors(self):
         bundle = self.bundle()

@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -78,6 +79,38 @@ static void parked_files_come_back(void **state) {
     assert_memory_equal(out, "abc", 3);
     icma_file_park(file);
     icma_file_close(file);
+}
+
+static void changes_of_open_files_are_noticed(void **state) {
+    const char *path = scratch_path(state, "file"), *other = scratch_path(state, "other");
+    struct timespec past[2] = {{1000000, 0}, {1000000, 1}};
+    for (int parked = 0; parked < 2; parked++) {
+        icma_file *file;
+        write_file(path, "abc", 3);
+        assert_status(icma_file_open(path, &file, NULL), ICMA_OK);
+        if (parked)
+            icma_file_park(file);
+        assert_status(icma_file_check_unchanged(file, NULL), ICMA_OK);
+        write_file(path, "abcd", 4);
+        assert_status(icma_file_check_unchanged(file, NULL), ICMA_E_IO);
+        icma_file_close(file);
+        assert_status(icma_file_open(path, &file, NULL), ICMA_OK);
+        if (parked)
+            icma_file_park(file);
+        assert_int_equal(utimensat(AT_FDCWD, path, past, 0), 0);
+        assert_status(icma_file_check_unchanged(file, NULL), ICMA_E_IO);
+        icma_file_close(file);
+        /* Replaced by another: an open one is still the old one, which is at rest. */
+        assert_status(icma_file_open(path, &file, NULL), ICMA_OK);
+        if (parked)
+            icma_file_park(file);
+        write_file(other, "other", 5);
+        assert_int_equal(rename(other, path), 0);
+        assert_int_equal(icma_file_check_unchanged(file, NULL), parked ? ICMA_E_IO : ICMA_OK);
+        assert_int_equal(unlink(path), 0);
+        assert_int_equal(icma_file_check_unchanged(file, NULL), parked ? ICMA_E_NOT_FOUND : ICMA_OK);
+        icma_file_close(file);
+    }
 }
 
 static void parked_files_notice_changes(void **state) {
@@ -225,6 +258,42 @@ static void relative_paths(void **state) {
     assert_status(icma_output_commit(start("out", false, "here"), NULL), ICMA_OK);
     assert_contents("out", "here");
     assert_int_equal(chdir(before), 0);
+}
+
+static void what_kills_have_left_is_removed(void **state) {
+    static const char *const kept[] = {".icma-0123456789abcdef.tm", ".icma-0123456789abcdef.tmp2", ".icma-0123456789abcdeg.tmp",
+                                       ".icma-0123456789ABCDEF.tmp", "icma-0123456789abcdef.tmp", ".icma-0123456789abcde.tmp"};
+    int before = open(".", O_RDONLY | O_DIRECTORY); /* scratch_path holds eight paths at a time */
+    assert_int_equal(chdir(*state), 0);
+    write_file(".icma-0123456789abcdef.tmp", "half", 4);
+    write_file(".icma-00000000000000ff.tmp", "busy", 4);
+    write_file("target", "precious", 8);
+    assert_int_equal(symlink("target", ".icma-00000000000000aa.tmp"), 0);
+    assert_int_equal(mkdir(".icma-00000000000000bb.tmp", 0700), 0);
+    assert_int_equal(mkfifo(".icma-00000000000000cc.tmp", 0600), 0);
+    for (size_t i = 0; i < sizeof kept / sizeof *kept; i++)
+        write_file(kept[i], "x", 1);
+    int held = open(".icma-00000000000000ff.tmp", O_RDONLY);
+    assert_int_equal(flock(held, LOCK_EX), 0);
+    icma_output *first = start("a", false, "one");
+    assert_int_equal(access(".icma-0123456789abcdef.tmp", F_OK), -1);
+    assert_contents(".icma-00000000000000ff.tmp", "busy");
+    /* That of an output which is being written is not taken away, however often others start. */
+    icma_output *second = start("a", true, "two");
+    assert_status(icma_output_commit(first, NULL), ICMA_OK);
+    assert_contents("a", "one");
+    assert_status(icma_output_commit(second, NULL), ICMA_OK);
+    assert_contents("a", "two");
+    close(held);
+    icma_output_abandon(start("b", false, "x"));
+    assert_int_equal(access(".icma-00000000000000ff.tmp", F_OK), -1);
+    assert_contents("target", "precious");
+    /* a, target, the link, the folder, the pipe */
+    assert_int_equal(count_entries("."), 5 + sizeof kept / sizeof *kept);
+    for (size_t i = 0; i < sizeof kept / sizeof *kept; i++)
+        assert_int_equal(access(kept[i], F_OK), 0);
+    assert_int_equal(fchdir(before), 0);
+    close(before);
 }
 
 static void full_disks(void **state) {
@@ -386,6 +455,7 @@ int main(void) {
         WITH_SCRATCH(reads_stay_inside),
         WITH_SCRATCH(parked_files_come_back),
         WITH_SCRATCH(parked_files_notice_changes),
+        WITH_SCRATCH(changes_of_open_files_are_noticed),
         WITH_SCRATCH(whole_files_up_to_a_limit),
         WITH_SCRATCH(outputs_appear_on_commit),
         WITH_SCRATCH(abandoned_outputs_leave_nothing),
@@ -393,6 +463,7 @@ int main(void) {
         WITH_SCRATCH(links_are_replaced_not_followed),
         WITH_SCRATCH(bad_targets),
         WITH_SCRATCH(relative_paths),
+        WITH_SCRATCH(what_kills_have_left_is_removed),
         WITH_SCRATCH(full_disks),
         WITH_SCRATCH(a_signal_handler_can_remove_all),
         WITH_SCRATCH(many_outputs_at_once),

@@ -160,6 +160,16 @@ def check_mutant(name, base, verdict, change, vectors, shop):
 def table(vectors):
     lines = ['| archive | bytes | what |', '|---|---|---|']
     lines += [f'| `{name}.icma` | {vector["size"]:,} | {vector["description"]} |' for name, vector in vectors.items()]
+    lines += ['', '### By class of hostile input', '', '| class | refused | good | other tests |', '|---|---|---|---|']
+    for number, title, patterns, tests in mutants.CLASSES:
+        inside = [m for m in mutants.MUTANTS if any(fnmatch.fnmatchcase(m[0], pattern) for pattern in patterns.split())]
+        bad = sum(m[2] not in ('good', 'equal') for m in inside)
+        lines.append(f'| {number} {title} | {bad} | {len(inside) - bad} | {tests.replace("*", chr(92) + "*")} |')
+        if patterns and not bad:
+            fail(f'class {number} has no vector')
+    lost = [m[0] for m in mutants.MUTANTS if m[2] not in ('good', 'equal') and not any(fnmatch.fnmatchcase(m[0], p) for c in mutants.CLASSES for p in c[2].split())]
+    if lost:
+        fail(f'of no class: {" ".join(lost)}')
     for title, verdicts in (('Good', ('good',)), ('Good, with other numbers', ('equal',)), ('Bad', ('format', 'corrupt', 'limit')), ('Unsupported', ('unsupported',))):
         lines += ['', f'### {title}', '']
         if title == 'Bad':

@@ -1029,6 +1029,62 @@ for name, verdict, what, change in (
     simple(name, verdict, what, change)
 
 
+def more_texts(count):
+    """So many in a section, empty after those that are used."""
+    def change(draft):
+        piece = draft.find(TEXTS)
+        texts = texts_of(draft, piece)
+        draft.store(piece, write_texts(texts + [b''] * (count - len(texts))))
+    return change
+
+
+def more_side_files(count):
+    """All with one content."""
+    def change(draft):
+        piece, table = draft.find(TEXTS), draft.find(TASK)
+        texts, rows = texts_of(draft, piece), table_of(draft, 0)
+        shared = len(texts) if piece.task == NONE else sum(len(texts_of(draft, p)) for p in draft.pieces if p.kind == TEXTS)
+        rows[0].side += [(shared + i, rows[0].side[0][1]) for i in range(count - len(rows[0].side))]
+        draft.store(piece, write_texts(texts + [b'file %d' % i for i in range(1024)]))
+        draft.store(table, write_table(rows, draft.generator()))
+    return change
+
+
+def unpacked(more):
+    """An optional section with which all compressed ones would become as much as they may, and `more`; nobody loads it."""
+    def change(draft):
+        small = Piece(77, 0, data=b'zstd?', coding=1, flags=1, raw=6)
+        draft.pieces.append(small)
+        size = len(draft.build())
+        small.raw = (1 << 20) + 3 * size + more - sum(p.raw for p in draft.pieces if p.coding == 1 and p.kind != VERBATIM and p is not small)
+        assert len(draft.build()) == size
+    return change
+
+
+def side_file_named(name):
+    """A second side file, called so."""
+    def change(draft):
+        rows, texts, piece = table_of(draft, 0), texts_of(draft, draft.find(TEXTS)), draft.find(TEXTS)
+        draft.store(piece, write_texts(texts + [name or texts[rows[0].side[0][0]]]))
+        rows[0].side.append((len(texts), rows[0].side[0][1]))
+        draft.store(draft.find(TASK), write_table(rows, draft.generator()))
+    return change
+
+
+for name, verdict, what, change in (
+        ('side-file-second', 'good', 'another side file', side_file_named(b'notes')),
+        ('side-file-twice', 'corrupt', 'two side files of one name', side_file_named(None)),
+        ('side-file-of-the-adapter', 'corrupt', 'a side file called adapter_model.safetensors', side_file_named(b'adapter_model.safetensors')),
+        ('texts-at-limit', 'good', '2^20 texts', more_texts(1 << 20)),
+        ('texts-over-limit', 'limit', '2^20 + 1 texts', more_texts((1 << 20) + 1)),
+        ('side-files-at-limit', 'good', '1024 side files', more_side_files(1024)),
+        ('side-files-over-limit', 'limit', '1025 side files', more_side_files(1025)),
+        ('unpacked-at-limit', 'good', 'compressed sections that together become as much as they may', unpacked(0)),
+        ('unpacked-over-limit', 'limit', 'compressed sections that together become a byte more than they may', unpacked(1)),
+        ('unpacked-huge', 'limit', 'a compressed section of half a TiB', unpacked(1 << 39))):
+    simple(name, verdict, what, change, 'one')
+
+
 @mutant('corrupt', 'basis-mixed')
 def header_of_others(draft):
     """a header text with another shape"""
@@ -2507,3 +2563,48 @@ for name, verdict, what, change in (
         ('trailing', 'corrupt', 'a byte after the denoiser', lambda draft: draft.edit(GENERATOR, lambda raw: raw + b'\0')), ('cut', 'corrupt', "the denoiser's last byte is missing", lambda draft: draft.edit(GENERATOR, lambda raw: raw[:-1])),
         ('missing', 'corrupt', 'no denoiser', lambda draft: draft.edit(GENERATOR, lambda raw, own=read_conv(draft): raw[:len(dataclasses.replace(own, prior=0).write())]))):
     simple(f'denoiser-{name}', verdict, what, change, 'diffusion')
+
+
+# The classes of hostile input, as tests/README.md numbers them: what each is, which of the mutants above are in it (a vector may be in several), and which
+# other tests there are.
+CLASSES = (
+    (1, 'a length beyond the file or a cap', 'groups-over-sections *-huge *-over *-lie *-lie-less residual-size-* streams-size-* link-size-* link-*-size* conv-quantised-size-* texts-size residual-sizes-*',
+     'format/test_safetensors.c, test_container.c'),
+    (2, 'truncated, trailing bytes, padding, a second footer', 'empty-file seven-bytes eight-bytes header-only truncated-* trailing-* second-footer frame-second frame-skippable* prefix-64 padding index-padding *-cut *-short *-trailing *-long '
+     '*-longer footer-magic frame-cut frame-trailing table-missing *-ends *-byte-more *-word-more *-word-missing *-state-cut link-plan-long link-plan-short names-more footer-length link-low-more link-empty '
+     'residual-no-codes residual-flag-alone residual-empty-block head-context-missing *-stream-missing',
+     'vectors_flips: every prefix; format/test_safetensors.c, test_json.c, test_npy.c: every prefix'),
+    (3, 'holes, overlaps, aliased ranges', 'hole* overlap* *-overlap footer-hole in-header signature-hole signature-alias entry-twice swapped-entries', 'format/test_safetensors.c'),
+    (4, 'one fact told twice, differently', '*-twice *-twice-section index-raw-other frame-other-size frame-no-size section-raw-* *-other generator-tensors owner* condition-count record-count record-task head-task '
+     'signature-first texts-first condition-first header-text header-of-others signature-changed known-kind-optional *-owner *-group *-task *-hash *-beyond *-outside *-late *-range *-range-* *-count* *-missing '
+     '*-from-* verbatim-* texts-* step-in-two-parts final-in-two-parts taps-* tier-* *-of-* link-* residual-* index-raw-impossible index-offset task-without-section part-without-table text-* side-*',
+     'format/test_container.c: counts, owners, order'),
+    (5, 'unknown version, feature, reserved bit, kind, dtype', 'version-* required-feature header-reserved-* footer-reserved index-reserved index-coding section-coding section-flag section-reserved kind-* tier-unknown '
+     'treatment-unknown generator-kind condition-origin bound-0 bound-4 bound-255 conv-prior conv-coding signature-dtype frame-reserved sections-lie-less tier-bounded-alone', 'format/test_dtype.c'),
+    (6, 'told by extension, not by magic', 'magic empty-file seven-bytes frame-magic', 'cli/test_damage.py: no archive; codec/test_inputs.c: an extension is not needed'),
+    (7, 'a failed checksum', '*-hash file-hash header-hash footer-hash index-hash frame-checksum-wrong latent-other *-number-other *-symbol-other *-last-other *-weight-other conv-latent-other link-swapped*',
+     'vectors_flips: every bit; cli/test_damage.py: blocks that lie, --no-check'),
+    (8, 'overflow in products and sums', '*-overflow link-sum-wraps conv-numbers-over-limit index-offset-huge index-stored-huge step-over varint-65-bits conv-start-huge', 'format/test_memory.c, test_safetensors.c; codec/test_payloads.c'),
+    (9, 'nothing where something must be', '*-none empty-section name-empty *-zero table-count-none groups-none hidden-none condition-none *-of-nothing side-name-empty', 'format/test_safetensors.c: no tensors, no elements, no dimensions'),
+    (10, 'more declared than there is', 'table-count-huge residual-tensors-huge residual-tensors-many texts-count names-cut sections-lie groups-lie tasks-lie frame-other-size conv-channels-more conv-inputs-more denoiser-steps-more '
+     'link-profiles-huge link-profiles-more link-one-more link-plan-most', 'codec/test_payloads.c: every truncation; msan preset'),
+    (11, 'over a limit', '*-limit sections-2-22 rows-over-limit signature-dimensions signature-tensors signature-deep frame-window* side-files-many unpacked-*', 'good at n: *-at-limit; format/test_container.c, test_safetensors.c'),
+    (12, 'ranges and numbers that are none', 'signature-fraction signature-sign signature-nan signature-large signature-shape signature-dtype varint-* *-low *-high *-lowest *-level* *-code* *-gap* *-under link-method* link-level*',
+     'format/test_json.c, test_safetensors.c'),
+    (13, 'JSON: depth, tokens, size', 'signature-deep signature-tensors', 'format/test_json.c: depth and values at the limit and beyond; vectors_costs'),
+    (14, 'duplicate keys after unescaping', 'signature-twice signature-key-escaped', 'format/test_json.c, test_safetensors.c'),
+    (15, 'UTF-8, surrogates, NUL, control characters', 'signature-utf8 signature-surrogate signature-nul signature-escaped-nul signature-bom name-utf8 name-overlong name-surrogate name-beyond name-nul name-newline name-delete '
+     'condition-nul side-name-nul', 'format/test_json.c'),
+    (16, 'endless numbers, strings without end', 'varint-long link-bits-many', 'format/test_json.c: numbers of 64 characters, every prefix; vectors_costs: number, string-without-end'),
+    (17, 'missing and extra fields, metadata', 'signature-field signature-field-missing signature-metadata signature-json signature-space signature-missing', 'format/test_safetensors.c'),
+    (18, 'names as paths', 'name-* side-name*', 'format/test_file.c: segments, folders, links; cli/test_unpack.py: links; codec/test_inputs.c; fuzz_names'),
+    (19, 'bombs of output and of computing', 'unpacked-* conv-quantised-out-of-proportion index-raw-* frame-window* side-files-over-limit conv-*-over-limit', 'vectors_costs; cli/test_unpack.py: limits; codec/test_pack_faults.c'),
+    (20, 'super-linear work', '', 'vectors_costs: groups and tasks, one task in all groups, a damaged group of many tasks, keys; format/test_container.c: 50,000 tasks'),
+    (21, 'entropy tables and streams', 'index-zstd frame-dictionary head-* residual-* streams-size-* link-* conv-quantised-* variance-*', 'codec/test_rans.c, test_trellis.c, test_payloads.c; fuzz_entropy'),
+    (22, 'numbers that are not finite or denormal', '*-nan *-infinite *-infinity *-denormal weights-infinite coefficients-infinite condition-huge *-negative *-minus-zero error-* lossless-weights', 'good: basis-mixed, lossless-chain (NaN and infinities of users)'),
+    (23, 'dimensions that disagree', 'rows-other hidden-other generator-tensors condition-coordinates condition-short condition-odd condition-long-none conv-inputs-* conv-channels-* conv-start-* conv-width-even conv-m-g-over conv-prior-other '
+     'head-starts-late head-ends-* head-without-* treatment-* scale-* generator-* none-* conv-* denoiser-* latent-* correction-* exception-* head-step-* condition-* lossless-*', 'codec/test_conv_decoder.c, test_denoiser.c'),
+    (24, 'a file that changes while it is read', '', 'format/test_file.c: shrinks, grows, is replaced; faults_machine: sources change at every read'),
+    (25, 'pickles and other formats', '', 'format/test_safetensors.c: advice for pickle, zip, Git LFS; cli/test_pack.py: each is named; codec/test_inputs.c'),
+    (26, 'odd arguments and files: empty, a dash, FIFOs, devices, links', '', 'cli/test_words.py, test_names.py; format/test_file.c: only regular files; faults_machine: devices; codec/test_inputs.c: links, loops; fuzz_options'),
+)
