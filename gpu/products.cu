@@ -112,9 +112,23 @@ struct weights_job {
 static const unsigned NARROW_POSITIONS = 64; /* of a tile */
 enum { NARROW_BLOCK = 256, NARROW_ROWS = 128, NARROW_COLUMNS = 32, NARROW_SPAN = 1 << 12, NARROW_PARTS = 1024, SPLIT = 4, SIDE = 8, FINISH_WEIGHTS = 32, FINISH_GROUPS = 8 };
 
+/* The sum over groups of a block, pairwise, to group 0. `shared` has room for a number a thread. */
+__device__ float add_groups(float mine, float *shared, unsigned group, unsigned groups, unsigned group_threads) {
+    unsigned step = 1;
+    while (step < groups)
+        step *= 2;
+    __syncthreads();
+    shared[threadIdx.x] = mine;
+    for (step /= 2; step > 0; step /= 2) {
+        __syncthreads();
+        if (group < step && group + step < groups)
+            shared[threadIdx.x] += shared[threadIdx.x + step * group_threads];
+    }
+    return shared[threadIdx.x];
+}
+
 /*
- * A thread takes SPLIT rows (t, i), a split of all of them apart so that neighbours read neighbours, and SIDE columns of y: as many sums in registers. Groups of threads share a tile's positions out, and are added up in order in
- * the end. A position's window of x is in one piece: row (t, i) of position k is x[k * stride * rows + t * rows + i].
+ * A thread takes SPLIT rows (t, i), a split of all of them apart so that neighbours read neighbours, and SIDE columns of y: as many sums in registers. Groups of threads share a tile's positions out, and are added up in the end. A position's window of x is in one piece: row (t, i) of position k is x[k * stride * rows + t * rows + i].
  */
 template <int COLUMNS> __global__ void __launch_bounds__(NARROW_BLOCK) weights_narrow(weights_job job, size_t stretch, unsigned span) {
     alignas(16) __shared__ float x[NARROW_SPAN + NARROW_BLOCK]; /* rows that do not exist read beyond the last */
@@ -144,14 +158,14 @@ template <int COLUMNS> __global__ void __launch_bounds__(NARROW_BLOCK) weights_n
         }
     }
     float *out = job.partial + (size_t)blockIdx.x * taps * job.columns;
-    for (unsigned g = 0; g < groups; g++) {
-        __syncthreads();
-        for (unsigned s = 0; group == g && s < SPLIT && row + s * split < taps; s++)
-            for (unsigned c = 0; c < SIDE && column + c < job.columns; c++) {
-                float *to = out + (row + s * split) * job.columns + column + c;
-                *to = (g ? *to : 0) + sum[s][c];
-            }
-    }
+#pragma unroll
+    for (unsigned s = 0; s < SPLIT; s++)
+#pragma unroll
+        for (unsigned c = 0; c < SIDE; c++) {
+            float whole = add_groups(sum[s][c], x, group, groups, group_threads);
+            if (group == 0 && row + s * split < taps && column + c < job.columns)
+                out[(row + s * split) * job.columns + column + c] = whole;
+        }
 }
 
 /* What positions that are in no partial sum add to g[t, i, j]. */
