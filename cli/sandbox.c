@@ -93,23 +93,15 @@ const char *cli_sandbox_restrict(void) {
 }
 #endif
 
-static bool wanted, telling, deferred;
+static bool wanted, telling;
 
 void cli_sandbox_want(bool tell) {
     wanted = true;
     telling = tell;
 }
 
-void cli_sandbox_defer(void) {
-    deferred = true;
-}
-
-void cli_sandbox_resume(void) {
-    deferred = false;
-}
-
 void cli_sandbox_enter(const char *device) {
-    if (!wanted || deferred)
+    if (!wanted)
         return;
     wanted = false;
     bool gpu = strncmp(device, "cuda", 4) == 0;

@@ -9,10 +9,6 @@
 
 /* Says that the verb only reads: cli_bundle_open enters the sandbox before it looks at the archive. `tell`: where that cannot be, it is said on standard error. */
 void cli_sandbox_want(bool tell);
-/* Not yet: a GPU may be chosen when it is known what there is to decode (cli_bundle_choose_device), and its driver needs more. Then the sandbox is entered there. */
-void cli_sandbox_defer(void);
-/* The device is chosen. */
-void cli_sandbox_resume(void);
 /* If it is wanted: from here on, in all threads, no file can be opened for writing, made, renamed or removed, no program started, no socket made, no other process
  * traced; new privileges cannot be had. `device` names what computes; drivers of GPUs need more than that. */
 void cli_sandbox_enter(const char *device);

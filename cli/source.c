@@ -128,10 +128,6 @@ icma_status cli_bundle_choose_device(icma_bundle *bundle, const cli_decoding *de
     work.operations *= share;
     work.bytes *= share;
     icma_status status = icma_device_open("auto", ICMA_PRECISION_F32, work, &ops, error);
-    if (!status) {
-        cli_sandbox_resume();
-        cli_sandbox_enter(ops->name);
-    }
     return status ? status : icma_bundle_use_device(bundle, ops, error);
 }
 

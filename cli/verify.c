@@ -295,8 +295,6 @@ static icma_status verify_bundle(verification *v, icma_error *error) {
     icma_status status = check_sections(v, error);
     if (!status && v->damaged_sections)
         status = tell_losses(v, error);
-    if (!status && (v->a->deep || v->a->against))
-        status = cli_bundle_choose_device(v->bundle, &v->a->decoding, SIZE_MAX, error);
     if (!status && v->a->deep)
         status = decode_all(v, error);
     if (!status && v->a->against)
@@ -316,8 +314,6 @@ static icma_status run_verify(const void *arguments, const cli_list *operands, i
     verification v = {.a = arguments};
     char *path;
     cli_sandbox_want(v.a->common.verbose);
-    if ((v.a->deep || v.a->against) && !v.a->decoding.scalar && (!v.a->decoding.device || strcmp(v.a->decoding.device, "auto") == 0))
-        cli_sandbox_defer();
     icma_status status = cli_bundle_open(operands, &v.a->decoding, &v.bundle, &path, error);
     if (status)
         return status;

@@ -71,24 +71,27 @@ static void plan_free(plan *p) {
     icma_free(p->blocks);
 }
 
-/* Runs are walked once over all streams, so that cutting takes no longer than there are runs and streams. */
-static void cut_streams(plan *p, const icma_coded *c, size_t place) {
-    size_t at = 0, run = 0, used = 0;
-    for (size_t s = 0; s < c->streams; s++) {
-        size_t count = c->total - at < c->length ? c->total - at : c->length, end = at + count;
-        stream *to = &p->streams[p->stream_count++];
-        *to = (stream){c->data + c->offsets[s], c->offsets[s + 1] - c->offsets[s], place + at, count, p->piece_count, 0, c->trellis};
-        while (at < end) {
-            size_t left = c->runs[run].count - used, take = left < end - at ? left : end - at;
-            if (take)
-                p->pieces[p->piece_count++] = (icma_rans_run){take, c->runs[run].context};
-            at += take;
-            used = take == left ? 0 : used + take;
-            run += take == left;
-        }
-        to->pieces = p->piece_count - to->first;
+size_t icma_coded_cut(const icma_coded *c, icma_coded_walk *w, icma_rans_run *out) {
+    size_t end = w->at + (c->total - w->at < c->length ? c->total - w->at : c->length), parts = 0;
+    while (w->at < end) {
+        size_t left = c->runs[w->run].count - w->used, take = left < end - w->at ? left : end - w->at;
+        if (take)
+            out[parts++] = (icma_rans_run){take, c->runs[w->run].context};
+        w->at += take;
+        w->used = take == left ? 0 : w->used + take;
+        w->run += take == left;
     }
-    assert(at == c->total);
+    return parts;
+}
+
+static void cut_streams(plan *p, const icma_coded *c, size_t place) {
+    icma_coded_walk walk = {0};
+    for (size_t s = 0; s < c->streams; s++) {
+        size_t at = walk.at, parts = icma_coded_cut(c, &walk, p->pieces + p->piece_count);
+        p->streams[p->stream_count++] = (stream){c->data + c->offsets[s], c->offsets[s + 1] - c->offsets[s], place + at, walk.at - at, p->piece_count, parts, c->trellis};
+        p->piece_count += parts;
+    }
+    assert(walk.at == c->total);
 }
 
 static void cut_blocks(plan *p, const icma_coded *c, size_t place) {

@@ -392,11 +392,11 @@ static icma_status initialise(icma_conv_net *net, icma_rng *rng, icma_error *err
     do
         initial_part(&net->shape, part, l, rng, values);
     while (next_part(&net->shape, &part, &l));
-    icma_status status = ops->upload(ops->device, net->state[ICMA_CONV_PARAMETERS], 0, values, count, error);
-    icma_free(values);
     for (size_t i = 0; i < 2 * net->shape.layers; i++)
         ops->fill(ops->device, 1, statistic(&net->layers[i], net->state[ICMA_CONV_RUNNING], 1));
     ops->fill(ops->device, 1, view(net, SLOT_ONES, 1));
+    icma_status status = ops->upload(ops->device, net->state[ICMA_CONV_PARAMETERS], 0, values, count, error); /* tells, too, whether filling failed */
+    icma_free(values);
     return status;
 }
 

@@ -170,9 +170,13 @@ static icma_status upload_room(session *s, icma_error *error) {
 static icma_status upload_all(session *s, icma_error *error) {
     const icma_ops *ops = s->ops;
     size_t n = s->group->count, length = s->shape.length, cells;
-    if (!icma_multiply_size(n, length, &cells) || cells > ops->room / 2 / sizeof(float) || ops->alloc(ops->device, ICMA_ELEMENT_F32, cells, &s->all, NULL))
+    icma_error why = {0};
+    if (!icma_multiply_size(n, length, &cells) || cells > ops->room / 2 / sizeof(float))
         return ICMA_OK;
-    icma_status status = ops->alloc(ops->device, ICMA_ELEMENT_U32, s->training->batch, &s->rows, error);
+    icma_status status = ops->alloc(ops->device, ICMA_ELEMENT_F32, cells, &s->all, &why);
+    if (status) /* no room is no failure */
+        return status == ICMA_E_MEMORY ? ICMA_OK : icma_fail(error, status, NULL, "%s", why.message);
+    status = ops->alloc(ops->device, ICMA_ELEMENT_U32, s->training->batch, &s->rows, error);
     for (uint32_t i = 0; !status && i < n; i++) {
         status = icma_conv_data_load(&s->data, &i, 1, length, s->x_values, error);
         if (!status)

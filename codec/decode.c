@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "decode.h"
 
+#include "coded.h"
 #include "head.h"
 #include "memory.h"
 
@@ -10,6 +11,7 @@
 static const uint64_t head_budget = UINT64_C(1) << 30;
 enum {
     INTEGER_WORK = 32, /* multiply-adds that entropy-decoding an integer is worth, measured */
+    LONG_STREAM = 1 << 22, /* symbols; icma's own chunks have about a quarter of that */
     INTEGER_BYTES = 8, /* while a chunk is decoded: 32 bits, 16 bits, and 16 on the device */
 };
 
@@ -231,6 +233,24 @@ static icma_status read_chunk(icma_decoder *d, size_t c, chunk_input *in, icma_e
     return status ? status : icma_head_open(in->payload, (size_t)chunk->raw_size, d->signature, d->generator, chunk->first, chunk->count, &in->head, error);
 }
 
+/* By this machine's threads, and then to the device: a GPU takes a stream's symbols one after the other, and slower than a processor does, so that a stream of very many would keep it for long. */
+static icma_status decode_on_host(icma_decoder *d, const icma_coded *coded, size_t count, icma_tensor *to, icma_error *error) {
+    size_t total = icma_coded_total(coded, count);
+    int16_t *integers = icma_alloc_array(total + 1, sizeof *integers);
+    icma_status status = integers ? icma_coded_decode(coded, count, integers, error) : icma_fail(error, ICMA_E_MEMORY, NULL, "no memory for the basis");
+    if (!status)
+        status = d->ops->upload(d->ops->device, to, 0, integers, total, error);
+    icma_free(integers);
+    return status;
+}
+
+static bool has_long_stream(const icma_coded *coded, size_t count) {
+    for (size_t i = 0; i < count; i++)
+        if (coded[i].length > LONG_STREAM && coded[i].total > LONG_STREAM)
+            return true;
+    return false;
+}
+
 /* Decodes chunks, which were read, into one tensor. */
 static icma_status decode_chunks(icma_decoder *d, const size_t *list, const icma_coded *coded, size_t count, icma_error *error) {
     const icma_ops *ops = d->ops;
@@ -239,7 +259,9 @@ static icma_status decode_chunks(icma_decoder *d, const size_t *list, const icma
     for (size_t i = 0; i < count; i++)
         total += coded[i].total;
     icma_status status = ops->alloc(ops->device, ICMA_ELEMENT_I16, total, &tensor, error);
-    if (!status)
+    if (!status && !icma_ops_on_host(ops) && has_long_stream(coded, count))
+        status = decode_on_host(d, coded, count, tensor, error);
+    else if (!status)
         status = ops->decode_integers(ops->device, coded, count, tensor, 0, error);
     if (status) {
         ops->release(ops->device, tensor);

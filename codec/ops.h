@@ -47,7 +47,7 @@ typedef struct icma_adam {
  * are left out, never multiplied by zero.
  */
 typedef struct icma_conv {
-    size_t batch; /* sequences; rows of x and y are multiples of it */
+    size_t batch; /* sequences, at least 1; rows of x and y are multiples of it */
     size_t width; /* taps, odd */
 } icma_conv;
 
@@ -122,6 +122,7 @@ typedef struct icma_ops {
     void (*sum_rows)(void *device, icma_matrix x, icma_matrix row);      /* row[0, :] = sum_i x[i, :], i ascending */
     void (*gather_rows)(void *device, icma_matrix x, const icma_tensor *index, size_t first, icma_matrix y); /* y[i, :] = x[index[first + i], :] */
     void (*scatter_rows)(void *device, icma_matrix y, const icma_tensor *index, size_t first, icma_matrix x); /* x[index[first + i], :] += y[i, :], i ascending */
+    /* Decoding uses these two as well: product and sum are rounded each, on every device. */
     void (*axpy)(void *device, float alpha, icma_matrix x, icma_matrix y); /* y += alpha x */
     void (*multiply)(void *device, icma_matrix x, icma_matrix y);          /* y *= x, element by element; x may have one row for all of y's */
     void (*fill)(void *device, float value, icma_matrix y);
@@ -151,7 +152,7 @@ typedef struct icma_ops {
     /* out[t', o, i] = w[t, i, o]: t' = width - 1 - t where `flip` is set, else t. For backwards: conv's is conv with turned and flipped weights. */
     void (*turn_weights)(void *device, icma_conv shape, icma_matrix w, bool flip, icma_matrix out);
     /* Gradient of a layer's weights, from its longer side x (stride * length rows a sequence) and its shorter one y: g[t, i, j] = sum over b, p of x[b, stride p + t - P, i] y[b, p, j]; `turned`: stored as
-     * [t, j, i]. conv_down: (x, dy, not turned); conv_up: (dy, x, turned); conv (stride 1): (x, dy, not turned). `scratch` has icma_conv_scratch elements and is overwritten. */
+     * [t, j, i]. conv_down: (x, dy, not turned); conv_up: (dy, x, turned); conv (stride 1): (x, dy, not turned). `scratch` has icma_conv_scratch elements and is overwritten, or left alone by a device that has its own. */
     void (*conv_weights)(void *device, icma_conv shape, size_t stride, icma_matrix x, icma_matrix y, bool turned, icma_tensor *scratch, icma_matrix g);
     /* Training batch norm (Ioffe and Szegedy 2015) and activation: mean and (biased) variance of each column over all rows, y = act(gamma (x - mean) / sqrt(variance + epsilon) + beta). */
     void (*batch_norm)(void *device, icma_matrix x, icma_matrix gamma, icma_matrix beta, float epsilon, icma_activation act, icma_matrix mean, icma_matrix variance, icma_matrix y);

@@ -8,8 +8,16 @@ extern "C" {
 #include <stdio.h>
 #include <string.h>
 
+/* A thread may have turned to another GPU, or be a new one. */
+static bool choose_device(icma_context *c) {
+    int current = -1;
+    return icma_context_check(c, cudaGetDevice(&current), "choosing the GPU") && (current == c->index || icma_context_check(c, cudaSetDevice(c->index), "choosing the GPU"));
+}
+
 icma_context *icma_context_of(void *device) {
-    return (icma_context *)device;
+    icma_context *c = (icma_context *)device;
+    choose_device(c);
+    return c;
 }
 
 /* --- failures ---------------------------------------------------------------------------------------------------- */
@@ -44,11 +52,6 @@ icma_status icma_context_take(icma_context *c, icma_error *error) {
     icma_status status = c->failure;
     c->failure = ICMA_OK;
     return status ? icma_fail(error, status, NULL, "%s; use --device cpu", c->message) : ICMA_OK;
-}
-
-icma_status icma_context_wait(icma_context *c, icma_error *error) {
-    icma_context_check(c, cudaStreamSynchronize(c->stream), "computing");
-    return icma_context_take(c, error);
 }
 
 /* --- memory ------------------------------------------------------------------------------------------------------ */
@@ -173,11 +176,17 @@ struct icma_recording {
     cudaGraphExec_t graph;
 };
 
+static cudaError_t free_recording(icma_recording *r) {
+    cudaError_t result = r && r->graph ? cudaGraphExecDestroy(r->graph) : cudaSuccess;
+    icma_free(r);
+    return result;
+}
+
 static icma_status cuda_record(void *device, icma_error *error) {
     icma_context *c = icma_context_of(device);
     icma_status status = icma_context_take(c, error);
-    if (!status && icma_context_check(c, cudaStreamBeginCapture(c->stream, cudaStreamCaptureModeThreadLocal), "recording"))
-        c->recording = true;
+    if (!status)
+        icma_context_check(c, cudaStreamBeginCapture(c->stream, cudaStreamCaptureModeThreadLocal), "recording");
     return status ? status : icma_context_take(c, error);
 }
 
@@ -185,7 +194,6 @@ static icma_status cuda_recorded(void *device, icma_recording **out, icma_error 
     icma_context *c = icma_context_of(device);
     cudaGraph_t graph = NULL;
     *out = NULL;
-    c->recording = false;
     icma_recording *r = (icma_recording *)icma_alloc_zeroed(1, sizeof *r);
     bool good = icma_context_check(c, cudaStreamEndCapture(c->stream, &graph), "recording") && !c->failure;
     if (good && r)
@@ -196,7 +204,7 @@ static icma_status cuda_recorded(void *device, icma_recording **out, icma_error 
     if (!status && !r)
         status = icma_fail(error, ICMA_E_MEMORY, NULL, "no memory for a recording");
     if (status)
-        icma_free(r);
+        free_recording(r);
     else
         *out = r;
     return status;
@@ -209,10 +217,7 @@ static icma_status cuda_replay(void *device, icma_recording *r, icma_error *erro
 }
 
 static void cuda_forget(void *device, icma_recording *r) {
-    if (!r)
-        return;
-    icma_context_check(icma_context_of(device), cudaGraphExecDestroy(r->graph), "forgetting");
-    icma_free(r);
+    icma_context_check(icma_context_of(device), free_recording(r), "forgetting");
 }
 
 void icma_recording_ops(icma_ops *table) {
@@ -235,7 +240,7 @@ static bool make_stage(icma_context *c, icma_stage *s, bool with_device) {
 }
 
 static bool make_streams(icma_context *c) {
-    bool good = icma_context_check(c, cudaSetDevice(c->index), "choosing the GPU") && icma_context_check(c, cudaStreamCreateWithFlags(&c->stream, cudaStreamNonBlocking), "a stream") &&
+    bool good = choose_device(c) && icma_context_check(c, cudaStreamCreateWithFlags(&c->stream, cudaStreamNonBlocking), "a stream") &&
                 icma_context_check(c, cudaStreamCreateWithFlags(&c->transfers, cudaStreamNonBlocking), "a stream") &&
                 icma_context_check(c, cudaEventCreateWithFlags(&c->transferred, cudaEventDisableTiming), "an event");
     for (int i = 0; good && i < ICMA_STAGES; i++)

@@ -40,11 +40,11 @@ typedef struct icma_context {
     icma_stage stages[ICMA_STAGES], fetches[ICMA_FETCHES];
     size_t stage;
     void *models; /* tables of the entropy coder; NULL until they are used */
-    bool recording;
     icma_status failure; /* the first one */
     char message[256];
 } icma_context;
 
+/* Also turns the calling thread to this GPU. */
 icma_context *icma_context_of(void *device);
 
 /* Notes a failure, unless there is one. False if `result` is one. */
@@ -54,8 +54,6 @@ bool icma_context_check_blas(icma_context *c, cublasStatus_t result, const char 
 void icma_context_launched(icma_context *c, const char *kernel);
 /* What was noted, which is thereby told; the table can be used again (a GPU whose context is broken fails again). */
 icma_status icma_context_take(icma_context *c, icma_error *error);
-/* Waits for the stream; then as icma_context_take. */
-icma_status icma_context_wait(icma_context *c, icma_error *error);
 /* Raw device memory of the pool; NULL when there is none left. */
 void *icma_context_allocate(icma_context *c, size_t bytes);
 void icma_context_free(icma_context *c, void *pointer);

@@ -361,6 +361,19 @@ void launch_inner(icma_context *c, const conv_job &job, size_t count) {
         launch_tile<128, 128>(c, job, count);
 }
 
+/* A grid is at most so high; more sequences go in several launches. */
+static const unsigned most_sequences = 1 << 14;
+
+template <class F> void each_slice(const conv_job &job, F launch) {
+    for (unsigned first = 0; first < job.batch; first += most_sequences) {
+        conv_job slice = job;
+        slice.batch = (unsigned)icma_least(job.batch - first, most_sequences);
+        slice.x += first * job.x_sequence;
+        slice.y += first * job.y_sequence;
+        launch(slice);
+    }
+}
+
 void launch_edges(icma_context *c, const conv_job &job) {
     enum { BLOCK = 128 };
     size_t edges = job.part[0].positions - job.part[0].count;
@@ -385,11 +398,13 @@ void run_job(icma_context *c, conv_job *job, const char *name) {
         find_inside(*job, &job->part[p]);
         count = icma_most(count, job->part[p].count);
     }
-    if (job->outputs == 0 || job->batch == 0)
+    if (job->outputs == 0)
         return;
-    if (count)
-        launch_inner(c, *job, count);
-    launch_edges(c, *job);
+    each_slice(*job, [=](const conv_job &slice) {
+        if (count)
+            launch_inner(c, slice, count);
+        launch_edges(c, slice);
+    });
     icma_context_launched(c, name);
 }
 
@@ -435,7 +450,7 @@ bool run_windows(icma_context *c, conv_job *job, int64_t x_base, icma_window_pro
     if (pairs)
         ICMA_LAUNCH_FLAT(lay_pairs, (unsigned)icma_pieces(cells, BLOCK), BLOCK, c->stream, *pairs);
     icma_product_windows(c, &product);
-    launch_edges(c, *job);
+    each_slice(*job, [=](const conv_job &slice) { launch_edges(c, slice); });
     icma_context_launched(c, "a convolution");
     return true;
 }

@@ -220,6 +220,7 @@ bool by_16(const void *pointer, size_t stride_bytes) {
     return (uintptr_t)pointer % 16 == 0 && stride_bytes % 16 == 0;
 }
 
+/* `out` is where place 0 would be. */
 piece describe(const icma_assembly *a, const uint8_t *out, size_t first_tile) {
     piece p = {};
     p.head = integers_of(a->head).p;
@@ -267,33 +268,39 @@ void launch_assembly(icma_context *c, const icma_assembly *list, size_t count, p
         return;
     icma_context_send(c, on_device, pieces, count * sizeof *pieces);
     icma_context_check(c, cudaMemsetAsync(c->flags, 0xff, sizeof *c->flags, c->stream), "assembling");
-    ICMA_LAUNCH(assemble, (unsigned)tiles, BLOCK, c->stream, on_device, (unsigned)count, out, c->flags);
-    icma_context_launched(c, "assemble");
+    if (!c->failure) { /* else what was to be sent is not there */
+        ICMA_LAUNCH(assemble, (unsigned)tiles, BLOCK, c->stream, on_device, (unsigned)count, out, c->flags);
+        icma_context_launched(c, "assemble");
+    }
     icma_context_free(c, on_device);
 }
 
 icma_status cuda_assemble(void *device, const icma_assembly *list, size_t count, icma_tensor *out, uint8_t *host, size_t *bad, icma_error *error) {
     icma_context *c = icma_context_of(device);
     unsigned found = 0;
-    size_t end = 0;
+    size_t begin = SIZE_MAX, end = 0;
     *bad = SIZE_MAX;
     icma_status status = icma_context_take(c, error);
     if (status || count == 0)
         return status;
-    for (size_t i = 0; i < count; i++)
+    for (size_t i = 0; i < count; i++) {
+        begin = icma_least(begin, list[i].place);
         end = icma_most(end, list[i].place + list[i].count * (icma_dtype_bits(list[i].dtype) / 8));
+    }
+    begin -= begin % 256; /* keeps alignments as they are */
     piece *pieces = (piece *)icma_alloc_array(count, sizeof *pieces);
     if (!pieces)
         return icma_fail(error, ICMA_E_MEMORY, NULL, "no memory to put %zu tensors together", count);
-    uint8_t *to = out ? (uint8_t *)out->data : (uint8_t *)icma_context_allocate(c, end);
-    if (to)
-        launch_assembly(c, list, count, pieces, to);
+    uint8_t *own = out ? NULL : (uint8_t *)icma_context_allocate(c, end - begin);
+    uintptr_t to = out ? (uintptr_t)out->data : (uintptr_t)own - begin; /* of place 0, where there may be no memory */
+    bool room = out || own;
+    if (room)
+        launch_assembly(c, list, count, pieces, (uint8_t *)to);
     icma_free(pieces);
-    status = to ? icma_context_fetch(c, &found, c->flags, sizeof found, error) : icma_context_take(c, error);
+    status = room ? icma_context_fetch(c, &found, c->flags, sizeof found, error) : icma_context_take(c, error);
     if (!status && host)
-        status = fetch_all(c, list, count, to, host, error);
-    if (!out)
-        icma_context_free(c, to);
+        status = fetch_all(c, list, count, (const uint8_t *)to, host, error);
+    icma_context_free(c, own);
     if (!status && found != UINT32_MAX)
         *bad = found;
     return status;

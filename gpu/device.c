@@ -35,8 +35,10 @@ static icma_status load_module(icma_error *error) {
         return icma_fail(error, ICMA_E_DEVICE, NULL, "the CUDA part cannot be loaded: %s; use --device cpu", dlerror());
     void *symbol = dlsym(library, ICMA_MODULE_ENTRANCE);
     memcpy(&enter, &symbol, sizeof enter); /* ISO C has no cast from an object's pointer to a function's */
-    if (!enter || !(module = enter(ICMA_MODULE_VERSION)))
+    if (!enter || !(module = enter(ICMA_MODULE_VERSION))) {
+        dlclose(library);
         return icma_fail(error, ICMA_E_DEVICE, NULL, "%s is of another build of icma; install both again, or use --device cpu", file);
+    }
     return ICMA_OK;
 }
 

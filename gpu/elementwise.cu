@@ -10,10 +10,10 @@ namespace {
 enum { BLOCK = 256 };
 
 /* f(i, j) for every element of a matrix. */
-template <class F> __global__ void each_element(size_t cells, uint32_t columns, F f) {
+template <class F> __global__ void each_element(size_t cells, size_t columns, F f) {
     for (size_t n = (size_t)blockIdx.x * blockDim.x + threadIdx.x; n < cells; n += (size_t)gridDim.x * blockDim.x) {
         /* 32-bit division where it does: the 64-bit one takes longer than most ops. */
-        size_t i = cells >> 32 ? n / columns : (uint32_t)n / columns;
+        size_t i = cells >> 32 ? n / columns : (uint32_t)n / (uint32_t)columns;
         f(i, (size_t)(n - i * columns));
     }
 }
@@ -23,7 +23,7 @@ template <class F> void run(void *device, size_t rows, size_t columns, F f, cons
     size_t cells = rows * columns;
     if (cells == 0)
         return;
-    ICMA_LAUNCH_FLAT((each_element<F>), icma_grid(cells, BLOCK), BLOCK, c->stream, cells, (uint32_t)columns, f);
+    ICMA_LAUNCH_FLAT((each_element<F>), icma_grid(cells, BLOCK), BLOCK, c->stream, cells, columns, f);
     icma_context_launched(c, name);
 }
 

@@ -8,9 +8,11 @@
 #include "context.cuh"
 #include "numbers.cuh"
 
+#include <assert.h>
+
 namespace {
 
-enum { BLOCK = 256, MOST_BLOCKS = 1024, LEAST_ROWS = 16, FINISH_BLOCK = 128 };
+enum { BLOCK = 256, MOST_BLOCKS = 1024, MOST_COLUMNS = 4000 /* whose sums fit ICMA_WORKSPACE */, LEAST_ROWS = 16, FINISH_BLOCK = 128 };
 
 /* How a block's threads lie over columns and rows. `each`: columns of a thread, 1 or 4. */
 struct norm_tile {
@@ -22,6 +24,7 @@ struct norm_tile {
 };
 
 norm_tile tile_of(size_t rows, size_t columns, unsigned each) {
+    assert(columns <= MOST_COLUMNS);
     norm_tile t = {rows, columns, each, (unsigned)icma_least(columns / each, BLOCK), 0, 0};
     t.height = BLOCK / t.width;
     size_t blocks = icma_least(icma_pieces(rows, (size_t)t.height * LEAST_ROWS), MOST_BLOCKS);

@@ -59,7 +59,15 @@ bool check_solver(icma_context *c, cusolverStatus_t result) {
 }
 
 bool open_solver(icma_context *c) {
-    return c->solver || (check_solver(c, cusolverDnCreate(&c->solver)) && check_solver(c, cusolverDnSetStream(c->solver, c->stream)));
+    if (c->solver)
+        return true;
+    if (!check_solver(c, cusolverDnCreate(&c->solver)))
+        return false;
+    if (check_solver(c, cusolverDnSetStream(c->solver, c->stream)))
+        return true;
+    cusolverDnDestroy(c->solver);
+    c->solver = NULL;
+    return false;
 }
 
 /* Both in device memory; `info` is not 0 afterwards if it did not converge. */
@@ -73,11 +81,15 @@ void solve(icma_context *c, int n, double *a, double *values, int *info) {
     icma_context_free(c, work);
 }
 
+enum { MOST_EIGEN = 1 << 14 }; /* beyond twice that the library's sizes overflow */
+
 icma_status cuda_eigen(void *device, size_t n, double *a, double *values, icma_error *error) {
     icma_context *c = icma_context_of(device);
     int found = 0;
     if (n == 0)
         return ICMA_OK;
+    if (n > MOST_EIGEN)
+        return icma_fail(error, ICMA_E_LIMIT, NULL, "an eigenproblem of %zu rows; a GPU's has at most %d", n, MOST_EIGEN);
     double *matrix = (double *)icma_context_allocate(c, n * n * sizeof *matrix), *diagonal = (double *)icma_context_allocate(c, n * sizeof *diagonal);
     int *info = (int *)icma_context_allocate(c, sizeof *info);
     if (matrix && diagonal && info && open_solver(c)) {

@@ -9,6 +9,7 @@
 #include "context.cuh"
 
 extern "C" {
+#include "coded.h"
 #include "memory.h"
 #include "rans_host.h"
 #include "trellis.h"
@@ -373,8 +374,8 @@ void plan_parts(plan *p, const icma_coded *coded) {
         }
 }
 
-void plan_stream(plan *p, const icma_coded *coded, size_t s, icma_rans_run *cut) {
-    size_t first = s * coded->length, end = icma_least(first + coded->length, coded->total), runs = icma_rans_cut(coded->runs, coded->run_count, first, end, cut);
+void plan_stream(plan *p, const icma_coded *coded, size_t s, icma_coded_walk *walk, icma_rans_run *cut) {
+    size_t first = walk->at, runs = icma_coded_cut(coded, walk, cut);
     device_stream stream = {p->bytes + coded->offsets[s] - coded->offsets[0], coded->offsets[s + 1] - coded->offsets[s], p->symbols + first, p->run_count, runs, icma_rans_lanes_of(cut, runs),
                             coded->trellis ? ~ICMA_TRELLIS_LARGEST : INT16_MIN, coded->trellis ? ICMA_TRELLIS_LARGEST : INT16_MAX};
     for (size_t r = 0; r < runs; r++) {
@@ -393,8 +394,9 @@ icma_status plan_coded(plan *p, const icma_coded *coded, icma_error *error) {
     icma_rans_run *cut = (icma_rans_run *)icma_alloc_array(coded->run_count + 1, sizeof *cut);
     if (!cut)
         return icma_fail(error, ICMA_E_MEMORY, NULL, "no memory to decode coded streams");
+    icma_coded_walk walk = {};
     for (size_t s = 0; s < coded->streams; s++)
-        plan_stream(p, coded, s, cut);
+        plan_stream(p, coded, s, &walk, cut);
     icma_free(cut);
     if (coded->trellis)
         plan_parts(p, coded);
@@ -431,6 +433,11 @@ icma_status make_models(icma_context *c, icma_error *error) {
         status = icma_context_take(c, error);
     if (!status)
         icma_context_send(c, c->models, tables, bytes);
+    if (!status && c->failure) {
+        icma_context_free(c, c->models);
+        c->models = NULL;
+        status = icma_context_take(c, error);
+    }
     icma_free(tables);
     icma_free(model);
     return status;
@@ -467,6 +474,10 @@ void launch_plan(icma_context *c, const plan *p, const icma_coded *list, size_t 
         icma_context_send(c, data + at, list[i].data + list[i].offsets[0], size);
     }
     icma_context_check(c, cudaMemsetAsync(c->flags, 0xff, sizeof *c->flags, c->stream), "decoding streams");
+    if (c->failure) { /* what was to be sent is not there */
+        icma_context_free(c, a.base);
+        return;
+    }
     if (p->stream_count)
         ICMA_LAUNCH(decode_streams, (unsigned)icma_pieces(p->stream_count, WARPS), BLOCK, c->stream, streams, p->stream_count, runs, (const shape_table *)c->models, data, symbols, c->flags);
     if (p->part_count)

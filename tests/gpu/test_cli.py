@@ -5,7 +5,7 @@ import pathlib
 import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / 'cli'))
-from harness import Case, QUICK, files_below, main  # noqa: E402
+from harness import Case, QUICK, files_below, icma, main  # noqa: E402
 
 SMALL_NETWORK = ('--generator', 'conv', '--layers', '4', '--channels', '8,16,16,8', '--latent-dim', '4', '--epochs', '6', '--batch', '4', '-T', '1')
 LITTLE = 170 << 20  # bytes: what opening a device takes, and not much more
@@ -59,6 +59,12 @@ class Cuda(Case):
     def test_failures_are_told(self):
         for call in ('launch:1', 'cudaMemcpyAsync:1'):
             self.fails(9, 'verify', self.bundle(), '--deep', '--device', 'cuda', env={'ICMA_EMULATION_FAIL': call}, saying='use --device cpu')
+
+    def test_a_network_is_not_trained_on_after_a_failure(self):
+        for k in range(1, 40, 2):
+            result = icma('pack', self.tree, '-o', f'{k}.icma', '--device', 'cuda', *SMALL_NETWORK, cwd=self.here, env={'ICMA_EMULATION_FAIL': f'launch:{k}'})
+            self.assertEqual(result.code, 9, f'launch {k}: {result!r}')
+            self.assertNothingLeft(self.here)
 
     def test_where_there_is_none(self):
         for env, saying in (({'ICMA_MODULE': '/nonexistent.so'}, 'cannot be loaded'), ({'ICMA_EMULATION_DEVICES': '0'}, 'no GPU')):

@@ -5,6 +5,7 @@
  */
 #include "conv_net.h"
 #include "device.h"
+#include "rans.h"
 #include "support.h"
 
 #include <dlfcn.h>
@@ -109,6 +110,25 @@ static void convolutions_by_products(void **state) {
         for (size_t i = 0; i < sizeof all / sizeof *all; i++)
             release(all[i]);
     }
+}
+
+/* More sequences than a grid is high. */
+static void very_many_sequences(void **state) {
+    (void)state;
+    enum { BATCH_OF_MANY = 40000 };
+    icma_conv shape = {BATCH_OF_MANY, 3};
+    pair x = matrix(2 * BATCH_OF_MANY, 2), w = matrix(3 * 2, 1), y = matrix(4 * BATCH_OF_MANY, 1), z = matrix(BATCH_OF_MANY, 1);
+    for (int t = 0; t < TABLES; t++) {
+        const icma_ops *ops = tables[t];
+        ops->conv_up_training(ops->device, shape, x.on[t], w.on[t], y.on[t]);
+        ops->conv_down(ops->device, shape, x.on[t], w.on[t], z.on[t]);
+    }
+    must_agree("conv_up_training", y, 2e-6);
+    must_agree("conv_down", z, 2e-6);
+    release(x);
+    release(w);
+    release(y);
+    release(z);
 }
 
 /* --- recordings -------------------------------------------------------------------------------------------------- */
@@ -252,6 +272,36 @@ static icma_status settle(void) {
     return status;
 }
 
+/* A stream of its own making to integers, and these to a tensor. */
+static icma_status decode_something(void) {
+    enum { COUNT = 300 };
+    int32_t symbols[COUNT];
+    uint8_t found[4 * COUNT];
+    icma_rans_run all = {COUNT, 90};
+    icma_buffer bytes = {0};
+    icma_tensor *integers = NULL;
+    size_t bad;
+    for (int i = 0; i < COUNT; i++)
+        symbols[i] = i % 13 - 6;
+    assert_int_equal(icma_rans_encode(symbols, &all, 1, &bytes, NULL), ICMA_OK);
+    size_t offsets[2] = {0, bytes.size};
+    icma_coded coded = {.data = bytes.data, .offsets = offsets, .streams = 1, .length = COUNT, .runs = &all, .run_count = 1, .total = COUNT, .trellis = false};
+    icma_status status = device->alloc(device->device, ICMA_ELEMENT_I16, COUNT, &integers, NULL);
+    if (!status)
+        status = device->decode_integers(device->device, &coded, 1, integers, 0, NULL);
+    icma_assembly one = {.count = COUNT, .integers = integers, .step = 0.5F, .dtype = ICMA_F32};
+    if (!status)
+        status = device->assemble(device->device, &one, 1, NULL, found, &bad, NULL);
+    for (int i = 0; !status && i < COUNT; i++) {
+        float value;
+        memcpy(&value, found + 4 * i, sizeof value);
+        assert_true(value == 0.5F * (float)symbols[i]);
+    }
+    device->release(device->device, integers);
+    icma_buffer_free(&bytes);
+    return status;
+}
+
 /* One of everything that can fail. The first failure of any call comes back from this. */
 static icma_status use_device(void) {
     icma_status status = ICMA_OK;
@@ -279,6 +329,8 @@ static icma_status use_device(void) {
         status = device->replay(device->device, recording, NULL);
     if (!status)
         status = device->eigen(device->device, 2, matrix_values, eigenvalues, NULL);
+    if (!status)
+        status = decode_something();
     device->forget(device->device, recording);
     device->release(device->device, x);
     device->release(device->device, sum);
@@ -336,7 +388,7 @@ static void memory_runs_out_and_comes_back(void **state) {
 int main(void) {
     const char *precision = getenv("ICMA_TEST_PRECISION");
     const struct CMUnitTest products[] = {cmocka_unit_test(convolutions_by_products), cmocka_unit_test(training_is_the_same)};
-    const struct CMUnitTest others[] = {cmocka_unit_test(recordings_run_again), cmocka_unit_test(transfers_of_any_size), cmocka_unit_test(every_failure_is_told_once),
+    const struct CMUnitTest others[] = {cmocka_unit_test(very_many_sequences), cmocka_unit_test(recordings_run_again), cmocka_unit_test(transfers_of_any_size), cmocka_unit_test(every_failure_is_told_once),
                                         cmocka_unit_test(memory_runs_out_and_comes_back)};
     device = support_device();
     tables[CPU] = icma_ops_cpu();
