@@ -335,7 +335,8 @@ const cli_verb cli_verb_verify = {
     .description =
         "Compares the checksum of every section. With --deep it decodes every checkpoint too, and with\n"
         "--against it measures how far each is from its original. Damage is named piece by piece, and\n"
-        "so are the adapters that are lost with it; unpack --keep-going brings out the others.",
+        "so are the adapters that are lost with it; unpack --keep-going brings out the others. It reads\n"
+        "in a sandbox, which a GPU's driver does not fit in: --device auto is the CPU here.",
     .options = verify_options,
     .examples = (const char *const[]){"icma verify loras.icma", "checksums only: fast",
                                       "icma verify loras.icma --deep --against loras",
