@@ -171,8 +171,11 @@ static void extremes_are_within_range(void **state) {
             values[i] = (float)((support_uniform(&seed) < 0.5 ? -1 : 1) * (2.0 * MOST - 4 - support_uniform(&seed)));
         unsigned context = icma_trellis_quantise(values, count, 1, symbols, scratch, &bits);
         assert_true(icma_trellis_expand(context, symbols, count));
-        for (size_t i = 0; i < count; i++)
-            slip = fmax(slip, fabs((double)values[i] - symbols[i]));
+        /* No fmax: gcc 12 for aarch64 breaks down on it, on widened numbers. */
+        for (size_t i = 0; i < count; i++) {
+            double one = fabs((double)values[i] - symbols[i]);
+            slip = one > slip ? one : slip;
+        }
         assert_true(slip <= 2.01);
     }
     free(scratch);
