@@ -1,16 +1,22 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * bench_gpu: training steps, layers and decoding on a device, for scripts/gpu-check, which sets them beside the card's own rates and PyTorch's.
+ * bench_gpu: training steps, layers and decoding on a device, for scripts/gpu-check, which sets them beside
+ * the card's own rates and PyTorch's.
  *
- *     bench_gpu train [--used N] [--steps N] [--precision KIND]... [--batch N]...    lines "icma.step.PRECISION.BATCH.ms MILLISECONDS", the median, and ".gflop", what a step takes; or ".failed REASON"
- *     bench_gpu layers --peak GFLOPS [--used N] [--repetitions N] [--precision KIND] one step's ops, layer by layer, as Markdown, batch 2
- *     bench_gpu decode --name NAME [--most N] [--passes N] BUNDLE                    lines "decode.NAME.DEVICE.WHAT NUMBER": the seconds of a pass (the least of several) over the first N checkpoints of every task
- *                                                                                   (all), its bytes of output, and the bytes that it must move through memory at least
+ *     bench_gpu train [--used N] [--steps N] [--precision KIND]... [--batch N]...    lines
+ * "icma.step.PRECISION.BATCH.ms MILLISECONDS", the median, and ".gflop", what a step takes; or ".failed
+ * REASON" bench_gpu layers --peak GFLOPS [--used N] [--repetitions N] [--precision KIND] one step's ops,
+ * layer by layer, as Markdown, batch 2 bench_gpu decode --name NAME [--most N] [--passes N] BUNDLE lines
+ * "decode.NAME.DEVICE.WHAT NUMBER": the seconds of a pass (the least of several) over the first N checkpoints
+ * of every task (all), its bytes of output, and the bytes that it must move through memory at least
  *
- *     bench_gpu kernels [--repetitions N]                                           lines "kernel.WHAT.ms MILLISECONDS" and ".moved BYTES": an adapter of 42 M weights in 448 tensors put together in device memory,
- *                                                                                   from so many rows of a basis, with and without a residual; and its residual's streams, with ".symbols", uploaded and decoded
+ *     bench_gpu kernels [--repetitions N]                                           lines "kernel.WHAT.ms
+ * MILLISECONDS" and ".moved BYTES": an adapter of 42 M weights in 448 tensors put together in device memory,
+ *                                                                                   from so many rows of a
+ * basis, with and without a residual; and its residual's streams, with ".symbols", uploaded and decoded
  *
- * --device NAME (cuda; cpu), --threads N. A GPU is not done when an op returns: every time ends with a download, which waits.
+ * --device NAME (cuda; cpu), --threads N. A GPU is not done when an op returns: every time ends with a
+ * download, which waits.
  */
 #include "conv_layers.h"
 #include "device.h"
@@ -37,7 +43,8 @@ static int fail(const char *what, const icma_error *error) {
     return 1;
 }
 
-static icma_status open_device(const wishes *w, const char *precision, const icma_ops **ops, icma_error *error) {
+static icma_status open_device(const wishes *w, const char *precision, const icma_ops **ops,
+                               icma_error *error) {
     icma_precision kind;
     icma_status status = icma_precision_from_name(precision, &kind, error);
     return status ? status : icma_device_open(w->device, kind, (icma_device_work){0}, ops, error);
@@ -59,7 +66,8 @@ static double median(double *list, size_t count) {
     return count % 2 ? list[count / 2] : (list[count / 2 - 1] + list[count / 2]) / 2;
 }
 
-/* --- training --------------------------------------------------------------------------------------------- */
+/* --- training ---------------------------------------------------------------------------------------------
+ */
 
 typedef struct trainee {
     const icma_ops *ops;
@@ -74,14 +82,18 @@ static icma_status train_once(trainee *t, double *seconds, icma_error *error) {
     t->step++;
     icma_status status = icma_conv_step(t->net, &t->sequences.batch, t->losses, error);
     if (!status) {
-        icma_conv_adam(t->net, (icma_adam){.learning_rate = 1e-3F, .beta1 = 0.9F, .beta2 = 0.999F, .epsilon = 1e-8F, .step = t->step});
+        icma_conv_adam(
+            t->net,
+            (icma_adam){
+                .learning_rate = 1e-3F, .beta1 = 0.9F, .beta2 = 0.999F, .epsilon = 1e-8F, .step = t->step});
         status = wait_for(t->ops, t->sequences.noise, error);
     }
     *seconds = bench_now() - start;
     return status;
 }
 
-static icma_status time_training(const wishes *w, const char *precision, size_t batch, double *seconds, icma_error *error) {
+static icma_status time_training(const wishes *w, const char *precision, size_t batch, double *seconds,
+                                 icma_error *error) {
     icma_rng rng = icma_rng_seed(2);
     icma_conv_shape shape = bench_shape(w->used);
     trainee t = {0};
@@ -116,7 +128,8 @@ static int bench_training(const wishes *w) {
             if (status)
                 printf("failed %s\n", error.message);
             else
-                printf("ms %.4f\nicma.step.%s.%zu.gflop %.3f\n", 1e3 * seconds, w->precisions[p], w->batches[b], 6e-9 * (double)w->batches[b] * icma_conv_work(&shape));
+                printf("ms %.4f\nicma.step.%s.%zu.gflop %.3f\n", 1e3 * seconds, w->precisions[p],
+                       w->batches[b], 6e-9 * (double)w->batches[b] * icma_conv_work(&shape));
             fflush(stdout);
             failures += status != ICMA_OK;
         }
@@ -128,37 +141,46 @@ static int bench_all_layers(const wishes *w) {
     const icma_ops *ops;
     if (open_device(w, w->precisions[0], &ops, &error))
         return fail(w->device, &error);
-    bench_conv_layers(ops, 1e9 * w->peak, "the card's measured product rate", w->repetitions, 2, bench_shape(w->used).length);
+    bench_conv_layers(ops, 1e9 * w->peak, "the card's measured product rate", w->repetitions, 2,
+                      bench_shape(w->used).length);
     return 0;
 }
 
-/* --- decoding --------------------------------------------------------------------------------------------- */
+/* --- decoding ---------------------------------------------------------------------------------------------
+ */
 
 typedef struct passed {
     double bytes, moved, seconds;
 } passed;
 
-/* One checkpoint, to the memory where it would be used: the host's, its checksum compared, or the device's. */
-static icma_status decode_one(const wishes *w, icma_bundle *bundle, size_t task, size_t checkpoint, icma_error *error) {
+/* One checkpoint, to the memory where it would be used: the host's, its checksum compared, or the device's.
+ */
+static icma_status decode_one(const wishes *w, icma_bundle *bundle, size_t task, size_t checkpoint,
+                              icma_error *error) {
     icma_decoded decoded = {0};
     icma_device_adapter adapter = {0};
     bool host = strcmp(w->device, "cpu") == 0;
-    icma_status status = host ? icma_bundle_decode(bundle, task, checkpoint, &decoded, error) : icma_bundle_decode_on_device(bundle, task, checkpoint, false, &adapter, error);
+    icma_status status = host
+                             ? icma_bundle_decode(bundle, task, checkpoint, &decoded, error)
+                             : icma_bundle_decode_on_device(bundle, task, checkpoint, false, &adapter, error);
     icma_decoded_free(&decoded);
     icma_device_adapter_free(&adapter);
     return status;
 }
 
-/* Bytes of a checkpoint's decoding: the basis' rows in 16 bits a number, each read once; integers of a residual in 16 bits; the output. */
+/* Bytes of a checkpoint's decoding: the basis' rows in 16 bits a number, each read once; integers of a
+ * residual in 16 bits; the output. */
 static double must_move(icma_bundle *bundle, const icma_checkpoint_info *c) {
     icma_generator_info g;
     if (icma_bundle_generator(bundle, c->group, &g, NULL))
         return 0;
-    double rows = (double)(g.components_a + g.components_b) / 2, integers = c->tier == ICMA_TIER_BOUNDED ? 1 : 0;
+    double rows = (double)(g.components_a + g.components_b) / 2,
+           integers = c->tier == ICMA_TIER_BOUNDED ? 1 : 0;
     return 2 * (rows + integers) * (double)g.modelled_parameters + (double)c->file_size;
 }
 
-static icma_status decode_pass(const wishes *w, const icma_ops *ops, icma_bundle *bundle, const icma_tensor *any, passed *out, icma_error *error) {
+static icma_status decode_pass(const wishes *w, const icma_ops *ops, icma_bundle *bundle,
+                               const icma_tensor *any, passed *out, icma_error *error) {
     icma_status status = ICMA_OK;
     double start = bench_now();
     *out = (passed){0};
@@ -178,7 +200,8 @@ static icma_status decode_pass(const wishes *w, const icma_ops *ops, icma_bundle
 }
 
 /* The first pass loads and unpacks what all checkpoints share, and is not counted. */
-static icma_status time_decoding(const wishes *w, const icma_ops *ops, icma_bundle *bundle, passed *best, icma_error *error) {
+static icma_status time_decoding(const wishes *w, const icma_ops *ops, icma_bundle *bundle, passed *best,
+                                 icma_error *error) {
     icma_tensor *any;
     passed pass;
     icma_status status = ops->alloc(ops->device, ICMA_ELEMENT_F32, 1, &any, error);
@@ -213,9 +236,16 @@ static int bench_decoding(const wishes *w) {
     return 0;
 }
 
-/* --- kernels of decoding ---------------------------------------------------------------------------------- */
+/* --- kernels of decoding ----------------------------------------------------------------------------------
+ */
 
-enum { TENSORS = 448, ELEMENTS = 5851 * 16, MOST_ROWS = 32, STREAM = 1 << 18, CONTEXT = 84 /* symbols of a spread of 5.7, about 4.5 bits */ };
+enum {
+    TENSORS = 448,
+    ELEMENTS = 5851 * 16,
+    MOST_ROWS = 32,
+    STREAM = 1 << 18,
+    CONTEXT = 84 /* symbols of a spread of 5.7, about 4.5 bits */
+};
 
 /* What an adapter is put together from. */
 typedef struct kitchen {
@@ -233,7 +263,9 @@ static icma_status make_streams(kitchen *k, icma_error *error) {
     icma_rans_run *cut = malloc(TENSORS * sizeof *cut);
     k->stream_count = (total + STREAM - 1) / STREAM;
     k->offsets = calloc(k->stream_count + 1, sizeof *k->offsets);
-    icma_status status = symbols && cut && k->offsets ? ICMA_OK : icma_fail(error, ICMA_E_MEMORY, NULL, "no memory for symbols");
+    icma_status status = symbols && cut && k->offsets
+                             ? ICMA_OK
+                             : icma_fail(error, ICMA_E_MEMORY, NULL, "no memory for symbols");
     double spread = icma_rans_spread(CONTEXT);
     for (size_t i = 0; !status && i < total; i++) /* a sum of bytes is normal enough */
         symbols[i] = (int32_t)lrint(spread * ((double)__builtin_popcountll(icma_rng_next(&rng)) - 32) / 4);
@@ -241,7 +273,8 @@ static icma_status make_streams(kitchen *k, icma_error *error) {
         k->runs[t] = (icma_rans_run){ELEMENTS, CONTEXT};
     for (size_t s = 0; !status && s < k->stream_count; s++) {
         size_t first = s * STREAM, end = total - first < STREAM ? total : first + STREAM;
-        status = icma_rans_encode(symbols + first, cut, icma_rans_cut(k->runs, TENSORS, first, end, cut), &k->streams, error);
+        status = icma_rans_encode(symbols + first, cut, icma_rans_cut(k->runs, TENSORS, first, end, cut),
+                                  &k->streams, error);
         k->offsets[s + 1] = k->streams.size;
     }
     free(symbols);
@@ -276,7 +309,14 @@ static void close_kitchen(kitchen *k) {
 }
 
 static icma_status decode_streams(const kitchen *k, icma_error *error) {
-    icma_coded coded = {.data = k->streams.data, .offsets = k->offsets, .streams = k->stream_count, .length = STREAM, .runs = k->runs, .run_count = TENSORS, .total = (size_t)TENSORS * ELEMENTS, .trellis = true};
+    icma_coded coded = {.data = k->streams.data,
+                        .offsets = k->offsets,
+                        .streams = k->stream_count,
+                        .length = STREAM,
+                        .runs = k->runs,
+                        .run_count = TENSORS,
+                        .total = (size_t)TENSORS * ELEMENTS,
+                        .trellis = true};
     return k->ops->decode_integers(k->ops->device, &coded, 1, k->integers, 0, error);
 }
 
@@ -284,21 +324,23 @@ static icma_status put_together(const kitchen *k, size_t rows, bool residual, ic
     static icma_assembly list[TENSORS];
     size_t bad;
     for (size_t t = 0; t < TENSORS; t++)
-        list[t] = (icma_assembly){.count = ELEMENTS,
-                                  .head = {rows ? k->head : NULL, t * MOST_ROWS * ELEMENTS, rows, ELEMENTS, ELEMENTS},
-                                  .q = {k->q, 0, 1, rows, rows},
-                                  .steps = {k->q, 0, 1, rows, rows},
-                                  .scale = 1,
-                                  .integers = residual ? k->integers : NULL,
-                                  .first = t * ELEMENTS,
-                                  .step = 0.001F,
-                                  .dtype = ICMA_F32,
-                                  .place = 4 * t * ELEMENTS};
+        list[t] = (icma_assembly){
+            .count = ELEMENTS,
+            .head = {rows ? k->head : NULL, t * MOST_ROWS * ELEMENTS, rows, ELEMENTS, ELEMENTS},
+            .q = {k->q, 0, 1, rows, rows},
+            .steps = {k->q, 0, 1, rows, rows},
+            .scale = 1,
+            .integers = residual ? k->integers : NULL,
+            .first = t * ELEMENTS,
+            .step = 0.001F,
+            .dtype = ICMA_F32,
+            .place = 4 * t * ELEMENTS};
     return k->ops->assemble(k->ops->device, list, TENSORS, k->out, NULL, &bad, error);
 }
 
 /* Rows SIZE_MAX: the streams. Both ops come back when they are done. */
-static icma_status time_kernel(const wishes *w, const kitchen *k, size_t rows, bool residual, double *seconds, icma_error *error) {
+static icma_status time_kernel(const wishes *w, const kitchen *k, size_t rows, bool residual, double *seconds,
+                               icma_error *error) {
     double *list = malloc(w->repetitions * sizeof *list);
     icma_status status = list ? ICMA_OK : icma_fail(error, ICMA_E_MEMORY, NULL, "no memory for times");
     for (size_t i = 0; !status && i < WARM_UP + w->repetitions; i++) {
@@ -325,19 +367,22 @@ static int bench_kernels(const wishes *w) {
     if (!status)
         status = time_kernel(w, &k, SIZE_MAX, false, &seconds, &error);
     if (!status)
-        printf("kernel.streams.ms %.4f\nkernel.streams.symbols %.0f\nkernel.streams.coded %zu\n", 1e3 * seconds, weights, k.streams.size);
+        printf("kernel.streams.ms %.4f\nkernel.streams.symbols %.0f\nkernel.streams.coded %zu\n",
+               1e3 * seconds, weights, k.streams.size);
     for (size_t r = 0; !status && r < sizeof rows / sizeof *rows; r++)
         for (int residual = rows[r] == 0; !status && residual < 2; residual++) {
             status = time_kernel(w, &k, rows[r], residual, &seconds, &error);
             if (!status)
-                printf("kernel.rows%zu%s.ms %.4f\nkernel.rows%zu%s.moved %.0f\n", rows[r], residual ? "+residual" : "", 1e3 * seconds, rows[r], residual ? "+residual" : "",
+                printf("kernel.rows%zu%s.ms %.4f\nkernel.rows%zu%s.moved %.0f\n", rows[r],
+                       residual ? "+residual" : "", 1e3 * seconds, rows[r], residual ? "+residual" : "",
                        weights * (2 * (double)rows[r] + 2 * residual + 4));
         }
     close_kitchen(&k);
     return status ? fail("kernels", &error) : 0;
 }
 
-/* --- what is asked for ------------------------------------------------------------------------------------ */
+/* --- what is asked for ------------------------------------------------------------------------------------
+ */
 
 static bool read_wish(wishes *w, const char *option, const char *value) {
     size_t *const numbers[] = {&w->used, &w->steps, &w->repetitions, &w->most, &w->passes};
@@ -363,7 +408,15 @@ static bool read_wish(wishes *w, const char *option, const char *value) {
 }
 
 static bool read_wishes(int count, char **arguments, wishes *w) {
-    *w = (wishes){.verb = count > 1 ? arguments[1] : "", .device = "cuda", .name = "bundle", .used = 1929928, .steps = 20, .repetitions = 10, .most = SIZE_MAX, .passes = 3, .peak = 1};
+    *w = (wishes){.verb = count > 1 ? arguments[1] : "",
+                  .device = "cuda",
+                  .name = "bundle",
+                  .used = 1929928,
+                  .steps = 20,
+                  .repetitions = 10,
+                  .most = SIZE_MAX,
+                  .passes = 3,
+                  .peak = 1};
     for (int k = 2; k < count; k++)
         if (strncmp(arguments[k], "--", 2) != 0)
             w->bundle = arguments[k];

@@ -32,7 +32,8 @@ icma_tensor *bench_numbers(const icma_ops *ops, icma_rng *rng, size_t count) {
     icma_tensor *tensor;
     icma_error error = {0};
     float *values = malloc(count * sizeof *values);
-    icma_status status = values ? ops->alloc(ops->device, ICMA_ELEMENT_F32, count, &tensor, &error) : ICMA_E_MEMORY;
+    icma_status status =
+        values ? ops->alloc(ops->device, ICMA_ELEMENT_F32, count, &tensor, &error) : ICMA_E_MEMORY;
     for (size_t i = 0; !status && i < count; i++)
         values[i] = icma_rng_normal(rng);
     if (!status)
@@ -45,9 +46,17 @@ icma_tensor *bench_numbers(const icma_ops *ops, icma_rng *rng, size_t count) {
     return tensor;
 }
 
-bench_sequences bench_sequences_of(const icma_ops *ops, icma_rng *rng, const icma_conv_shape *shape, size_t batch) {
-    bench_sequences s = {.x = bench_numbers(ops, rng, batch * shape->length), .a = bench_numbers(ops, rng, batch * BENCH_COORDINATES), .noise = bench_numbers(ops, rng, batch * BENCH_LATENT)};
-    s.batch = (icma_conv_batch){batch, icma_matrix_of(s.x, batch * shape->length, 1), icma_matrix_of(s.a, batch, BENCH_COORDINATES), icma_matrix_of(s.noise, batch, BENCH_LATENT), 1e-3F, 0};
+bench_sequences bench_sequences_of(const icma_ops *ops, icma_rng *rng, const icma_conv_shape *shape,
+                                   size_t batch) {
+    bench_sequences s = {.x = bench_numbers(ops, rng, batch * shape->length),
+                         .a = bench_numbers(ops, rng, batch * BENCH_COORDINATES),
+                         .noise = bench_numbers(ops, rng, batch * BENCH_LATENT)};
+    s.batch = (icma_conv_batch){batch,
+                                icma_matrix_of(s.x, batch * shape->length, 1),
+                                icma_matrix_of(s.a, batch, BENCH_COORDINATES),
+                                icma_matrix_of(s.noise, batch, BENCH_LATENT),
+                                1e-3F,
+                                0};
     size_t padding = shape->length - shape->used;
     for (size_t b = 0; padding && b < batch; b++)
         ops->fill(ops->device, 0, (icma_matrix){s.x, b * shape->length + shape->used, padding, 1, 1});
@@ -176,8 +185,14 @@ static double bench_layer(lab *l, const char *name, job forward, icma_activation
     return total + norm + back + turn;
 }
 
-void bench_conv_layers(const icma_ops *ops, double peak, const char *of, size_t repetitions, size_t batch, size_t length) {
-    lab l = {.ops = ops, .rng = icma_rng_seed(1), .peak = peak, .batch = batch, .length = length, .repetitions = repetitions};
+void bench_conv_layers(const icma_ops *ops, double peak, const char *of, size_t repetitions, size_t batch,
+                       size_t length) {
+    lab l = {.ops = ops,
+             .rng = icma_rng_seed(1),
+             .peak = peak,
+             .batch = batch,
+             .length = length,
+             .repetitions = repetitions};
     size_t most = 8 * batch * length, rows = batch * length, inputs = 1;
     l.x = bench_numbers(ops, &l.rng, most);
     l.y = bench_numbers(ops, &l.rng, most);
@@ -188,7 +203,8 @@ void bench_conv_layers(const icma_ops *ops, double peak, const char *of, size_t 
     l.scratch = bench_numbers(ops, &l.rng, icma_conv_scratch(WIDTH, 256, 256));
     l.factors = bench_numbers(ops, &l.rng, 6 * 256);
     double total = 0;
-    printf("\n### Batch %zu, length %zu\n\nEach op: milliseconds, GFLOP/s, share of %s.\n\n", batch, length, of);
+    printf("\n### Batch %zu, length %zu\n\nEach op: milliseconds, GFLOP/s, share of %s.\n\n", batch, length,
+           of);
     printf("| layer | positions | forward | | | to the input | | | to the weights | | | norm | norm backward "
            "| turned |\n|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|\n");
     for (size_t k = 0; k < LAYERS; k++, rows /= 2) {

@@ -11,7 +11,8 @@ extern "C" {
 /* A thread may have turned to another GPU, or be a new one. */
 static bool choose_device(icma_context *c) {
     int current = -1;
-    return icma_context_check(c, cudaGetDevice(&current), "choosing the GPU") && (current == c->index || icma_context_check(c, cudaSetDevice(c->index), "choosing the GPU"));
+    return icma_context_check(c, cudaGetDevice(&current), "choosing the GPU") &&
+           (current == c->index || icma_context_check(c, cudaSetDevice(c->index), "choosing the GPU"));
 }
 
 icma_context *icma_context_of(void *device) {
@@ -20,7 +21,8 @@ icma_context *icma_context_of(void *device) {
     return c;
 }
 
-/* --- failures ---------------------------------------------------------------------------------------------------- */
+/* --- failures
+ * ---------------------------------------------------------------------------------------------------- */
 
 static void note(icma_context *c, icma_status status, const char *what, const char *why) {
     if (c->failure)
@@ -32,7 +34,8 @@ static void note(icma_context *c, icma_status status, const char *what, const ch
 bool icma_context_check(icma_context *c, cudaError_t result, const char *what) {
     if (result == cudaSuccess)
         return true;
-    note(c, result == cudaErrorMemoryAllocation ? ICMA_E_MEMORY : ICMA_E_DEVICE, what, cudaGetErrorString(result));
+    note(c, result == cudaErrorMemoryAllocation ? ICMA_E_MEMORY : ICMA_E_DEVICE, what,
+         cudaGetErrorString(result));
     cudaGetLastError(); /* or the next launch would find it again */
     return false;
 }
@@ -40,7 +43,8 @@ bool icma_context_check(icma_context *c, cudaError_t result, const char *what) {
 bool icma_context_check_blas(icma_context *c, cublasStatus_t result, const char *what) {
     if (result == CUBLAS_STATUS_SUCCESS)
         return true;
-    note(c, result == CUBLAS_STATUS_ALLOC_FAILED ? ICMA_E_MEMORY : ICMA_E_DEVICE, what, cublasGetStatusString(result));
+    note(c, result == CUBLAS_STATUS_ALLOC_FAILED ? ICMA_E_MEMORY : ICMA_E_DEVICE, what,
+         cublasGetStatusString(result));
     return false;
 }
 
@@ -54,7 +58,8 @@ icma_status icma_context_take(icma_context *c, icma_error *error) {
     return status ? icma_fail(error, status, NULL, "%s; use --device cpu", c->message) : ICMA_OK;
 }
 
-/* --- memory ------------------------------------------------------------------------------------------------------ */
+/* --- memory
+ * ------------------------------------------------------------------------------------------------------ */
 
 void *icma_context_allocate(icma_context *c, size_t bytes) {
     void *pointer = NULL;
@@ -73,7 +78,8 @@ static void cuda_release(void *device, icma_tensor *tensor) {
     icma_free(tensor);
 }
 
-static icma_status cuda_alloc(void *device, icma_element element, size_t count, icma_tensor **out, icma_error *error) {
+static icma_status cuda_alloc(void *device, icma_element element, size_t count, icma_tensor **out,
+                              icma_error *error) {
     icma_context *c = icma_context_of(device);
     size_t bytes;
     *out = NULL;
@@ -98,7 +104,8 @@ static icma_status cuda_alloc(void *device, icma_element element, size_t count, 
     return status;
 }
 
-/* --- transfers --------------------------------------------------------------------------------------------------- */
+/* --- transfers
+ * --------------------------------------------------------------------------------------------------- */
 
 /* The piece of pinned memory to fill next, with room: what was in it has been copied on. */
 static icma_stage *next_stage(icma_context *c, size_t room) {
@@ -114,7 +121,8 @@ static icma_stage *next_stage(icma_context *c, size_t room) {
 }
 
 /*
- * Small pieces are copied by the stream itself. Large ones cross the bus on a stream of their own while the GPU computes, to memory that nobody else uses, and are copied on within the device when it is their turn.
+ * Small pieces are copied by the stream itself. Large ones cross the bus on a stream of their own while the
+ * GPU computes, to memory that nobody else uses, and are copied on within the device when it is their turn.
  */
 static void send_piece(icma_context *c, void *to, const void *from, size_t bytes) {
     enum { SMALL = 1 << 16, ALIGNMENT = 256 };
@@ -123,13 +131,16 @@ static void send_piece(icma_context *c, void *to, const void *from, size_t bytes
     memcpy(host, from, bytes);
     s->used = icma_least(ICMA_STAGE_BYTES, icma_pieces(s->used + bytes, ALIGNMENT) * ALIGNMENT);
     if (bytes <= SMALL) {
-        icma_context_check(c, cudaMemcpyAsync(to, host, bytes, cudaMemcpyHostToDevice, c->stream), "uploading");
+        icma_context_check(c, cudaMemcpyAsync(to, host, bytes, cudaMemcpyHostToDevice, c->stream),
+                           "uploading");
         return;
     }
-    icma_context_check(c, cudaMemcpyAsync(device, host, bytes, cudaMemcpyHostToDevice, c->transfers), "uploading");
+    icma_context_check(c, cudaMemcpyAsync(device, host, bytes, cudaMemcpyHostToDevice, c->transfers),
+                       "uploading");
     icma_context_check(c, cudaEventRecord(c->transferred, c->transfers), "uploading");
     icma_context_check(c, cudaStreamWaitEvent(c->stream, c->transferred, 0), "uploading");
-    icma_context_check(c, cudaMemcpyAsync(to, device, bytes, cudaMemcpyDeviceToDevice, c->stream), "uploading");
+    icma_context_check(c, cudaMemcpyAsync(to, device, bytes, cudaMemcpyDeviceToDevice, c->stream),
+                       "uploading");
 }
 
 void icma_context_send(icma_context *c, void *to, const void *from, size_t bytes) {
@@ -146,7 +157,10 @@ icma_status icma_context_fetch(icma_context *c, void *to, const void *from, size
         if (k < pieces) {
             icma_stage *s = &c->fetches[k % ICMA_FETCHES];
             s->used = icma_least(bytes - k * ICMA_STAGE_BYTES, ICMA_STAGE_BYTES);
-            icma_context_check(c, cudaMemcpyAsync(s->host, (const uint8_t *)from + k * ICMA_STAGE_BYTES, s->used, cudaMemcpyDeviceToHost, c->stream), "downloading");
+            icma_context_check(c,
+                               cudaMemcpyAsync(s->host, (const uint8_t *)from + k * ICMA_STAGE_BYTES, s->used,
+                                               cudaMemcpyDeviceToHost, c->stream),
+                               "downloading");
             icma_context_check(c, cudaEventRecord(s->done, c->stream), "downloading");
         }
         if (k > 0) {
@@ -158,19 +172,23 @@ icma_status icma_context_fetch(icma_context *c, void *to, const void *from, size
     return icma_context_take(c, error);
 }
 
-static icma_status cuda_upload(void *device, icma_tensor *to, size_t offset, const void *from, size_t count, icma_error *error) {
+static icma_status cuda_upload(void *device, icma_tensor *to, size_t offset, const void *from, size_t count,
+                               icma_error *error) {
     icma_context *c = icma_context_of(device);
     size_t size = icma_element_size(to->element);
     icma_context_send(c, (uint8_t *)to->data + offset * size, from, count * size);
     return icma_context_take(c, error);
 }
 
-static icma_status cuda_download(void *device, const icma_tensor *from, size_t offset, void *to, size_t count, icma_error *error) {
+static icma_status cuda_download(void *device, const icma_tensor *from, size_t offset, void *to, size_t count,
+                                 icma_error *error) {
     size_t size = icma_element_size(from->element);
-    return icma_context_fetch(icma_context_of(device), to, (const uint8_t *)from->data + offset * size, count * size, error);
+    return icma_context_fetch(icma_context_of(device), to, (const uint8_t *)from->data + offset * size,
+                              count * size, error);
 }
 
-/* --- recording --------------------------------------------------------------------------------------------------- */
+/* --- recording
+ * --------------------------------------------------------------------------------------------------- */
 
 struct icma_recording {
     cudaGraphExec_t graph;
@@ -186,7 +204,8 @@ static icma_status cuda_record(void *device, icma_error *error) {
     icma_context *c = icma_context_of(device);
     icma_status status = icma_context_take(c, error);
     if (!status)
-        icma_context_check(c, cudaStreamBeginCapture(c->stream, cudaStreamCaptureModeThreadLocal), "recording");
+        icma_context_check(c, cudaStreamBeginCapture(c->stream, cudaStreamCaptureModeThreadLocal),
+                           "recording");
     return status ? status : icma_context_take(c, error);
 }
 
@@ -231,18 +250,22 @@ void icma_recording_ops(icma_ops *table) {
     table->forget = cuda_forget;
 }
 
-/* --- opening ----------------------------------------------------------------------------------------------------- */
+/* --- opening
+ * ----------------------------------------------------------------------------------------------------- */
 
 static bool make_stage(icma_context *c, icma_stage *s, bool with_device) {
     return icma_context_check(c, cudaMallocHost((void **)&s->host, ICMA_STAGE_BYTES), "pinned memory") &&
            icma_context_check(c, cudaEventCreateWithFlags(&s->done, cudaEventDisableTiming), "an event") &&
-           (!with_device || icma_context_check(c, cudaMalloc((void **)&s->device, ICMA_STAGE_BYTES), "memory"));
+           (!with_device ||
+            icma_context_check(c, cudaMalloc((void **)&s->device, ICMA_STAGE_BYTES), "memory"));
 }
 
 static bool make_streams(icma_context *c) {
-    bool good = choose_device(c) && icma_context_check(c, cudaStreamCreateWithFlags(&c->stream, cudaStreamNonBlocking), "a stream") &&
-                icma_context_check(c, cudaStreamCreateWithFlags(&c->transfers, cudaStreamNonBlocking), "a stream") &&
-                icma_context_check(c, cudaEventCreateWithFlags(&c->transferred, cudaEventDisableTiming), "an event");
+    bool good =
+        choose_device(c) &&
+        icma_context_check(c, cudaStreamCreateWithFlags(&c->stream, cudaStreamNonBlocking), "a stream") &&
+        icma_context_check(c, cudaStreamCreateWithFlags(&c->transfers, cudaStreamNonBlocking), "a stream") &&
+        icma_context_check(c, cudaEventCreateWithFlags(&c->transferred, cudaEventDisableTiming), "an event");
     for (int i = 0; good && i < ICMA_STAGES; i++)
         good = make_stage(c, &c->stages[i], true);
     for (int i = 0; good && i < ICMA_FETCHES; i++)
@@ -255,14 +278,18 @@ static bool keep_memory(icma_context *c) {
     cudaMemPool_t pool;
     uint64_t all = UINT64_MAX;
     return icma_context_check(c, cudaDeviceGetDefaultMemPool(&pool, c->index), "the memory pool") &&
-           icma_context_check(c, cudaMemPoolSetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &all), "the memory pool");
+           icma_context_check(c, cudaMemPoolSetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &all),
+                              "the memory pool");
 }
 
 static bool make_workspaces(icma_context *c) {
-    return icma_context_check(c, cudaMalloc((void **)&c->workspace, ICMA_WORKSPACE), "memory") && icma_context_check(c, cudaMalloc((void **)&c->flags, 256), "memory") &&
-           icma_context_check(c, cudaMalloc(&c->blas_workspace, ICMA_BLAS_WORKSPACE), "memory") && icma_context_check_blas(c, cublasCreate(&c->blas), "cuBLAS") &&
+    return icma_context_check(c, cudaMalloc((void **)&c->workspace, ICMA_WORKSPACE), "memory") &&
+           icma_context_check(c, cudaMalloc((void **)&c->flags, 256), "memory") &&
+           icma_context_check(c, cudaMalloc(&c->blas_workspace, ICMA_BLAS_WORKSPACE), "memory") &&
+           icma_context_check_blas(c, cublasCreate(&c->blas), "cuBLAS") &&
            icma_context_check_blas(c, cublasSetStream(c->blas, c->stream), "cuBLAS") &&
-           icma_context_check_blas(c, cublasSetWorkspace(c->blas, c->blas_workspace, ICMA_BLAS_WORKSPACE), "cuBLAS");
+           icma_context_check_blas(c, cublasSetWorkspace(c->blas, c->blas_workspace, ICMA_BLAS_WORKSPACE),
+                                   "cuBLAS");
 }
 
 /* What a GPU that could not be opened has got. */
@@ -303,9 +330,11 @@ icma_status icma_context_open(int index, icma_context **out, icma_error *error) 
     *out = NULL;
     cudaError_t found = cudaGetDeviceCount(&count);
     if (found != cudaSuccess)
-        return icma_fail(error, ICMA_E_DEVICE, NULL, "no GPU can be used: %s; use --device cpu", cudaGetErrorString(found));
+        return icma_fail(error, ICMA_E_DEVICE, NULL, "no GPU can be used: %s; use --device cpu",
+                         cudaGetErrorString(found));
     if (index >= count)
-        return icma_fail(error, ICMA_E_DEVICE, NULL, "there is no GPU %d, only %d of them; use --device cpu", index, count);
+        return icma_fail(error, ICMA_E_DEVICE, NULL, "there is no GPU %d, only %d of them; use --device cpu",
+                         index, count);
     icma_context *c = (icma_context *)icma_alloc_zeroed(1, sizeof *c);
     if (!c)
         return icma_fail(error, ICMA_E_MEMORY, NULL, "no memory for a device");

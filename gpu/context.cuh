@@ -2,7 +2,8 @@
 /*
  * A GPU as the op table's device: its stream, memory, transfers and first failure.
  *
- * All ops of a table go to one stream, in order. What a kernel or a launch does wrong is noted here and comes back at the next alloc, upload, download or another call that can fail, as ops.h has it. One thread at a
+ * All ops of a table go to one stream, in order. What a kernel or a launch does wrong is noted here and comes
+ * back at the next alloc, upload, download or another call that can fail, as ops.h has it. One thread at a
  * time uses a table.
  */
 #ifndef ICMA_CONTEXT_CUH
@@ -11,10 +12,10 @@
 #include "cuda_base.cuh"
 
 enum {
-    ICMA_STAGES = 4,             /* pieces of pinned memory that uploads go through in turn */
+    ICMA_STAGES = 4, /* pieces of pinned memory that uploads go through in turn */
     ICMA_STAGE_BYTES = 8 << 20,
-    ICMA_FETCHES = 2,            /* and downloads */
-    ICMA_WORKSPACE = 64 << 20,   /* partial sums */
+    ICMA_FETCHES = 2,          /* and downloads */
+    ICMA_WORKSPACE = 64 << 20, /* partial sums */
     ICMA_BLAS_WORKSPACE = 32 << 20,
 };
 
@@ -39,7 +40,7 @@ typedef struct icma_context {
     unsigned *flags;    /* on the device: what decoding kernels found */
     icma_stage stages[ICMA_STAGES], fetches[ICMA_FETCHES];
     size_t stage;
-    void *models; /* tables of the entropy coder; NULL until they are used */
+    void *models;        /* tables of the entropy coder; NULL until they are used */
     icma_status failure; /* the first one */
     char message[256];
 } icma_context;
@@ -52,12 +53,14 @@ bool icma_context_check(icma_context *c, cudaError_t result, const char *what);
 bool icma_context_check_blas(icma_context *c, cublasStatus_t result, const char *what);
 /* After a launch. */
 void icma_context_launched(icma_context *c, const char *kernel);
-/* What was noted, which is thereby told; the table can be used again (a GPU whose context is broken fails again). */
+/* What was noted, which is thereby told; the table can be used again (a GPU whose context is broken fails
+ * again). */
 icma_status icma_context_take(icma_context *c, icma_error *error);
 /* Raw device memory of the pool; NULL when there is none left. */
 void *icma_context_allocate(icma_context *c, size_t bytes);
 void icma_context_free(icma_context *c, void *pointer);
-/* Copies host memory to the device in the stream's order; the host memory may change as soon as this returns. */
+/* Copies host memory to the device in the stream's order; the host memory may change as soon as this returns.
+ */
 void icma_context_send(icma_context *c, void *to, const void *from, size_t bytes);
 /* And back, when the stream has come so far. */
 icma_status icma_context_fetch(icma_context *c, void *to, const void *from, size_t bytes, icma_error *error);

@@ -2,8 +2,10 @@
 /*
  * Convolutions, exactly (spec 4.15): every output is one chain of fma over its taps and channels, in order.
  *
- * A convolution, and each parity of a transposed one, is a product of a matrix whose rows are windows of x (overlapping, never copied) and the weights. Positions whose windows lie within their sequence go through a
- * tiled product: a block makes TILE positions x OUTPUTS outputs, a thread 8 x 8 of them, each accumulator going through the inner index in ascending order. The few positions at the ends of a sequence lack taps,
+ * A convolution, and each parity of a transposed one, is a product of a matrix whose rows are windows of x
+ * (overlapping, never copied) and the weights. Positions whose windows lie within their sequence go through a
+ * tiled product: a block makes TILE positions x OUTPUTS outputs, a thread 8 x 8 of them, each accumulator
+ * going through the inner index in ascending order. The few positions at the ends of a sequence lack taps,
  * which are left out, and are made one by one.
  *
  * In training, products that dominate go through cuBLAS instead (products.cuh), where that is faster.
@@ -13,11 +15,13 @@
 
 namespace {
 
-/* --- the tiled product ------------------------------------------------------------------------------------------- */
+/* --- the tiled product
+ * ------------------------------------------------------------------------------------------- */
 
 /*
- * Output position m, first <= m < first + count, of sequence s is the chain over k = 0 .. taps - 1 and i = 0 .. inputs - 1 of x[s * x_sequence + x_base + m * x_position + k * x_tap + i] and
- * w[(first_tap + k * tap_step) * inputs + i, o], and lies at y[s * y_sequence + y_base + m * y_position + o].
+ * Output position m, first <= m < first + count, of sequence s is the chain over k = 0 .. taps - 1 and i = 0
+ * .. inputs - 1 of x[s * x_sequence + x_base + m * x_position + k * x_tap + i] and w[(first_tap + k *
+ * tap_step) * inputs + i, o], and lies at y[s * y_sequence + y_base + m * y_position + o].
  */
 struct conv_part {
     int64_t x_base, x_tap;
@@ -37,10 +41,11 @@ struct conv_job {
 };
 
 static const unsigned DEPTH = 8; /* inner indices in shared memory at a time */
-enum { SIDE = 8 };                 /* outputs a thread has along either side */
+enum { SIDE = 8 };               /* outputs a thread has along either side */
 
 /* Where inner index k of a part is in x (relative to its position) and in w. */
-__device__ __forceinline__ void inner_place(const conv_job &job, const conv_part &part, unsigned k, int64_t *in_x, size_t *in_w) {
+__device__ __forceinline__ void inner_place(const conv_job &job, const conv_part &part, unsigned k,
+                                            int64_t *in_x, size_t *in_w) {
     unsigned tap = k / job.inputs, input = k - tap * job.inputs;
     *in_x = tap * part.x_tap + input;
     *in_w = ((size_t)(part.first_tap + tap * part.tap_step) * job.inputs + input) * job.w_row;
@@ -56,19 +61,26 @@ template <int TILE, int OUTPUTS> struct conv_fetch {
     static const int threads = TILE / SIDE * (OUTPUTS / SIDE);
     static const int x_each = TILE * DEPTH / threads, w_each = OUTPUTS * DEPTH / threads;
     static const int w_fours = OUTPUTS * DEPTH / 4; /* of all threads together: one each, or none */
-    static const int blocks = threads == 256 ? 2 : threads == 128 ? 3 : 4; /* on a multiprocessor at least: what registers allow without spilling */
+    static const int blocks =
+        threads == 256   ? 2
+        : threads == 128 ? 3
+                         : 4; /* on a multiprocessor at least: what registers allow without spilling */
     float x[x_each], w[4];
 };
 
-/* Slices of DEPTH channels of one tap, in 16 bytes each: channels are a multiple of DEPTH, outputs of OUTPUTS, and all rows start at 16 bytes. What does not change from slice to slice is kept. */
+/* Slices of DEPTH channels of one tap, in 16 bytes each: channels are a multiple of DEPTH, outputs of
+ * OUTPUTS, and all rows start at 16 bytes. What does not change from slice to slice is kept. */
 template <int TILE, int OUTPUTS> struct conv_walker {
     typedef conv_fetch<TILE, OUTPUTS> fetch;
-    const float *x, *w;                  /* x: of the block's first position */
+    const float *x, *w;                /* x: of the block's first position */
     unsigned place[fetch::x_each / 4]; /* from x on */
     unsigned input;
 
-    __device__ __forceinline__ void start(const conv_job &job, const conv_part &part, const float *from, size_t first, size_t output) {
-        unsigned last = (unsigned)(part.first + part.count - 1 - first < TILE ? part.first + part.count - 1 - first : TILE - 1);
+    __device__ __forceinline__ void start(const conv_job &job, const conv_part &part, const float *from,
+                                          size_t first, size_t output) {
+        unsigned last =
+            (unsigned)(part.first + part.count - 1 - first < TILE ? part.first + part.count - 1 - first
+                                                                  : TILE - 1);
         x = from + first * job.x_position;
 #pragma unroll
         for (int e = 0; e < fetch::x_each / 4; e++) {
@@ -82,10 +94,12 @@ template <int TILE, int OUTPUTS> struct conv_walker {
 #pragma unroll
         for (int e = 0; e < fetch::x_each / 4; e++) {
             float4 four = *(const float4 *)(x + place[e]);
-            to.x[4 * e] = four.x, to.x[4 * e + 1] = four.y, to.x[4 * e + 2] = four.z, to.x[4 * e + 3] = four.w;
+            to.x[4 * e] = four.x, to.x[4 * e + 1] = four.y, to.x[4 * e + 2] = four.z,
+                     to.x[4 * e + 3] = four.w;
         }
         if (threadIdx.x < fetch::w_fours) {
-            float4 four = *(const float4 *)(w + threadIdx.x / (OUTPUTS / 4) * job.w_row + threadIdx.x % (OUTPUTS / 4) * 4);
+            float4 four = *(const float4 *)(w + threadIdx.x / (OUTPUTS / 4) * job.w_row +
+                                            threadIdx.x % (OUTPUTS / 4) * 4);
             to.w[0] = four.x, to.w[1] = four.y, to.w[2] = four.z, to.w[3] = four.w;
         }
         input += DEPTH;
@@ -99,7 +113,9 @@ template <int TILE, int OUTPUTS> struct conv_walker {
 
 /* The same for any shape, number by number. */
 template <int TILE, int OUTPUTS>
-__device__ __forceinline__ void fetch_slice(const conv_job &job, const conv_part &part, const float *x, size_t first, size_t output, unsigned k, unsigned inner, conv_fetch<TILE, OUTPUTS> &to) {
+__device__ __forceinline__ void fetch_slice(const conv_job &job, const conv_part &part, const float *x,
+                                            size_t first, size_t output, unsigned k, unsigned inner,
+                                            conv_fetch<TILE, OUTPUTS> &to) {
     typedef conv_fetch<TILE, OUTPUTS> fetch;
     size_t last = part.first + part.count - 1, in_w;
     int64_t in_x;
@@ -119,7 +135,9 @@ __device__ __forceinline__ void fetch_slice(const conv_job &job, const conv_part
     }
 }
 
-template <int TILE, int OUTPUTS, bool VECTOR> __device__ __forceinline__ void store_slice(conv_shared<TILE, OUTPUTS> &shared, int buffer, const conv_fetch<TILE, OUTPUTS> &from) {
+template <int TILE, int OUTPUTS, bool VECTOR>
+__device__ __forceinline__ void store_slice(conv_shared<TILE, OUTPUTS> &shared, int buffer,
+                                            const conv_fetch<TILE, OUTPUTS> &from) {
     typedef conv_fetch<TILE, OUTPUTS> fetch;
 #pragma unroll
     for (int e = 0; e < fetch::x_each; e++) {
@@ -130,7 +148,8 @@ template <int TILE, int OUTPUTS, bool VECTOR> __device__ __forceinline__ void st
             shared.x[buffer][n % DEPTH][n / DEPTH] = from.x[e];
     }
     if (VECTOR && threadIdx.x < fetch::w_fours)
-        *(float4 *)&shared.w[buffer][threadIdx.x / (OUTPUTS / 4)][threadIdx.x % (OUTPUTS / 4) * 4] = make_float4(from.w[0], from.w[1], from.w[2], from.w[3]);
+        *(float4 *)&shared.w[buffer][threadIdx.x / (OUTPUTS / 4)][threadIdx.x % (OUTPUTS / 4) * 4] =
+            make_float4(from.w[0], from.w[1], from.w[2], from.w[3]);
     if (!VECTOR) {
 #pragma unroll
         for (int e = 0; e < fetch::w_each; e++) {
@@ -140,20 +159,25 @@ template <int TILE, int OUTPUTS, bool VECTOR> __device__ __forceinline__ void st
     }
 }
 
-/* The c-th of a thread's 8 along a side of `extent`: two runs of 4, half of the side apart, so that a warp reads shared memory in whole lines. Sides of 8 have one thread. */
+/* The c-th of a thread's 8 along a side of `extent`: two runs of 4, half of the side apart, so that a warp
+ * reads shared memory in whole lines. Sides of 8 have one thread. */
 template <int EXTENT> __device__ __forceinline__ unsigned side_place(unsigned thread, int c) {
     return EXTENT == SIDE ? (unsigned)c : (unsigned)(c / 4) * (EXTENT / 2) + thread * 4 + (unsigned)(c % 4);
 }
 
-template <int TILE, int OUTPUTS, bool VECTOR> __global__ void __launch_bounds__(conv_fetch<TILE, OUTPUTS>::threads, conv_fetch<TILE, OUTPUTS>::blocks) conv_tile(conv_job job) {
+template <int TILE, int OUTPUTS, bool VECTOR>
+__global__ void __launch_bounds__(conv_fetch<TILE, OUTPUTS>::threads, conv_fetch<TILE, OUTPUTS>::blocks)
+    conv_tile(conv_job job) {
     typedef conv_fetch<TILE, OUTPUTS> fetch;
     alignas(16) __shared__ conv_shared<TILE, OUTPUTS> shared;
     const conv_part &part = job.part[blockIdx.z % job.parts];
-    size_t sequence = blockIdx.z / job.parts, first = part.first + (size_t)blockIdx.x * TILE, output = (size_t)blockIdx.y * OUTPUTS;
+    size_t sequence = blockIdx.z / job.parts, first = part.first + (size_t)blockIdx.x * TILE,
+           output = (size_t)blockIdx.y * OUTPUTS;
     if (first >= part.first + part.count)
         return; /* the whole block: the other part has more tiles */
     const float *x = job.x + sequence * job.x_sequence + part.x_base;
-    unsigned inner = part.taps * job.inputs, across = threadIdx.x % (OUTPUTS / SIDE), down = threadIdx.x / (OUTPUTS / SIDE);
+    unsigned inner = part.taps * job.inputs, across = threadIdx.x % (OUTPUTS / SIDE),
+             down = threadIdx.x / (OUTPUTS / SIDE);
     float sum[SIDE][SIDE];
 #pragma unroll
     for (int b = 0; b < SIDE; b++) {
@@ -179,7 +203,8 @@ template <int TILE, int OUTPUTS, bool VECTOR> __global__ void __launch_bounds__(
             walker.next(job, part, next);
         else if (more)
             fetch_slice<TILE, OUTPUTS>(job, part, x, first, output, k + DEPTH, inner, next);
-        unsigned depth = inner - k < DEPTH ? inner - k : DEPTH; /* beyond it there is nothing to add, not even zeros */
+        unsigned depth =
+            inner - k < DEPTH ? inner - k : DEPTH; /* beyond it there is nothing to add, not even zeros */
 #pragma unroll
         for (unsigned d = 0; d < DEPTH; d++) {
             if (!VECTOR && d >= depth)
@@ -216,13 +241,15 @@ template <int TILE, int OUTPUTS, bool VECTOR> __global__ void __launch_bounds__(
     }
 }
 
-/* --- few outputs ------------------------------------------------------------------------------------------------- */
+/* --- few outputs
+ * ------------------------------------------------------------------------------------------------- */
 
 enum { NARROW_BLOCK = 128, NARROW_SUMS = 32, NARROW_WEIGHTS = 4096 };
 
 /*
- * Bound by memory: a thread makes all OUTPUTS of NARROW_SUMS / OUTPUTS positions, with the weights in shared memory, where all threads read the same ones at the same time. It reads its windows from global memory, VECTOR channels in one
- * access: what neighbours share is in the first cache.
+ * Bound by memory: a thread makes all OUTPUTS of NARROW_SUMS / OUTPUTS positions, with the weights in shared
+ * memory, where all threads read the same ones at the same time. It reads its windows from global memory,
+ * VECTOR channels in one access: what neighbours share is in the first cache.
  */
 template <int OUTPUTS, int VECTOR> __global__ void __launch_bounds__(NARROW_BLOCK) conv_narrow(conv_job job) {
     static const int each = NARROW_SUMS / OUTPUTS;
@@ -257,7 +284,8 @@ template <int OUTPUTS, int VECTOR> __global__ void __launch_bounds__(NARROW_BLOC
                 const float *here = x + (int64_t)from[p] + (int64_t)t * part.x_tap + i;
                 if (VECTOR == 4) {
                     float4 four = *(const float4 *)here;
-                    value[p][0] = four.x, value[p][1 % VECTOR] = four.y, value[p][2 % VECTOR] = four.z, value[p][3 % VECTOR] = four.w;
+                    value[p][0] = four.x, value[p][1 % VECTOR] = four.y, value[p][2 % VECTOR] = four.z,
+                    value[p][3 % VECTOR] = four.w;
                 } else {
                     value[p][0] = *here;
                 }
@@ -283,7 +311,8 @@ template <int OUTPUTS, int VECTOR> __global__ void __launch_bounds__(NARROW_BLOC
     }
 }
 
-/* --- ends -------------------------------------------------------------------------------------------------------- */
+/* --- ends
+ * -------------------------------------------------------------------------------------------------------- */
 
 /* The k-th position of a part that is not among those with all taps. */
 __device__ __forceinline__ size_t edge_position(const conv_part &part, size_t k) {
@@ -311,20 +340,25 @@ __global__ void conv_edges(conv_job job) {
     job.y[sequence * job.y_sequence + part.y_base + m * job.y_position + o] = sum;
 }
 
-/* --- launching --------------------------------------------------------------------------------------------------- */
+/* --- launching
+ * --------------------------------------------------------------------------------------------------- */
 
-/* Whether rows of x can be read in 16 bytes, `channels` channels being a whole number of those that are taken at a time. */
+/* Whether rows of x can be read in 16 bytes, `channels` channels being a whole number of those that are taken
+ * at a time. */
 bool is_vector(const conv_job &job, unsigned channels) {
-    bool aligned = (uintptr_t)job.x % 16 == 0 && job.x_sequence % 4 == 0 && job.x_position % 4 == 0 && job.inputs % channels == 0;
+    bool aligned = (uintptr_t)job.x % 16 == 0 && job.x_sequence % 4 == 0 && job.x_position % 4 == 0 &&
+                   job.inputs % channels == 0;
     for (unsigned p = 0; p < job.parts; p++)
         aligned = aligned && job.part[p].x_base % 4 == 0 && job.part[p].x_tap % 4 == 0;
     return aligned;
 }
 
 template <int TILE, int OUTPUTS> void launch_tile(icma_context *c, const conv_job &job, size_t count) {
-    dim3 grid((unsigned)icma_pieces(count, TILE), (unsigned)icma_pieces(job.outputs, OUTPUTS), job.batch * job.parts);
+    dim3 grid((unsigned)icma_pieces(count, TILE), (unsigned)icma_pieces(job.outputs, OUTPUTS),
+              job.batch * job.parts);
     unsigned threads = conv_fetch<TILE, OUTPUTS>::threads;
-    bool whole = is_vector(job, DEPTH) && job.outputs % OUTPUTS == 0 && (uintptr_t)job.w % 16 == 0 && job.w_row % 4 == 0 && job.part[0].taps && (job.parts == 1 || job.part[1].taps);
+    bool whole = is_vector(job, DEPTH) && job.outputs % OUTPUTS == 0 && (uintptr_t)job.w % 16 == 0 &&
+                 job.w_row % 4 == 0 && job.part[0].taps && (job.parts == 1 || job.part[1].taps);
     if (whole)
         ICMA_LAUNCH((conv_tile<TILE, OUTPUTS, true>), grid, threads, c->stream, job);
     else
@@ -333,7 +367,8 @@ template <int TILE, int OUTPUTS> void launch_tile(icma_context *c, const conv_jo
 
 template <int OUTPUTS> bool launch_narrow_convolution(icma_context *c, const conv_job &job, size_t count) {
     size_t inner = icma_most(job.part[0].taps, job.part[1].taps) * (size_t)job.inputs;
-    dim3 grid((unsigned)icma_pieces(count, (size_t)NARROW_BLOCK * NARROW_SUMS / OUTPUTS), 1, job.batch * job.parts);
+    dim3 grid((unsigned)icma_pieces(count, (size_t)NARROW_BLOCK * NARROW_SUMS / OUTPUTS), 1,
+              job.batch * job.parts);
     if (job.outputs > OUTPUTS || inner * OUTPUTS > NARROW_WEIGHTS)
         return false;
     for (unsigned p = 0; p < job.parts; p++)
@@ -380,14 +415,19 @@ void launch_edges(icma_context *c, const conv_job &job) {
     if (job.parts == 2)
         edges = icma_most(edges, job.part[1].positions - job.part[1].count);
     if (edges)
-        ICMA_LAUNCH_FLAT(conv_edges, dim3((unsigned)icma_pieces(edges * job.outputs, BLOCK), 1, job.batch * job.parts), BLOCK, c->stream, job);
+        ICMA_LAUNCH_FLAT(conv_edges,
+                         dim3((unsigned)icma_pieces(edges * job.outputs, BLOCK), 1, job.batch * job.parts),
+                         BLOCK, c->stream, job);
 }
 
 /* Which positions of a part have all taps. */
 void find_inside(const conv_job &job, conv_part *part) {
-    int64_t position = (int64_t)job.x_position, reach = (int64_t)(part->taps ? part->taps - 1 : 0) * part->x_tap;
-    int64_t low = part->x_base + (reach < 0 ? reach : 0), high = (int64_t)(job.x_length - 1) * job.x_row - part->x_base - (reach > 0 ? reach : 0);
-    size_t begin = low < 0 ? (size_t)((-low + position - 1) / position) : 0, end = high < 0 ? 0 : (size_t)(high / position) + 1;
+    int64_t position = (int64_t)job.x_position,
+            reach = (int64_t)(part->taps ? part->taps - 1 : 0) * part->x_tap;
+    int64_t low = part->x_base + (reach < 0 ? reach : 0),
+            high = (int64_t)(job.x_length - 1) * job.x_row - part->x_base - (reach > 0 ? reach : 0);
+    size_t begin = low < 0 ? (size_t)((-low + position - 1) / position) : 0,
+           end = high < 0 ? 0 : (size_t)(high / position) + 1;
     part->first = icma_least(begin, part->positions);
     part->count = icma_most(part->first, icma_least(end, part->positions)) - part->first;
 }
@@ -408,7 +448,8 @@ void run_job(icma_context *c, conv_job *job, const char *name) {
     icma_context_launched(c, name);
 }
 
-/* Weights of both parities, side by side: out[k * 2 outputs + e * outputs + o] is where row k / inputs - below of the window meets tap e + width / 2 - 2 (k / inputs - below), if there is one, and else 0. */
+/* Weights of both parities, side by side: out[k * 2 outputs + e * outputs + o] is where row k / inputs -
+ * below of the window meets tap e + width / 2 - 2 (k / inputs - below), if there is one, and else 0. */
 struct pair_weights {
     icma_floats w;
     float *out;
@@ -426,23 +467,29 @@ __global__ void lay_pairs(pair_weights job) {
 }
 
 /*
- * The same through cuBLAS, if that pays: positions of all sequences in one row of windows, which start x_base elements from their position's row of x. Those that reach beyond their sequence, or are no whole share, come out wrong or
- * not at all and are made by launch_edges. `product` lacks `positions`, and its x and y are those of position 0; its weights are `pairs`, if that is not NULL.
+ * The same through cuBLAS, if that pays: positions of all sequences in one row of windows, which start x_base
+ * elements from their position's row of x. Those that reach beyond their sequence, or are no whole share,
+ * come out wrong or not at all and are made by launch_edges. `product` lacks `positions`, and its x and y are
+ * those of position 0; its weights are `pairs`, if that is not NULL.
  */
-bool run_windows(icma_context *c, conv_job *job, int64_t x_base, icma_window_product product, const pair_weights *pairs) {
+bool run_windows(icma_context *c, conv_job *job, int64_t x_base, icma_window_product product,
+                 const pair_weights *pairs) {
     enum { BLOCK = 256 };
-    size_t residues = icma_window_residues(product.inner, product.x_step), first = 0, end = SIZE_MAX, cells = product.inner * product.outputs;
+    size_t residues = icma_window_residues(product.inner, product.x_step), first = 0, end = SIZE_MAX,
+           cells = product.inner * product.outputs;
     for (unsigned p = 0; p < job->parts; p++) {
         find_inside(*job, &job->part[p]);
         first = icma_most(first, job->part[p].first);
         end = icma_least(end, job->part[p].first + job->part[p].count);
     }
     size_t positions = job->part[0].positions, total = positions * job->batch;
-    if (end < first + residues || (pairs && cells * sizeof(float) > ICMA_WORKSPACE) || !icma_product_pays(c, total, product.inner, product.outputs))
+    if (end < first + residues || (pairs && cells * sizeof(float) > ICMA_WORKSPACE) ||
+        !icma_product_pays(c, total, product.inner, product.outputs))
         return false;
     for (unsigned p = 0; p < job->parts; p++) {
         job->part[p].first = first;
-        job->part[p].count = end - first - (residues - 1); /* as many may be left at the end of the last sequence */
+        job->part[p].count =
+            end - first - (residues - 1); /* as many may be left at the end of the last sequence */
     }
     product.positions = total - first - (positions - end);
     product.x += x_base + (int64_t)(first * product.x_step);
@@ -472,9 +519,12 @@ conv_job start_job(icma_conv shape, icma_matrix x, icma_matrix w, icma_matrix bi
     return job;
 }
 
-/* --- ops --------------------------------------------------------------------------------------------------------- */
+/* --- ops
+ * ---------------------------------------------------------------------------------------------------------
+ */
 
-conv_job plain_job(icma_conv shape, size_t stride, icma_matrix x, icma_matrix w, icma_matrix bias, icma_matrix y) {
+conv_job plain_job(icma_conv shape, size_t stride, icma_matrix x, icma_matrix w, icma_matrix bias,
+                   icma_matrix y) {
     conv_job job = start_job(shape, x, w, bias, y);
     job.x_position = stride * x.stride;
     job.y_position = y.stride;
@@ -496,7 +546,8 @@ void cuda_conv_down(void *device, icma_conv shape, icma_matrix x, icma_matrix w,
     icma_context *c = icma_context_of(device);
     icma_matrix none = {};
     conv_job job = plain_job(shape, 2, x, w, none, y);
-    icma_window_product product = {job.x, job.w, job.y, 0, w.rows, w.columns, job.x_position, w.stride, y.stride};
+    icma_window_product product = {job.x,     job.w,          job.y,    0,       w.rows,
+                                   w.columns, job.x_position, w.stride, y.stride};
     if (!icma_is_contiguous(x) || !run_windows(c, &job, job.part[0].x_base, product, NULL))
         run_job(c, &job, "conv_down");
 }
@@ -521,20 +572,27 @@ conv_job up_job(icma_conv shape, icma_matrix x, icma_matrix w, icma_matrix bias,
     return job;
 }
 
-void cuda_conv_up(void *device, icma_conv shape, icma_matrix x, icma_matrix w, icma_matrix bias, icma_matrix y) {
+void cuda_conv_up(void *device, icma_conv shape, icma_matrix x, icma_matrix w, icma_matrix bias,
+                  icma_matrix y) {
     conv_job job = up_job(shape, x, w, bias, y);
     run_job(icma_context_of(device), &job, "conv_up");
 }
 
-/* Both parities at once: a row of x, `below` before it and `above` behind it, times weights for an even and an odd output side by side. */
+/* Both parities at once: a row of x, `below` before it and `above` behind it, times weights for an even and
+ * an odd output side by side. */
 void cuda_conv_up_training(void *device, icma_conv shape, icma_matrix x, icma_matrix w, icma_matrix y) {
     icma_context *c = icma_context_of(device);
     icma_matrix none = {};
     conv_job job = up_job(shape, x, w, none, y);
-    size_t padding = shape.width / 2, above = (padding + 1) / 2, below = (shape.width - 1 - padding) / 2, inner = (below + above + 1) * x.columns;
-    icma_window_product product = {job.x, (float *)c->workspace, job.y, 0, inner, 2 * y.columns, job.x_position, 2 * y.columns, job.y_position};
-    pair_weights weights = {icma_floats_of(w), (float *)c->workspace, inner, y.columns, x.columns, (int)below, (int)shape.width};
-    if (!icma_is_contiguous(x) || !icma_is_contiguous(y) || !run_windows(c, &job, -(int64_t)(below * x.stride), product, &weights))
+    size_t padding = shape.width / 2, above = (padding + 1) / 2, below = (shape.width - 1 - padding) / 2,
+           inner = (below + above + 1) * x.columns;
+    icma_window_product product = {job.x,         (float *)c->workspace, job.y,          0,
+                                   inner,         2 * y.columns,         job.x_position, 2 * y.columns,
+                                   job.y_position};
+    pair_weights weights = {icma_floats_of(w), (float *)c->workspace, inner, y.columns, x.columns,
+                            (int)below,        (int)shape.width};
+    if (!icma_is_contiguous(x) || !icma_is_contiguous(y) ||
+        !run_windows(c, &job, -(int64_t)(below * x.stride), product, &weights))
         run_job(c, &job, "conv_up");
 }
 
@@ -556,7 +614,8 @@ __global__ void turn_weight(turn_job job) {
 void cuda_turn_weights(void *device, icma_conv shape, icma_matrix w, bool flip, icma_matrix out) {
     enum { BLOCK = 256 };
     icma_context *c = icma_context_of(device);
-    turn_job job = {icma_floats_of(w), icma_floats_of(out), shape.width, w.rows / shape.width, w.columns, flip};
+    turn_job job = {icma_floats_of(w),    icma_floats_of(out), shape.width,
+                    w.rows / shape.width, w.columns,           flip};
     size_t cells = w.rows * w.columns;
     if (cells == 0)
         return;

@@ -1,8 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * What every .cu file starts from: CUDA, or on the host its emulation (emulation/README.md), and the C headers of the floors below.
+ * What every .cu file starts from: CUDA, or on the host its emulation (emulation/README.md), and the C
+ * headers of the floors below.
  *
- * Kernels are launched through ICMA_LAUNCH, or ICMA_LAUNCH_FLAT where they have neither barrier nor warp collective, so that the emulation can run them. Compiled with --fmad=false: a multiply-add is fused only where
+ * Kernels are launched through ICMA_LAUNCH, or ICMA_LAUNCH_FLAT where they have neither barrier nor warp
+ * collective, so that the emulation can run them. Compiled with --fmad=false: a multiply-add is fused only
+ * where
  * __fmaf_rn says so.
  */
 #ifndef ICMA_CUDA_BASE_CUH

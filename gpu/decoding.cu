@@ -2,7 +2,8 @@
 /*
  * Exact decoding of tensors (spec 4.5): every output is one chain of fma, by one thread.
  *
- * A whole adapter is put together in one launch, bound by what it reads and writes: rows of the head (2 bytes each a weight), integers of the residual (2), and the result.
+ * A whole adapter is put together in one launch, bound by what it reads and writes: rows of the head (2 bytes
+ * each a weight), integers of the residual (2), and the result.
  */
 #include "context.cuh"
 #include "numbers.cuh"
@@ -16,9 +17,11 @@ namespace {
 enum { BLOCK = 256, EACH = 8, TILE = BLOCK * EACH };
 static const unsigned COEFFICIENTS = 1024; /* of a head, in shared memory at a time */
 
-/* --- single ops -------------------------------------------------------------------------------------------------- */
+/* --- single ops
+ * -------------------------------------------------------------------------------------------------- */
 
-__global__ void linear(icma_floats x, icma_floats w, const float *bias, icma_floats y, size_t inputs, size_t outputs) {
+__global__ void linear(icma_floats x, icma_floats w, const float *bias, icma_floats y, size_t inputs,
+                       size_t outputs) {
     size_t o = (size_t)blockIdx.x * blockDim.x + threadIdx.x, i = blockIdx.y;
     if (o >= outputs)
         return;
@@ -34,9 +37,11 @@ void cuda_linear(void *device, icma_matrix x, icma_matrix w, icma_matrix bias, i
     icma_context *c = icma_context_of(device);
     for (size_t first = 0; first < y.rows && y.columns; first += MOST_ROWS) {
         size_t rows = icma_least(y.rows - first, MOST_ROWS);
-        icma_matrix from = icma_matrix_block(x, first, 0, rows, x.columns), to = icma_matrix_block(y, first, 0, rows, y.columns);
-        ICMA_LAUNCH_FLAT(linear, dim3((unsigned)icma_pieces(y.columns, BLOCK), (unsigned)rows), BLOCK, c->stream, icma_floats_of(from), icma_floats_of(w), icma_floats_of(bias).p, icma_floats_of(to),
-                         w.rows, y.columns);
+        icma_matrix from = icma_matrix_block(x, first, 0, rows, x.columns),
+                    to = icma_matrix_block(y, first, 0, rows, y.columns);
+        ICMA_LAUNCH_FLAT(linear, dim3((unsigned)icma_pieces(y.columns, BLOCK), (unsigned)rows), BLOCK,
+                         c->stream, icma_floats_of(from), icma_floats_of(w), icma_floats_of(bias).p,
+                         icma_floats_of(to), w.rows, y.columns);
     }
     icma_context_launched(c, "linear");
 }
@@ -48,7 +53,8 @@ integers_view integers_of(icma_matrix m) {
     return view;
 }
 
-__global__ void basis(icma_floats q, icma_floats step, integers_view head, size_t rows, float scale, icma_floats y, size_t columns) {
+__global__ void basis(icma_floats q, icma_floats step, integers_view head, size_t rows, float scale,
+                      icma_floats y, size_t columns) {
     size_t l = (size_t)blockIdx.x * blockDim.x + threadIdx.x, i = blockIdx.y;
     if (l >= columns)
         return;
@@ -62,8 +68,11 @@ __global__ void basis(icma_floats q, icma_floats step, integers_view head, size_
 void cuda_basis(void *device, icma_matrix q, icma_matrix step, icma_matrix head, float scale, icma_matrix y) {
     icma_context *c = icma_context_of(device);
     for (size_t i = 0; i < y.rows && y.columns; i++) {
-        icma_matrix from = icma_matrix_block(q, i, 0, 1, q.columns), to = icma_matrix_block(y, i, 0, 1, y.columns);
-        ICMA_LAUNCH_FLAT(basis, (unsigned)icma_pieces(y.columns, BLOCK), BLOCK, c->stream, icma_floats_of(from), icma_floats_of(step), integers_of(head), head.rows, scale, icma_floats_of(to), y.columns);
+        icma_matrix from = icma_matrix_block(q, i, 0, 1, q.columns),
+                    to = icma_matrix_block(y, i, 0, 1, y.columns);
+        ICMA_LAUNCH_FLAT(basis, (unsigned)icma_pieces(y.columns, BLOCK), BLOCK, c->stream,
+                         icma_floats_of(from), icma_floats_of(step), integers_of(head), head.rows, scale,
+                         icma_floats_of(to), y.columns);
     }
     icma_context_launched(c, "basis");
 }
@@ -77,23 +86,28 @@ __global__ void dequantise(integers_view integers, float step, icma_floats y, si
 void cuda_dequantise(void *device, icma_matrix integers, float step, icma_matrix y) {
     icma_context *c = icma_context_of(device);
     for (size_t i = 0; i < y.rows && y.columns; i++) {
-        icma_matrix from = icma_matrix_block(integers, i, 0, 1, y.columns), to = icma_matrix_block(y, i, 0, 1, y.columns);
-        ICMA_LAUNCH_FLAT(dequantise, (unsigned)icma_pieces(y.columns, BLOCK), BLOCK, c->stream, integers_of(from), step, icma_floats_of(to), y.columns);
+        icma_matrix from = icma_matrix_block(integers, i, 0, 1, y.columns),
+                    to = icma_matrix_block(y, i, 0, 1, y.columns);
+        ICMA_LAUNCH_FLAT(dequantise, (unsigned)icma_pieces(y.columns, BLOCK), BLOCK, c->stream,
+                         integers_of(from), step, icma_floats_of(to), y.columns);
     }
     icma_context_launched(c, "dequantise");
 }
 
-/* --- whole adapters ---------------------------------------------------------------------------------------------- */
+/* --- whole adapters
+ * ---------------------------------------------------------------------------------------------- */
 
 /* An icma_assembly with the device's pointers. */
 struct piece {
     const int16_t *head, *integers;
     const float *q, *steps, *model;
-    size_t count, rows, head_stride, place, first_tile; /* first_tile: how many tiles the pieces before it have */
+    size_t count, rows, head_stride, place,
+        first_tile; /* first_tile: how many tiles the pieces before it have */
     float scale, step;
-    int bytes;     /* of an element: 4, 2 */
-    bool bfloat;   /* of two bytes: bfloat16 or half */
-    bool head_by_16, integers_by_16, model_by_16, out_by_16; /* rows aligned to 16 bytes: EACH integers, or half as many floats, in one access */
+    int bytes;   /* of an element: 4, 2 */
+    bool bfloat; /* of two bytes: bfloat16 or half */
+    bool head_by_16, integers_by_16, model_by_16,
+        out_by_16; /* rows aligned to 16 bytes: EACH integers, or half as many floats, in one access */
 };
 
 /* The piece that a tile belongs to: the last one whose first tile is not after it. */
@@ -109,7 +123,8 @@ __device__ __forceinline__ unsigned find_piece(const piece *pieces, unsigned cou
 }
 
 /* EACH integers from `from` on, of which `left` exist. */
-__device__ __forceinline__ void load_integers(const int16_t *from, bool by_16, size_t left, int16_t to[EACH]) {
+__device__ __forceinline__ void load_integers(const int16_t *from, bool by_16, size_t left,
+                                              int16_t to[EACH]) {
     if (by_16 && left >= EACH) {
         int4 all = *(const int4 *)from;
         const int parts[4] = {all.x, all.y, all.z, all.w};
@@ -124,7 +139,8 @@ __device__ __forceinline__ void load_integers(const int16_t *from, bool by_16, s
 }
 
 /* Adds the head's rows first .. first + rows - 1 to the chains of EACH weights; coefficients are given. */
-__device__ __forceinline__ void add_rows(const piece &p, size_t l, size_t first, unsigned rows, const float *coefficient, float sum[EACH]) {
+__device__ __forceinline__ void add_rows(const piece &p, size_t l, size_t first, unsigned rows,
+                                         const float *coefficient, float sum[EACH]) {
     const int16_t *row = p.head + first * p.head_stride + l;
 #pragma unroll 4
     for (unsigned k = 0; k < rows; k++, row += p.head_stride) {
@@ -150,10 +166,13 @@ __device__ __forceinline__ void load_model(const piece &p, size_t l, float value
 
 /* The bits of an element in its dtype. */
 __device__ __forceinline__ unsigned cast(const piece &p, float value) {
-    return p.bytes == 4 ? __float_as_uint(value) : p.bfloat ? icma_device_bf16(value) : icma_device_f16(value);
+    return p.bytes == 4 ? __float_as_uint(value)
+           : p.bfloat   ? icma_device_bf16(value)
+                        : icma_device_f16(value);
 }
 
-__device__ __forceinline__ void store_values(const piece &p, size_t l, const float value[EACH], uint8_t *out) {
+__device__ __forceinline__ void store_values(const piece &p, size_t l, const float value[EACH],
+                                             uint8_t *out) {
     uint8_t *to = out + p.place + l * p.bytes;
     if (p.out_by_16 && p.count - l >= EACH) {
         unsigned bits[EACH];
@@ -164,7 +183,8 @@ __device__ __forceinline__ void store_values(const piece &p, size_t l, const flo
             ((uint4 *)to)[0] = make_uint4(bits[0], bits[1], bits[2], bits[3]);
             ((uint4 *)to)[1] = make_uint4(bits[4], bits[5], bits[6], bits[7]);
         } else {
-            *(uint4 *)to = make_uint4(bits[0] | bits[1] << 16, bits[2] | bits[3] << 16, bits[4] | bits[5] << 16, bits[6] | bits[7] << 16);
+            *(uint4 *)to = make_uint4(bits[0] | bits[1] << 16, bits[2] | bits[3] << 16,
+                                      bits[4] | bits[5] << 16, bits[6] | bits[7] << 16);
         }
         return;
     }
@@ -176,8 +196,10 @@ __device__ __forceinline__ void store_values(const piece &p, size_t l, const flo
     }
 }
 
-/* A block makes TILE weights of one piece. `bad` becomes the least index of a piece with a value that is not finite. */
-__global__ void __launch_bounds__(BLOCK) assemble(const piece *pieces, unsigned count, uint8_t *out, unsigned *bad) {
+/* A block makes TILE weights of one piece. `bad` becomes the least index of a piece with a value that is not
+ * finite. */
+__global__ void __launch_bounds__(BLOCK)
+    assemble(const piece *pieces, unsigned count, uint8_t *out, unsigned *bad) {
     __shared__ float coefficient[COEFFICIENTS];
     unsigned index = find_piece(pieces, count, blockIdx.x);
     const piece p = pieces[index];
@@ -245,7 +267,8 @@ piece describe(const icma_assembly *a, const uint8_t *out, size_t first_tile) {
 }
 
 /* Runs of pieces that lie end to end come to the host in one transfer. */
-icma_status fetch_all(icma_context *c, const icma_assembly *list, size_t count, const uint8_t *from, uint8_t *host, icma_error *error) {
+icma_status fetch_all(icma_context *c, const icma_assembly *list, size_t count, const uint8_t *from,
+                      uint8_t *host, icma_error *error) {
     icma_status status = ICMA_OK;
     for (size_t i = 0, next; !status && i < count; i = next) {
         size_t begin = list[i].place, end = begin;
@@ -275,7 +298,8 @@ void launch_assembly(icma_context *c, const icma_assembly *list, size_t count, p
     icma_context_free(c, on_device);
 }
 
-icma_status cuda_assemble(void *device, const icma_assembly *list, size_t count, icma_tensor *out, uint8_t *host, size_t *bad, icma_error *error) {
+icma_status cuda_assemble(void *device, const icma_assembly *list, size_t count, icma_tensor *out,
+                          uint8_t *host, size_t *bad, icma_error *error) {
     icma_context *c = icma_context_of(device);
     unsigned found = 0;
     size_t begin = SIZE_MAX, end = 0;
@@ -292,12 +316,14 @@ icma_status cuda_assemble(void *device, const icma_assembly *list, size_t count,
     if (!pieces)
         return icma_fail(error, ICMA_E_MEMORY, NULL, "no memory to put %zu tensors together", count);
     uint8_t *own = out ? NULL : (uint8_t *)icma_context_allocate(c, end - begin);
-    uintptr_t to = out ? (uintptr_t)out->data : (uintptr_t)own - begin; /* of place 0, where there may be no memory */
+    uintptr_t to =
+        out ? (uintptr_t)out->data : (uintptr_t)own - begin; /* of place 0, where there may be no memory */
     bool room = out || own;
     if (room)
         launch_assembly(c, list, count, pieces, (uint8_t *)to);
     icma_free(pieces);
-    status = room ? icma_context_fetch(c, &found, c->flags, sizeof found, error) : icma_context_take(c, error);
+    status =
+        room ? icma_context_fetch(c, &found, c->flags, sizeof found, error) : icma_context_take(c, error);
     if (!status && host)
         status = fetch_all(c, list, count, (const uint8_t *)to, host, error);
     icma_context_free(c, own);

@@ -8,14 +8,16 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Waking a GPU takes about half a second, in which two cores do so much (bench/results/cpu.md, conv.md); what goes over the bus and back is worth it only with much to do on the way. */
+/* Waking a GPU takes about half a second, in which two cores do so much (bench/results/cpu.md, conv.md); what
+ * goes over the bus and back is worth it only with much to do on the way. */
 static const double worth_operations = 4e11, worth_bytes = 16e9;
 
 #ifndef ICMA_MODULE_FILE
 #define ICMA_MODULE_FILE "" /* built without CUDA */
 #endif
 
-/* By its bare name, which the loader finds beside the program or in its library folder (the program's run path). Tests name another file. */
+/* By its bare name, which the loader finds beside the program or in its library folder (the program's run
+ * path). Tests name another file. */
 static const char *module_file(void) {
     const char *other = getenv("ICMA_MODULE");
     return other && *other ? other : ICMA_MODULE_FILE;
@@ -32,12 +34,14 @@ static icma_status load_module(icma_error *error) {
         return icma_fail(error, ICMA_E_DEVICE, NULL, "this icma was built without CUDA; use --device cpu");
     void *library = dlopen(file, RTLD_NOW | RTLD_LOCAL);
     if (!library)
-        return icma_fail(error, ICMA_E_DEVICE, NULL, "the CUDA part cannot be loaded: %s; use --device cpu", dlerror());
+        return icma_fail(error, ICMA_E_DEVICE, NULL, "the CUDA part cannot be loaded: %s; use --device cpu",
+                         dlerror());
     void *symbol = dlsym(library, ICMA_MODULE_ENTRANCE);
     memcpy(&enter, &symbol, sizeof enter); /* ISO C has no cast from an object's pointer to a function's */
     if (!enter || !(module = enter(ICMA_MODULE_VERSION))) {
         dlclose(library);
-        return icma_fail(error, ICMA_E_DEVICE, NULL, "%s is of another build of icma; install both again, or use --device cpu", file);
+        return icma_fail(error, ICMA_E_DEVICE, NULL,
+                         "%s is of another build of icma; install both again, or use --device cpu", file);
     }
     return ICMA_OK;
 }
@@ -60,14 +64,17 @@ static int device_index(const char *name) {
     if (strcmp(name, "cuda") == 0)
         return 0;
     char *end;
-    long index = strncmp(name, "cuda:", 5) == 0 && name[5] >= '0' && name[5] <= '9' ? strtol(name + 5, &end, 10) : -1;
+    long index =
+        strncmp(name, "cuda:", 5) == 0 && name[5] >= '0' && name[5] <= '9' ? strtol(name + 5, &end, 10) : -1;
     return index >= 0 && index < 1024 && *end == '\0' ? (int)index : -1;
 }
 
-icma_status icma_device_open(const char *name, icma_precision precision, icma_device_work work, const icma_ops **out, icma_error *error) {
+icma_status icma_device_open(const char *name, icma_precision precision, icma_device_work work,
+                             const icma_ops **out, icma_error *error) {
     *out = NULL;
     if (strcmp(name, "auto") == 0) {
-        if ((work.operations < worth_operations && work.bytes < worth_bytes) || open_cuda(0, precision, out, NULL))
+        if ((work.operations < worth_operations && work.bytes < worth_bytes) ||
+            open_cuda(0, precision, out, NULL))
             *out = icma_ops_cpu();
     } else if (strcmp(name, "cpu") == 0) {
         *out = icma_ops_cpu();
@@ -76,7 +83,8 @@ icma_status icma_device_open(const char *name, icma_precision precision, icma_de
     } else if (device_index(name) >= 0) {
         return open_cuda(device_index(name), precision, out, error);
     } else {
-        return icma_fail(error, ICMA_E_USAGE, NULL, "unknown device \"%s\"; there are auto, cpu, reference and cuda[:N]", name);
+        return icma_fail(error, ICMA_E_USAGE, NULL,
+                         "unknown device \"%s\"; there are auto, cpu, reference and cuda[:N]", name);
     }
     return ICMA_OK;
 }
@@ -88,5 +96,6 @@ icma_status icma_precision_from_name(const char *name, icma_precision *out, icma
             *out = (icma_precision)i;
             return ICMA_OK;
         }
-    return icma_fail(error, ICMA_E_USAGE, NULL, "unknown precision \"%s\"; there are f32, tf32 and bf16", name);
+    return icma_fail(error, ICMA_E_USAGE, NULL, "unknown precision \"%s\"; there are f32, tf32 and bf16",
+                     name);
 }

@@ -11,7 +11,8 @@ enum { BLOCK = 256 };
 
 /* f(i, j) for every element of a matrix. */
 template <class F> __global__ void each_element(size_t cells, size_t columns, F f) {
-    for (size_t n = (size_t)blockIdx.x * blockDim.x + threadIdx.x; n < cells; n += (size_t)gridDim.x * blockDim.x) {
+    for (size_t n = (size_t)blockIdx.x * blockDim.x + threadIdx.x; n < cells;
+         n += (size_t)gridDim.x * blockDim.x) {
         /* 32-bit division where it does: the 64-bit one takes longer than most ops. */
         size_t i = cells >> 32 ? n / columns : (uint32_t)n / (uint32_t)columns;
         f(i, (size_t)(n - i * columns));
@@ -27,7 +28,8 @@ template <class F> void run(void *device, size_t rows, size_t columns, F f, cons
     icma_context_launched(c, name);
 }
 
-/* --- sums and products ------------------------------------------------------------------------------------------- */
+/* --- sums and products
+ * ------------------------------------------------------------------------------------------- */
 
 struct add_row {
     icma_floats row, y;
@@ -49,7 +51,9 @@ struct gather_rows {
 };
 
 void cuda_gather_rows(void *device, icma_matrix x, const icma_tensor *index, size_t first, icma_matrix y) {
-    run(device, y.rows, y.columns, gather_rows{icma_floats_of(x), icma_floats_of(y), (const uint32_t *)index->data + first}, "gather_rows");
+    run(device, y.rows, y.columns,
+        gather_rows{icma_floats_of(x), icma_floats_of(y), (const uint32_t *)index->data + first},
+        "gather_rows");
 }
 
 /* One thread a column, so that rows with equal indices are added in order. */
@@ -64,7 +68,9 @@ struct scatter_column {
 };
 
 void cuda_scatter_rows(void *device, icma_matrix y, const icma_tensor *index, size_t first, icma_matrix x) {
-    run(device, 1, y.columns, scatter_column{icma_floats_of(y), icma_floats_of(x), (const uint32_t *)index->data + first, y.rows}, "scatter_rows");
+    run(device, 1, y.columns,
+        scatter_column{icma_floats_of(y), icma_floats_of(x), (const uint32_t *)index->data + first, y.rows},
+        "scatter_rows");
 }
 
 struct axpy {
@@ -115,7 +121,8 @@ void cuda_blend(void *device, float keep, float add, icma_matrix x, icma_matrix 
     run(device, y.rows, y.columns, blend{keep, add, icma_floats_of(x), icma_floats_of(y)}, "blend");
 }
 
-/* --- the variational parts --------------------------------------------------------------------------------------- */
+/* --- the variational parts
+ * --------------------------------------------------------------------------------------- */
 
 struct reparameterise {
     icma_floats mu, logvar, noise, z;
@@ -125,7 +132,9 @@ struct reparameterise {
 };
 
 void cuda_reparameterise(void *device, icma_matrix mu, icma_matrix logvar, icma_matrix noise, icma_matrix z) {
-    run(device, z.rows, z.columns, reparameterise{icma_floats_of(mu), icma_floats_of(logvar), icma_floats_of(noise), icma_floats_of(z)}, "reparameterise");
+    run(device, z.rows, z.columns,
+        reparameterise{icma_floats_of(mu), icma_floats_of(logvar), icma_floats_of(noise), icma_floats_of(z)},
+        "reparameterise");
 }
 
 struct latent_backward {
@@ -139,9 +148,12 @@ struct latent_backward {
     }
 };
 
-void cuda_latent_backward(void *device, icma_matrix mu, icma_matrix logvar, icma_matrix noise, icma_matrix dz, float weight, icma_matrix dmu, icma_matrix dlogvar) {
+void cuda_latent_backward(void *device, icma_matrix mu, icma_matrix logvar, icma_matrix noise, icma_matrix dz,
+                          float weight, icma_matrix dmu, icma_matrix dlogvar) {
     run(device, dz.rows, dz.columns,
-        latent_backward{icma_floats_of(mu), icma_floats_of(logvar), icma_floats_of(noise), icma_floats_of(dz), weight, icma_floats_of(dmu), icma_floats_of(dlogvar)}, "latent_backward");
+        latent_backward{icma_floats_of(mu), icma_floats_of(logvar), icma_floats_of(noise), icma_floats_of(dz),
+                        weight, icma_floats_of(dmu), icma_floats_of(dlogvar)},
+        "latent_backward");
 }
 
 struct divergence {
@@ -153,10 +165,12 @@ struct divergence {
 };
 
 void cuda_kl(void *device, icma_matrix mu, icma_matrix logvar, icma_matrix out) {
-    run(device, out.rows, out.columns, divergence{icma_floats_of(mu), icma_floats_of(logvar), icma_floats_of(out)}, "kl");
+    run(device, out.rows, out.columns,
+        divergence{icma_floats_of(mu), icma_floats_of(logvar), icma_floats_of(out)}, "kl");
 }
 
-/* --- losses' gradients ------------------------------------------------------------------------------------------- */
+/* --- losses' gradients
+ * ------------------------------------------------------------------------------------------- */
 
 struct squared_error_backward {
     icma_floats p, q, weight;
@@ -167,8 +181,12 @@ struct squared_error_backward {
     }
 };
 
-void cuda_squared_error_backward(void *device, icma_matrix p, icma_matrix q, icma_matrix weight, float scale, icma_matrix dq) {
-    run(device, p.rows, p.columns, squared_error_backward{icma_floats_of(p), icma_floats_of(q), icma_floats_of(weight), scale, icma_floats_of(dq)}, "squared_error_backward");
+void cuda_squared_error_backward(void *device, icma_matrix p, icma_matrix q, icma_matrix weight, float scale,
+                                 icma_matrix dq) {
+    run(device, p.rows, p.columns,
+        squared_error_backward{icma_floats_of(p), icma_floats_of(q), icma_floats_of(weight), scale,
+                               icma_floats_of(dq)},
+        "squared_error_backward");
 }
 
 struct gaussian_nll_backward {
@@ -183,10 +201,13 @@ struct gaussian_nll_backward {
 };
 
 void cuda_gaussian_nll_backward(void *device, icma_matrix x, icma_matrix y, float scale, icma_matrix dy) {
-    run(device, x.rows, x.columns, gaussian_nll_backward{icma_floats_of(x), icma_floats_of(y), scale, icma_floats_of(dy)}, "gaussian_nll_backward");
+    run(device, x.rows, x.columns,
+        gaussian_nll_backward{icma_floats_of(x), icma_floats_of(y), scale, icma_floats_of(dy)},
+        "gaussian_nll_backward");
 }
 
-/* --- activations ------------------------------------------------------------------------------------------------- */
+/* --- activations
+ * ------------------------------------------------------------------------------------------------- */
 
 struct softsign {
     icma_floats x, y;
@@ -209,7 +230,8 @@ struct softsign_backward {
 };
 
 void cuda_softsign_backward(void *device, icma_matrix x, icma_matrix dy, icma_matrix dx) {
-    run(device, x.rows, x.columns, softsign_backward{icma_floats_of(x), icma_floats_of(dy), icma_floats_of(dx)}, "softsign_backward");
+    run(device, x.rows, x.columns,
+        softsign_backward{icma_floats_of(x), icma_floats_of(dy), icma_floats_of(dx)}, "softsign_backward");
 }
 
 struct elu {
@@ -231,17 +253,22 @@ struct activation_backward {
     }
 };
 
-void cuda_activation_backward(void *device, icma_activation act, icma_matrix x, icma_matrix dy, icma_matrix dx) {
-    run(device, x.rows, x.columns, activation_backward{act, icma_floats_of(x), icma_floats_of(dy), icma_floats_of(dx)}, "activation_backward");
+void cuda_activation_backward(void *device, icma_activation act, icma_matrix x, icma_matrix dy,
+                              icma_matrix dx) {
+    run(device, x.rows, x.columns,
+        activation_backward{act, icma_floats_of(x), icma_floats_of(dy), icma_floats_of(dx)},
+        "activation_backward");
 }
 
-/* --- Adam -------------------------------------------------------------------------------------------------------- */
+/* --- Adam
+ * -------------------------------------------------------------------------------------------------------- */
 
 struct adam {
     float keep1, add1, keep2, add2, decay, rate, inverse1, inverse2, epsilon;
     icma_floats gradient, moment1, moment2, parameter;
     __device__ void operator()(size_t i, size_t j) const {
-        float g = gradient.at(i, j), m = keep1 * moment1.at(i, j) + add1 * g, v = keep2 * moment2.at(i, j) + add2 * g * g, p = parameter.at(i, j);
+        float g = gradient.at(i, j), m = keep1 * moment1.at(i, j) + add1 * g,
+              v = keep2 * moment2.at(i, j) + add2 * g * g, p = parameter.at(i, j);
         moment1.at(i, j) = m;
         moment2.at(i, j) = v;
         p -= decay * p;
@@ -249,10 +276,13 @@ struct adam {
     }
 };
 
-void cuda_adam(void *device, icma_adam o, icma_matrix gradient, icma_matrix moment1, icma_matrix moment2, icma_matrix parameter) {
-    float inverse1 = (float)(1 / (1 - pow(o.beta1, (double)o.step))), inverse2 = (float)(1 / (1 - pow(o.beta2, (double)o.step)));
+void cuda_adam(void *device, icma_adam o, icma_matrix gradient, icma_matrix moment1, icma_matrix moment2,
+               icma_matrix parameter) {
+    float inverse1 = (float)(1 / (1 - pow(o.beta1, (double)o.step))),
+          inverse2 = (float)(1 / (1 - pow(o.beta2, (double)o.step)));
     run(device, parameter.rows, parameter.columns,
-        adam{o.beta1, 1 - o.beta1, o.beta2, 1 - o.beta2, o.learning_rate * o.weight_decay, o.learning_rate, inverse1, inverse2, o.epsilon, icma_floats_of(gradient), icma_floats_of(moment1),
+        adam{o.beta1, 1 - o.beta1, o.beta2, 1 - o.beta2, o.learning_rate * o.weight_decay, o.learning_rate,
+             inverse1, inverse2, o.epsilon, icma_floats_of(gradient), icma_floats_of(moment1),
              icma_floats_of(moment2), icma_floats_of(parameter)},
         "adam");
 }

@@ -7,7 +7,8 @@
 
 #include <stdbool.h>
 
-/* Tells builds apart that do not fit together: the first number is raised whenever what this header or ops.h mean changes, and tables of another size are other tables. */
+/* Tells builds apart that do not fit together: the first number is raised whenever what this header or ops.h
+ * mean changes, and tables of another size are other tables. */
 enum { ICMA_MODULE_VERSION = 1 << 16 | (int)sizeof(icma_ops) };
 
 /* What the module does. */
@@ -18,7 +19,8 @@ typedef struct icma_module {
     void *(*stream)(const icma_ops *ops);
 } icma_module;
 
-/* The one function that the module exports, as "icma_module_enter". `version` is the caller's ICMA_MODULE_VERSION: for another it gives NULL. */
+/* The one function that the module exports, as "icma_module_enter". `version` is the caller's
+ * ICMA_MODULE_VERSION: for another it gives NULL. */
 typedef const icma_module *(*icma_module_entrance)(int version);
 #define ICMA_MODULE_ENTRANCE "icma_module_enter"
 

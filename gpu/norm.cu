@@ -2,8 +2,10 @@
 /*
  * Batch norm with its activation.
  *
- * Matrices are tall: millions of rows of 8 to 256 channels. A thread keeps to one column, or to four side by side that it reads in one access, and goes down the rows, so that what belongs to a column is read once; neighbours
- * take neighbouring columns and then rows. Sums are double (single precision loses the variance of millions), from partial sums of blocks, whose number depends on the shape alone.
+ * Matrices are tall: millions of rows of 8 to 256 channels. A thread keeps to one column, or to four side by
+ * side that it reads in one access, and goes down the rows, so that what belongs to a column is read once;
+ * neighbours take neighbouring columns and then rows. Sums are double (single precision loses the variance of
+ * millions), from partial sums of blocks, whose number depends on the shape alone.
  */
 #include "context.cuh"
 #include "numbers.cuh"
@@ -12,7 +14,13 @@
 
 namespace {
 
-enum { BLOCK = 256, MOST_BLOCKS = 1024, MOST_COLUMNS = 4000 /* whose sums fit ICMA_WORKSPACE */, LEAST_ROWS = 16, FINISH_BLOCK = 128 };
+enum {
+    BLOCK = 256,
+    MOST_BLOCKS = 1024,
+    MOST_COLUMNS = 4000 /* whose sums fit ICMA_WORKSPACE */,
+    LEAST_ROWS = 16,
+    FINISH_BLOCK = 128
+};
 
 /* How a block's threads lie over columns and rows. `each`: columns of a thread, 1 or 4. */
 struct norm_tile {
@@ -33,7 +41,8 @@ norm_tile tile_of(size_t rows, size_t columns, unsigned each) {
 }
 
 dim3 grid_of(const norm_tile &t) {
-    return dim3((unsigned)icma_pieces(t.rows, t.stretch), (unsigned)icma_pieces(t.columns, (size_t)t.width * t.each));
+    return dim3((unsigned)icma_pieces(t.rows, t.stretch),
+                (unsigned)icma_pieces(t.columns, (size_t)t.width * t.each));
 }
 
 /* Four columns in one access need rows that start at 16 bytes. */
@@ -65,15 +74,19 @@ template <int EACH> __device__ __forceinline__ void load(icma_floats m, size_t i
     }
 }
 
-template <int EACH> __device__ __forceinline__ void store(icma_floats m, size_t i, size_t j, const float from[EACH]) {
+template <int EACH>
+__device__ __forceinline__ void store(icma_floats m, size_t i, size_t j, const float from[EACH]) {
     if (EACH == 4)
         *(float4 *)&m.at(i, j) = make_float4(from[0], from[1 % EACH], from[2 % EACH], from[3 % EACH]);
     else
         m.at(i, j) = from[0];
 }
 
-/* Two sums of every thread and column to one of each column, rows ascending, at partial[block, which, column]. */
-template <int EACH> __device__ void leave_sums(const norm_tile &t, const norm_place &p, const double first[EACH], const double second[EACH], double *partial) {
+/* Two sums of every thread and column to one of each column, rows ascending, at partial[block, which,
+ * column]. */
+template <int EACH>
+__device__ void leave_sums(const norm_tile &t, const norm_place &p, const double first[EACH],
+                           const double second[EACH], double *partial) {
     __shared__ double sums[2][EACH][BLOCK];
 #pragma unroll
     for (int e = 0; e < EACH; e++) {
@@ -95,7 +108,8 @@ template <int EACH> __device__ void leave_sums(const norm_tile &t, const norm_pl
 }
 
 /* The blocks' sums of one column, by a warp: each lane's ascending, then the lanes' pairwise. */
-__device__ void gather_sums(const double *partial, unsigned blocks, size_t columns, size_t column, double *first, double *second) {
+__device__ void gather_sums(const double *partial, unsigned blocks, size_t columns, size_t column,
+                            double *first, double *second) {
     unsigned lane = threadIdx.x % ICMA_WARP;
     *first = *second = 0;
     for (unsigned b = lane; b < blocks; b += ICMA_WARP) {
@@ -108,7 +122,8 @@ __device__ void gather_sums(const double *partial, unsigned blocks, size_t colum
     }
 }
 
-/* --- forward ----------------------------------------------------------------------------------------------------- */
+/* --- forward
+ * ----------------------------------------------------------------------------------------------------- */
 
 /* Sums of x - x_0 and of its square, x_0 the column's first element: so the variance does not cancel. */
 template <int EACH> __global__ void norm_moments(norm_tile t, icma_floats x, double *partial) {
@@ -131,7 +146,8 @@ template <int EACH> __global__ void norm_moments(norm_tile t, icma_floats x, dou
     leave_sums<EACH>(t, p, sum, squares, partial);
 }
 
-__global__ void norm_finish(size_t rows, size_t columns, unsigned blocks, const double *partial, icma_floats x, icma_floats mean, icma_floats variance) {
+__global__ void norm_finish(size_t rows, size_t columns, unsigned blocks, const double *partial,
+                            icma_floats x, icma_floats mean, icma_floats variance) {
     size_t column = (size_t)blockIdx.x * (FINISH_BLOCK / ICMA_WARP) + threadIdx.x / ICMA_WARP;
     double sum, squares;
     if (column >= columns)
@@ -145,7 +161,8 @@ __global__ void norm_finish(size_t rows, size_t columns, unsigned blocks, const 
 }
 
 template <int EACH>
-__global__ void norm_apply(norm_tile t, icma_floats x, icma_floats gamma, icma_floats beta, float epsilon, icma_activation act, icma_floats mean, icma_floats variance, icma_floats y) {
+__global__ void norm_apply(norm_tile t, icma_floats x, icma_floats gamma, icma_floats beta, float epsilon,
+                           icma_activation act, icma_floats mean, icma_floats variance, icma_floats y) {
     norm_place p = place_in(t);
     float scale[EACH], centre[EACH], offset[EACH], value[EACH];
     if (!p.inside)
@@ -167,39 +184,47 @@ __global__ void norm_apply(norm_tile t, icma_floats x, icma_floats gamma, icma_f
 }
 
 template <int EACH>
-void launch_apply(icma_context *c, icma_matrix x, icma_matrix gamma, icma_matrix beta, float epsilon, icma_activation act, icma_matrix mean, icma_matrix variance, icma_matrix y) {
+void launch_apply(icma_context *c, icma_matrix x, icma_matrix gamma, icma_matrix beta, float epsilon,
+                  icma_activation act, icma_matrix mean, icma_matrix variance, icma_matrix y) {
     norm_tile t = tile_of(x.rows, x.columns, EACH);
-    ICMA_LAUNCH_FLAT((norm_apply<EACH>), grid_of(t), BLOCK, c->stream, t, icma_floats_of(x), icma_floats_of(gamma), icma_floats_of(beta), epsilon, act, icma_floats_of(mean), icma_floats_of(variance),
-                     icma_floats_of(y));
+    ICMA_LAUNCH_FLAT((norm_apply<EACH>), grid_of(t), BLOCK, c->stream, t, icma_floats_of(x),
+                     icma_floats_of(gamma), icma_floats_of(beta), epsilon, act, icma_floats_of(mean),
+                     icma_floats_of(variance), icma_floats_of(y));
     icma_context_launched(c, "batch_norm");
 }
 
-void cuda_batch_norm_given(void *device, icma_matrix x, icma_matrix gamma, icma_matrix beta, float epsilon, icma_activation act, icma_matrix mean, icma_matrix variance, icma_matrix y) {
+void cuda_batch_norm_given(void *device, icma_matrix x, icma_matrix gamma, icma_matrix beta, float epsilon,
+                           icma_activation act, icma_matrix mean, icma_matrix variance, icma_matrix y) {
     if (x.rows == 0 || x.columns == 0)
         return;
-    (by_four(x) && by_four(y) ? launch_apply<4> : launch_apply<1>)(icma_context_of(device), x, gamma, beta, epsilon, act, mean, variance, y);
+    (by_four(x) && by_four(y) ? launch_apply<4> : launch_apply<1>)(icma_context_of(device), x, gamma, beta,
+                                                                   epsilon, act, mean, variance, y);
 }
 
 unsigned finish_grid(size_t columns) {
     return (unsigned)icma_pieces(columns, FINISH_BLOCK / ICMA_WARP);
 }
 
-template <int EACH> void launch_moments(icma_context *c, icma_matrix x, icma_matrix mean, icma_matrix variance) {
+template <int EACH>
+void launch_moments(icma_context *c, icma_matrix x, icma_matrix mean, icma_matrix variance) {
     norm_tile t = tile_of(x.rows, x.columns, EACH);
     double *partial = (double *)c->workspace;
     ICMA_LAUNCH((norm_moments<EACH>), grid_of(t), BLOCK, c->stream, t, icma_floats_of(x), partial);
-    ICMA_LAUNCH(norm_finish, finish_grid(x.columns), FINISH_BLOCK, c->stream, x.rows, x.columns, grid_of(t).x, partial, icma_floats_of(x), icma_floats_of(mean), icma_floats_of(variance));
+    ICMA_LAUNCH(norm_finish, finish_grid(x.columns), FINISH_BLOCK, c->stream, x.rows, x.columns, grid_of(t).x,
+                partial, icma_floats_of(x), icma_floats_of(mean), icma_floats_of(variance));
     icma_context_launched(c, "batch_norm");
 }
 
-void cuda_batch_norm(void *device, icma_matrix x, icma_matrix gamma, icma_matrix beta, float epsilon, icma_activation act, icma_matrix mean, icma_matrix variance, icma_matrix y) {
+void cuda_batch_norm(void *device, icma_matrix x, icma_matrix gamma, icma_matrix beta, float epsilon,
+                     icma_activation act, icma_matrix mean, icma_matrix variance, icma_matrix y) {
     if (x.rows == 0 || x.columns == 0)
         return;
     (by_four(x) ? launch_moments<4> : launch_moments<1>)(icma_context_of(device), x, mean, variance);
     cuda_batch_norm_given(device, x, gamma, beta, epsilon, act, mean, variance, y);
 }
 
-/* --- backward ---------------------------------------------------------------------------------------------------- */
+/* --- backward
+ * ---------------------------------------------------------------------------------------------------- */
 
 /* What the backward of a norm reads. */
 struct norm_operands {
@@ -222,7 +247,8 @@ __device__ __forceinline__ norm_column column_of(const norm_operands &o, size_t 
 }
 
 /* d = dy act'(gamma u + beta). */
-__device__ __forceinline__ float norm_gradient(icma_activation act, const norm_column &n, float apart, float dy) {
+__device__ __forceinline__ float norm_gradient(icma_activation act, const norm_column &n, float apart,
+                                               float dy) {
     return dy * icma_device_slope(act, __fmaf_rn(apart, n.scale, n.offset));
 }
 
@@ -252,7 +278,8 @@ template <int EACH> __global__ void norm_gradient_sums(norm_tile t, norm_operand
 }
 
 /* Also leaves the sums over rows, for norm_gradient_apply, in means. */
-__global__ void norm_gradient_finish(size_t rows, size_t columns, unsigned blocks, const double *partial, icma_floats dgamma, icma_floats dbeta, float *means) {
+__global__ void norm_gradient_finish(size_t rows, size_t columns, unsigned blocks, const double *partial,
+                                     icma_floats dgamma, icma_floats dbeta, float *means) {
     size_t column = (size_t)blockIdx.x * (FINISH_BLOCK / ICMA_WARP) + threadIdx.x / ICMA_WARP;
     double sum, product;
     if (column >= columns)
@@ -266,7 +293,8 @@ __global__ void norm_gradient_finish(size_t rows, size_t columns, unsigned block
     means[columns + column] = (float)(product / (double)rows);
 }
 
-template <int EACH> __global__ void norm_gradient_apply(norm_tile t, norm_operands o, const float *means, icma_floats dx) {
+template <int EACH>
+__global__ void norm_gradient_apply(norm_tile t, norm_operands o, const float *means, icma_floats dx) {
     norm_place p = place_in(t);
     norm_column n[EACH];
     float constant[EACH], linear[EACH], x[EACH], dy[EACH];
@@ -291,22 +319,36 @@ template <int EACH> __global__ void norm_gradient_apply(norm_tile t, norm_operan
     }
 }
 
-template <int EACH> void launch_backward(icma_context *c, icma_matrix x, const norm_operands &o, icma_matrix dgamma, icma_matrix dbeta, icma_matrix dx) {
+template <int EACH>
+void launch_backward(icma_context *c, icma_matrix x, const norm_operands &o, icma_matrix dgamma,
+                     icma_matrix dbeta, icma_matrix dx) {
     norm_tile t = tile_of(x.rows, x.columns, EACH);
     double *partial = (double *)c->workspace;
     float *means = (float *)(partial + (size_t)2 * MOST_BLOCKS * x.columns);
     ICMA_LAUNCH((norm_gradient_sums<EACH>), grid_of(t), BLOCK, c->stream, t, o, partial);
-    ICMA_LAUNCH(norm_gradient_finish, finish_grid(x.columns), FINISH_BLOCK, c->stream, x.rows, x.columns, grid_of(t).x, partial, icma_floats_of(dgamma), icma_floats_of(dbeta), means);
-    ICMA_LAUNCH_FLAT((norm_gradient_apply<EACH>), grid_of(t), BLOCK, c->stream, t, o, means, icma_floats_of(dx));
+    ICMA_LAUNCH(norm_gradient_finish, finish_grid(x.columns), FINISH_BLOCK, c->stream, x.rows, x.columns,
+                grid_of(t).x, partial, icma_floats_of(dgamma), icma_floats_of(dbeta), means);
+    ICMA_LAUNCH_FLAT((norm_gradient_apply<EACH>), grid_of(t), BLOCK, c->stream, t, o, means,
+                     icma_floats_of(dx));
     icma_context_launched(c, "batch_norm_backward");
 }
 
-void cuda_batch_norm_backward(void *device, icma_matrix x, icma_matrix gamma, icma_matrix beta, float epsilon, icma_activation act, icma_matrix mean, icma_matrix variance, icma_matrix dy,
+void cuda_batch_norm_backward(void *device, icma_matrix x, icma_matrix gamma, icma_matrix beta, float epsilon,
+                              icma_activation act, icma_matrix mean, icma_matrix variance, icma_matrix dy,
                               icma_matrix dgamma, icma_matrix dbeta, icma_matrix dx) {
     if (x.rows == 0 || x.columns == 0)
         return;
-    norm_operands o = {icma_floats_of(x), icma_floats_of(gamma), icma_floats_of(beta), icma_floats_of(mean), icma_floats_of(variance), icma_floats_of(dy), epsilon, act};
-    (by_four(x) && by_four(dy) && by_four(dx) ? launch_backward<4> : launch_backward<1>)(icma_context_of(device), x, o, dgamma, dbeta, dx);
+    norm_operands o = {icma_floats_of(x),
+                       icma_floats_of(gamma),
+                       icma_floats_of(beta),
+                       icma_floats_of(mean),
+                       icma_floats_of(variance),
+                       icma_floats_of(dy),
+                       epsilon,
+                       act};
+    (by_four(x) && by_four(dy) && by_four(dx)
+         ? launch_backward<4>
+         : launch_backward<1>)(icma_context_of(device), x, o, dgamma, dbeta, dx);
 }
 
 } /* namespace */

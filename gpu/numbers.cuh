@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Functions of single numbers, with the bits that the CPU gives them where decoding needs them (spec 4.5, 4.15). */
+/* Functions of single numbers, with the bits that the CPU gives them where decoding needs them
+ * (spec 4.5, 4.15). */
 #ifndef ICMA_NUMBERS_CUH
 #define ICMA_NUMBERS_CUH
 
@@ -42,7 +43,8 @@ __device__ __forceinline__ unsigned icma_device_shift_round(unsigned value, unsi
 
 /* As icma_f32_to_f16 and icma_f32_to_bf16 (format/dtype.h), for finite values. */
 __device__ __forceinline__ uint16_t icma_device_f16(float value) {
-    unsigned bits = __float_as_uint(value), sign = bits >> 16 & 0x8000u, magnitude = bits & 0x7fffffffu, exponent = magnitude >> 23;
+    unsigned bits = __float_as_uint(value), sign = bits >> 16 & 0x8000u, magnitude = bits & 0x7fffffffu,
+             exponent = magnitude >> 23;
     if (magnitude >= 0x47800000u)
         return (uint16_t)(sign | 0x7c00u);
     if (magnitude >= 0x38800000u)

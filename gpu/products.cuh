@@ -6,8 +6,10 @@
 #include "context.cuh"
 
 /*
- * `positions` rows of y, each the product of a window of x and w: y[m * y_step + o] = sum over k of x[m * x_step + k] w[k * w_row + o], k = 0 .. inner - 1. Windows may overlap (inner > x_step): every `residues`-th position
- * makes a matrix without overlaps, and those go to cuBLAS as one batch. Only the first positions / residues * residues of them are made.
+ * `positions` rows of y, each the product of a window of x and w: y[m * y_step + o] = sum over k of x[m *
+ * x_step + k] w[k * w_row + o], k = 0 .. inner - 1. Windows may overlap (inner > x_step): every `residues`-th
+ * position makes a matrix without overlaps, and those go to cuBLAS as one batch. Only the first positions /
+ * residues * residues of them are made.
  */
 typedef struct icma_window_product {
     const float *x, *w;

@@ -1,12 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Sums over rows and along rows. Every sum is cut by shapes alone and added up in a fixed order, so that results are the same each time. */
+/* Sums over rows and along rows. Every sum is cut by shapes alone and added up in a fixed order, so that
+ * results are the same each time. */
 #include "context.cuh"
 
 namespace {
 
 enum { BLOCK = 256, PART_ROWS = 64, MOST_PARTS = 64 };
 
-/* --- over rows --------------------------------------------------------------------------------------------------- */
+/* --- over rows
+ * --------------------------------------------------------------------------------------------------- */
 
 /* Rows part * rows_a_part on of column j, summed into out[part, j]. */
 __global__ void sum_part(icma_floats x, size_t rows, size_t columns, size_t rows_a_part, icma_floats out) {
@@ -19,7 +21,8 @@ __global__ void sum_part(icma_floats x, size_t rows, size_t columns, size_t rows
     out.at(blockIdx.y, j) = sum;
 }
 
-void sum_parts(icma_context *c, icma_floats x, size_t rows, size_t columns, size_t rows_a_part, icma_floats out) {
+void sum_parts(icma_context *c, icma_floats x, size_t rows, size_t columns, size_t rows_a_part,
+               icma_floats out) {
     dim3 grid((unsigned)icma_pieces(columns, BLOCK), (unsigned)icma_most(icma_pieces(rows, rows_a_part), 1));
     ICMA_LAUNCH_FLAT(sum_part, grid, BLOCK, c->stream, x, rows, columns, rows_a_part, out);
     icma_context_launched(c, "sum_rows");
@@ -27,7 +30,8 @@ void sum_parts(icma_context *c, icma_floats x, size_t rows, size_t columns, size
 
 void cuda_sum_rows(void *device, icma_matrix x, icma_matrix row) {
     icma_context *c = icma_context_of(device);
-    size_t rows_a_part = icma_most(PART_ROWS, icma_pieces(x.rows, MOST_PARTS)), parts = icma_pieces(x.rows, rows_a_part);
+    size_t rows_a_part = icma_most(PART_ROWS, icma_pieces(x.rows, MOST_PARTS)),
+           parts = icma_pieces(x.rows, rows_a_part);
     if (x.columns == 0)
         return;
     if (parts <= 1 || parts * x.columns > ICMA_WORKSPACE / sizeof(float)) {
@@ -39,7 +43,8 @@ void cuda_sum_rows(void *device, icma_matrix x, icma_matrix row) {
     sum_parts(c, partial, parts, x.columns, parts, icma_floats_of(row));
 }
 
-/* --- along rows -------------------------------------------------------------------------------------------------- */
+/* --- along rows
+ * -------------------------------------------------------------------------------------------------- */
 
 struct weighted_square {
     icma_floats p, q, weight;
@@ -57,7 +62,8 @@ struct likelihood {
     }
 };
 
-/* out[i, 0] = sum over j of f(i, j), a block a row: a thread takes every BLOCK-th, then the threads' sums are added pairwise. */
+/* out[i, 0] = sum over j of f(i, j), a block a row: a thread takes every BLOCK-th, then the threads' sums are
+ * added pairwise. */
 template <class F> __global__ void sum_row(size_t columns, F f, icma_floats out) {
     __shared__ float sums[BLOCK];
     size_t i = blockIdx.x;
@@ -74,7 +80,8 @@ template <class F> __global__ void sum_row(size_t columns, F f, icma_floats out)
         out.at(i, 0) = sums[0];
 }
 
-template <class F> void sum_each_row(void *device, size_t rows, size_t columns, F f, icma_matrix out, const char *name) {
+template <class F>
+void sum_each_row(void *device, size_t rows, size_t columns, F f, icma_matrix out, const char *name) {
     icma_context *c = icma_context_of(device);
     if (rows == 0)
         return;
@@ -83,11 +90,14 @@ template <class F> void sum_each_row(void *device, size_t rows, size_t columns, 
 }
 
 void cuda_squared_error(void *device, icma_matrix p, icma_matrix q, icma_matrix weight, icma_matrix out) {
-    sum_each_row(device, p.rows, p.columns, weighted_square{icma_floats_of(p), icma_floats_of(q), icma_floats_of(weight)}, out, "squared_error");
+    sum_each_row(device, p.rows, p.columns,
+                 weighted_square{icma_floats_of(p), icma_floats_of(q), icma_floats_of(weight)}, out,
+                 "squared_error");
 }
 
 void cuda_gaussian_nll(void *device, icma_matrix x, icma_matrix y, icma_matrix out) {
-    sum_each_row(device, x.rows, x.columns, likelihood{icma_floats_of(x), icma_floats_of(y)}, out, "gaussian_nll");
+    sum_each_row(device, x.rows, x.columns, likelihood{icma_floats_of(x), icma_floats_of(y)}, out,
+                 "gaussian_nll");
 }
 
 } /* namespace */

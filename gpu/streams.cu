@@ -1,10 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Entropy-coded integers (spec 4.10, 4.13): a warp decodes a stream, a lane of the warp is a lane of the stream, so that thousands of streams decode side by side. What counts is the time from one symbol of a lane to its
- * next: tables lie in shared memory, and words are in registers before they are needed.
+ * Entropy-coded integers (spec 4.10, 4.13): a warp decodes a stream, a lane of the warp is a lane of the
+ * stream, so that thousands of streams decode side by side. What counts is the time from one symbol of a lane
+ * to its next: tables lie in shared memory, and words are in registers before they are needed.
  *
- * All lanes take a symbol at once; which of them then need a word, and which word each gets, follows from a ballot. A stream of one lane is decoded by all lanes of the warp alike, without ballots. The trellis behind it is a linear recurrence over GF(2), v_n = parity(k_n) + v_(n-3) + v_(n-4): its state
- * is v's last four bits, and 32 steps of it are a product of polynomials. So a warp expands 32 symbols at a time, and parts of 65,536 symbols side by side.
+ * All lanes take a symbol at once; which of them then need a word, and which word each gets, follows from a
+ * ballot. A stream of one lane is decoded by all lanes of the warp alike, without ballots. The trellis behind
+ * it is a linear recurrence over GF(2), v_n = parity(k_n) + v_(n-3) + v_(n-4): its state is v's last four
+ * bits, and 32 steps of it are a product of polynomials. So a warp expands 32 symbols at a time, and parts of
+ * 65,536 symbols side by side.
  */
 #include "context.cuh"
 
@@ -20,7 +24,8 @@ namespace {
 enum { BLOCK = 64, WARPS = BLOCK / ICMA_WARP, SMALL_ALPHABET = 8, COARSE_SLOTS = 1 << ICMA_RANS_COARSE };
 static const unsigned full_warp = 0xffffffffu;
 
-/* A shape's table, as icma_rans_model has it. Shapes that are not coarse have at most SMALL_ALPHABET symbols. */
+/* A shape's table, as icma_rans_model has it. Shapes that are not coarse have at most SMALL_ALPHABET symbols.
+ */
 struct shape_table {
     unsigned bits, reach, count;
     uint32_t start[SMALL_ALPHABET + 1], frequency[SMALL_ALPHABET];
@@ -47,15 +52,17 @@ struct device_part {
     bool trellis;
 };
 
-/* --- streams ----------------------------------------------------------------------------------------------------- */
+/* --- streams
+ * ----------------------------------------------------------------------------------------------------- */
 
 __device__ __forceinline__ uint32_t word_at(const uint8_t *p) {
     return p[0] | (uint32_t)p[1] << 8;
 }
 
 /*
- * The words of a stream, the same for all lanes. Lane l holds word l of the next 32 in the lower half of `packed`, of the 32 after these in the upper half, and of those behind in `ahead`, on its way from memory; `used` of the
- * first 32 are taken already.
+ * The words of a stream, the same for all lanes. Lane l holds word l of the next 32 in the lower half of
+ * `packed`, of the 32 after these in the upper half, and of those behind in `ahead`, on its way from memory;
+ * `used` of the first 32 are taken already.
  */
 struct word_source {
     const uint8_t *from;
@@ -92,7 +99,7 @@ __device__ __forceinline__ void take_words(word_source &w, unsigned count) {
 /* A table as a warp uses it. */
 struct symbol_table {
     unsigned bits, reach, count;
-    uint32_t zero_start, zero_frequency; /* of symbol 0, which nearly all are where tables are fine */
+    uint32_t zero_start, zero_frequency;       /* of symbol 0, which nearly all are where tables are fine */
     const uint32_t *slots, *start, *frequency; /* in shared memory */
 };
 
@@ -128,7 +135,8 @@ __device__ __forceinline__ bool refill_alike(word_source &w, uint32_t *state) {
 }
 
 /* 0 to 16 bits, likewise. */
-__device__ __forceinline__ bool take_raw_alike(word_source &w, uint32_t *state, unsigned bits, uint32_t *value) {
+__device__ __forceinline__ bool take_raw_alike(word_source &w, uint32_t *state, unsigned bits,
+                                               uint32_t *value) {
     *value = *state & ((1u << bits) - 1);
     *state >>= bits;
     return refill_alike(w, state);
@@ -157,7 +165,8 @@ __device__ __forceinline__ bool refill(word_source &w, bool active, uint32_t *st
     if (count > w.left)
         return false;
     unsigned at = w.used + (unsigned)__popc(need & ((1u << w.lane) - 1));
-    uint32_t both = __shfl_sync(full_warp, w.packed, (int)(at % ICMA_WARP)), word = at < ICMA_WARP ? both & 0xffff : both >> 16;
+    uint32_t both = __shfl_sync(full_warp, w.packed, (int)(at % ICMA_WARP)),
+             word = at < ICMA_WARP ? both & 0xffff : both >> 16;
     if (needs)
         *state = *state << 16 | word;
     take_words(w, count);
@@ -165,7 +174,8 @@ __device__ __forceinline__ bool refill(word_source &w, bool active, uint32_t *st
 }
 
 /* What escaped, lane after lane; meanwhile all lanes do as that one. */
-__device__ bool take_escapes(word_source &w, unsigned escaped, unsigned reach, uint32_t *state, int64_t *high) {
+__device__ bool take_escapes(word_source &w, unsigned escaped, unsigned reach, uint32_t *state,
+                             int64_t *high) {
     for (; escaped; escaped &= escaped - 1) {
         int lane = __ffs((int)escaped) - 1;
         uint32_t its = __shfl_sync(full_warp, *state, lane);
@@ -203,7 +213,9 @@ __device__ bool take_run_alike(word_source &w, const symbol_table &t, const run_
         unsigned symbol = take_symbol(t, state);
         int64_t high = (int64_t)symbol - (int64_t)t.reach;
         uint32_t low = 0;
-        if (!refill_alike(w, state) || (symbol == t.count - 1 && !take_escape_alike(w, state, t.reach, &high)) || (job.shift && !take_raw_alike(w, state, job.shift, &low)))
+        if (!refill_alike(w, state) ||
+            (symbol == t.count - 1 && !take_escape_alike(w, state, t.reach, &high)) ||
+            (job.shift && !take_raw_alike(w, state, job.shift, &low)))
             return false;
         int64_t x = join(high, low, job.shift);
         if (!in_range(job, x))
@@ -278,7 +290,9 @@ __device__ bool open_stream(word_source &w, const device_stream &s, const uint8_
     return __all_sync(full_warp, *state >= ICMA_RANS_LOW);
 }
 
-__global__ void __launch_bounds__(BLOCK) decode_streams(const device_stream *streams, size_t count, const device_run *runs, const shape_table *shapes, const uint8_t *data, int16_t *symbols, unsigned *damaged) {
+__global__ void __launch_bounds__(BLOCK)
+    decode_streams(const device_stream *streams, size_t count, const device_run *runs,
+                   const shape_table *shapes, const uint8_t *data, int16_t *symbols, unsigned *damaged) {
     __shared__ uint32_t slots[WARPS][COARSE_SLOTS], small[WARPS][2 * SMALL_ALPHABET + 1];
     unsigned warp = threadIdx.x / ICMA_WARP, loaded = UINT32_MAX;
     size_t index = (size_t)blockIdx.x * WARPS + warp;
@@ -302,9 +316,11 @@ __global__ void __launch_bounds__(BLOCK) decode_streams(const device_stream *str
         atomicMin(damaged, (unsigned)index);
 }
 
-/* --- trellis ----------------------------------------------------------------------------------------------------- */
+/* --- trellis
+ * ----------------------------------------------------------------------------------------------------- */
 
-/* The product with 1 / (1 + x^3 + x^4) modulo x^32: with a = x^3 + x^4 that is (1 + a)(1 + a^2)(1 + a^4)(1 + a^8), since a^16 is 0 there. */
+/* The product with 1 / (1 + x^3 + x^4) modulo x^32: with a = x^3 + x^4 that is (1 + a)(1 + a^2)(1 + a^4)(1 +
+ * a^8), since a^16 is 0 there. */
 __device__ __forceinline__ unsigned divide_by_recurrence(unsigned u) {
     u ^= u << 3 ^ u << 4;
     u ^= u << 6 ^ u << 8;
@@ -313,9 +329,11 @@ __device__ __forceinline__ unsigned divide_by_recurrence(unsigned u) {
 }
 
 /*
- * Symbols to integers, in place: i_n = 2 k_n + v_(n-1) + v_(n-3) (mod 2), with v as above. v's bits before a word, in its word before, reach over its first four steps.
+ * Symbols to integers, in place: i_n = 2 k_n + v_(n-1) + v_(n-3) (mod 2), with v as above. v's bits before a
+ * word, in its word before, reach over its first four steps.
  */
-__global__ void __launch_bounds__(BLOCK) expand_parts(const device_part *parts, size_t count, int16_t *symbols) {
+__global__ void __launch_bounds__(BLOCK)
+    expand_parts(const device_part *parts, size_t count, int16_t *symbols) {
     size_t index = (size_t)blockIdx.x * WARPS + threadIdx.x / ICMA_WARP;
     if (index >= count)
         return; /* a whole warp */
@@ -334,7 +352,8 @@ __global__ void __launch_bounds__(BLOCK) expand_parts(const device_part *parts, 
     }
 }
 
-/* --- preparing --------------------------------------------------------------------------------------------------- */
+/* --- preparing
+ * --------------------------------------------------------------------------------------------------- */
 
 /* Lists of what a call decodes. */
 struct plan {
@@ -376,8 +395,14 @@ void plan_parts(plan *p, const icma_coded *coded) {
 
 void plan_stream(plan *p, const icma_coded *coded, size_t s, icma_coded_walk *walk, icma_rans_run *cut) {
     size_t first = walk->at, runs = icma_coded_cut(coded, walk, cut);
-    device_stream stream = {p->bytes + coded->offsets[s] - coded->offsets[0], coded->offsets[s + 1] - coded->offsets[s], p->symbols + first, p->run_count, runs, icma_rans_lanes_of(cut, runs),
-                            coded->trellis ? ~ICMA_TRELLIS_LARGEST : INT16_MIN, coded->trellis ? ICMA_TRELLIS_LARGEST : INT16_MAX};
+    device_stream stream = {p->bytes + coded->offsets[s] - coded->offsets[0],
+                            coded->offsets[s + 1] - coded->offsets[s],
+                            p->symbols + first,
+                            p->run_count,
+                            runs,
+                            icma_rans_lanes_of(cut, runs),
+                            coded->trellis ? ~ICMA_TRELLIS_LARGEST : INT16_MIN,
+                            coded->trellis ? ICMA_TRELLIS_LARGEST : INT16_MAX};
     for (size_t r = 0; r < runs; r++) {
         unsigned shift;
         const icma_rans_shape *shape = icma_rans_shape_of(cut[r].context, &shift);
@@ -390,7 +415,9 @@ void plan_stream(plan *p, const icma_coded *coded, size_t s, icma_coded_walk *wa
 icma_status plan_coded(plan *p, const icma_coded *coded, icma_error *error) {
     for (size_t r = 0; r < coded->run_count; r++)
         if (coded->runs[r].context >= icma_rans_contexts())
-            return icma_fail(error, ICMA_E_CORRUPT, NULL, "context %u of a coded stream does not exist; there are %u", coded->runs[r].context, icma_rans_contexts());
+            return icma_fail(error, ICMA_E_CORRUPT, NULL,
+                             "context %u of a coded stream does not exist; there are %u",
+                             coded->runs[r].context, icma_rans_contexts());
     icma_rans_run *cut = (icma_rans_run *)icma_alloc_array(coded->run_count + 1, sizeof *cut);
     if (!cut)
         return icma_fail(error, ICMA_E_MEMORY, NULL, "no memory to decode coded streams");
@@ -405,7 +432,8 @@ icma_status plan_coded(plan *p, const icma_coded *coded, icma_error *error) {
     return ICMA_OK;
 }
 
-/* --- the op ------------------------------------------------------------------------------------------------------ */
+/* --- the op
+ * ------------------------------------------------------------------------------------------------------ */
 
 void fill_shape(shape_table *to, const icma_rans_model *from) {
     to->bits = from->bits;
@@ -424,7 +452,8 @@ icma_status make_models(icma_context *c, icma_error *error) {
     size_t bytes = ICMA_RANS_SHAPES * sizeof(shape_table);
     shape_table *tables = (shape_table *)icma_alloc_zeroed(ICMA_RANS_SHAPES, sizeof *tables);
     icma_rans_model *model = (icma_rans_model *)icma_alloc(sizeof *model);
-    icma_status status = tables && model ? ICMA_OK : icma_fail(error, ICMA_E_MEMORY, NULL, "no memory for the coder's tables");
+    icma_status status =
+        tables && model ? ICMA_OK : icma_fail(error, ICMA_E_MEMORY, NULL, "no memory for the coder's tables");
     for (unsigned context = 0; !status && context < ICMA_RANS_SHAPES; context++) {
         icma_rans_model_fill(model, context); /* the first contexts are the shapes themselves */
         fill_shape(&tables[context], model);
@@ -459,7 +488,9 @@ void *take(arena *a, size_t bytes) {
 void launch_plan(icma_context *c, const plan *p, const icma_coded *list, size_t count, int16_t *symbols) {
     enum { TAILS = 4 * 256 };
     arena a = {NULL, 0};
-    a.base = (uint8_t *)icma_context_allocate(c, p->stream_count * sizeof *p->streams + p->run_count * sizeof *p->runs + p->part_count * sizeof *p->parts + p->bytes + TAILS);
+    a.base = (uint8_t *)icma_context_allocate(c, p->stream_count * sizeof *p->streams +
+                                                     p->run_count * sizeof *p->runs +
+                                                     p->part_count * sizeof *p->parts + p->bytes + TAILS);
     if (!a.base)
         return;
     device_stream *streams = (device_stream *)take(&a, p->stream_count * sizeof *streams);
@@ -479,14 +510,17 @@ void launch_plan(icma_context *c, const plan *p, const icma_coded *list, size_t 
         return;
     }
     if (p->stream_count)
-        ICMA_LAUNCH(decode_streams, (unsigned)icma_pieces(p->stream_count, WARPS), BLOCK, c->stream, streams, p->stream_count, runs, (const shape_table *)c->models, data, symbols, c->flags);
+        ICMA_LAUNCH(decode_streams, (unsigned)icma_pieces(p->stream_count, WARPS), BLOCK, c->stream, streams,
+                    p->stream_count, runs, (const shape_table *)c->models, data, symbols, c->flags);
     if (p->part_count)
-        ICMA_LAUNCH(expand_parts, (unsigned)icma_pieces(p->part_count, WARPS), BLOCK, c->stream, parts, p->part_count, symbols);
+        ICMA_LAUNCH(expand_parts, (unsigned)icma_pieces(p->part_count, WARPS), BLOCK, c->stream, parts,
+                    p->part_count, symbols);
     icma_context_launched(c, "decoding streams");
     icma_context_free(c, a.base);
 }
 
-icma_status cuda_decode_integers(void *device, const icma_coded *list, size_t count, icma_tensor *integers, size_t first, icma_error *error) {
+icma_status cuda_decode_integers(void *device, const icma_coded *list, size_t count, icma_tensor *integers,
+                                 size_t first, icma_error *error) {
     icma_context *c = icma_context_of(device);
     plan p = {};
     unsigned damaged = 0;
@@ -499,10 +533,13 @@ icma_status cuda_decode_integers(void *device, const icma_coded *list, size_t co
         status = make_models(c, error);
     if (!status) {
         launch_plan(c, &p, list, count, (int16_t *)integers->data + first);
-        status = c->failure ? icma_context_take(c, error) : icma_context_fetch(c, &damaged, c->flags, sizeof damaged, error);
+        status = c->failure ? icma_context_take(c, error)
+                            : icma_context_fetch(c, &damaged, c->flags, sizeof damaged, error);
     }
     if (!status && damaged != UINT32_MAX)
-        status = icma_fail(error, ICMA_E_CORRUPT, NULL, "a coded stream of %zu bytes is damaged; restore the archive from a copy", p.streams[damaged].size);
+        status = icma_fail(error, ICMA_E_CORRUPT, NULL,
+                           "a coded stream of %zu bytes is damaged; restore the archive from a copy",
+                           p.streams[damaged].size);
     plan_free(&p);
     return status;
 }

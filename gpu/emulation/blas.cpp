@@ -46,12 +46,15 @@ float rounded(float x, int dropped_bits) {
 }
 
 /* op(matrix), rows x columns, without gaps and rounded as the product wants its factors. */
-std::vector<float> packed(const float *matrix, int ld, bool transposed, int rows, int columns, int dropped_bits) {
+std::vector<float> packed(const float *matrix, int ld, bool transposed, int rows, int columns,
+                          int dropped_bits) {
     std::vector<float> out(static_cast<size_t>(rows) * static_cast<size_t>(columns));
     float *to = out.data();
     for (size_t j = 0; j < static_cast<size_t>(columns); j++)
         for (size_t i = 0; i < static_cast<size_t>(rows); i++)
-            *to++ = rounded(matrix[transposed ? j + i * static_cast<size_t>(ld) : i + j * static_cast<size_t>(ld)], dropped_bits);
+            *to++ = rounded(
+                matrix[transposed ? j + i * static_cast<size_t>(ld) : i + j * static_cast<size_t>(ld)],
+                dropped_bits);
     return out;
 }
 
@@ -77,7 +80,8 @@ void multiply_one(const product &p, const float *a, const float *b, float *c, pa
     for (size_t j = 0; j < static_cast<size_t>(p.n); j++) {
         sums.assign(m, 0);
         add_product(sums.data(), left.data(), right.data() + j * k, m, k);
-        store_column(c + j * static_cast<size_t>(p.c.ld), sums.data(), p.alpha, p.beta, which == part::lower ? j : 0, which == part::upper ? j + 1 : m);
+        store_column(c + j * static_cast<size_t>(p.c.ld), sums.data(), p.alpha, p.beta,
+                     which == part::lower ? j : 0, which == part::upper ? j + 1 : m);
     }
 }
 
@@ -91,7 +95,8 @@ bool valid_ld(int ld, int rows) {
 }
 
 bool valid(const product &p) {
-    return p.m >= 0 && p.n >= 0 && p.k >= 0 && p.batch >= 0 && valid_ld(p.a.ld, p.ta ? p.k : p.m) && valid_ld(p.b.ld, p.tb ? p.n : p.k) && valid_ld(p.c.ld, p.m);
+    return p.m >= 0 && p.n >= 0 && p.k >= 0 && p.batch >= 0 && valid_ld(p.a.ld, p.ta ? p.k : p.m) &&
+           valid_ld(p.b.ld, p.tb ? p.n : p.k) && valid_ld(p.c.ld, p.m);
 }
 
 cublasStatus_t submit(cublasHandle_t handle, const product &p, part which) {
@@ -125,7 +130,8 @@ int dropped_by(cublasHandle_t handle, cublasComputeType_t compute) {
 }
 
 /* Everything that the Ex functions have in common. */
-cublasStatus_t extended(const char *name, cublasHandle_t handle, product p, const void *alpha, const void *beta, bool floats, cublasComputeType_t compute) {
+cublasStatus_t extended(const char *name, cublasHandle_t handle, product p, const void *alpha,
+                        const void *beta, bool floats, cublasComputeType_t compute) {
     return call(name, CUBLAS_STATUS_EXECUTION_FAILED, [&] {
         if (handle == nullptr)
             return CUBLAS_STATUS_NOT_INITIALIZED;
@@ -158,7 +164,8 @@ cublasStatus_t cublasCreate(cublasHandle_t *out) {
 
 cublasStatus_t cublasDestroy(cublasHandle_t handle) {
     delete handle;
-    return call("cublasDestroy", CUBLAS_STATUS_INTERNAL_ERROR, [=] { return handle ? CUBLAS_STATUS_SUCCESS : CUBLAS_STATUS_NOT_INITIALIZED; });
+    return call("cublasDestroy", CUBLAS_STATUS_INTERNAL_ERROR,
+                [=] { return handle ? CUBLAS_STATUS_SUCCESS : CUBLAS_STATUS_NOT_INITIALIZED; });
 }
 
 cublasStatus_t cublasSetStream(cublasHandle_t handle, cudaStream_t stream) {
@@ -169,7 +176,10 @@ cublasStatus_t cublasSetStream(cublasHandle_t handle, cudaStream_t stream) {
 }
 
 cublasStatus_t cublasSetWorkspace(cublasHandle_t, void *workspace, size_t) {
-    return call("cublasSetWorkspace", CUBLAS_STATUS_INTERNAL_ERROR, [=] { return reinterpret_cast<uintptr_t>(workspace) % 256 ? CUBLAS_STATUS_INVALID_VALUE : CUBLAS_STATUS_SUCCESS; });
+    return call("cublasSetWorkspace", CUBLAS_STATUS_INTERNAL_ERROR, [=] {
+        return reinterpret_cast<uintptr_t>(workspace) % 256 ? CUBLAS_STATUS_INVALID_VALUE
+                                                            : CUBLAS_STATUS_SUCCESS;
+    });
 }
 
 cublasStatus_t cublasSetMathMode(cublasHandle_t handle, cublasMath_t mode) {
@@ -203,45 +213,70 @@ const char *cublasGetStatusString(cublasStatus_t status) {
     return "<unknown>";
 }
 
-cublasStatus_t cublasSgemm(cublasHandle_t handle, cublasOperation_t ta, cublasOperation_t tb, int m, int n, int k, const float *alpha, const float *a, int lda, const float *b, int ldb,
+cublasStatus_t cublasSgemm(cublasHandle_t handle, cublasOperation_t ta, cublasOperation_t tb, int m, int n,
+                           int k, const float *alpha, const float *a, int lda, const float *b, int ldb,
                            const float *beta, float *c, int ldc) {
-    const product p = {ta != CUBLAS_OP_N, tb != CUBLAS_OP_N, m, n, k, 1, 0, 0, strided(a, 0, lda), strided(b, 0, ldb), strided(c, 0, ldc), 0};
+    const product p = {ta != CUBLAS_OP_N,  tb != CUBLAS_OP_N,  m, n, k, 1, 0, 0, strided(a, 0, lda),
+                       strided(b, 0, ldb), strided(c, 0, ldc), 0};
     return extended("cublasSgemm", handle, p, alpha, beta, true, CUBLAS_COMPUTE_32F);
 }
 
 /* C = op(A) op(A)^T, of which only one triangle is touched. */
-cublasStatus_t cublasSsyrk(cublasHandle_t handle, cublasFillMode_t uplo, cublasOperation_t trans, int n, int k, const float *alpha, const float *a, int lda, const float *beta, float *c, int ldc) {
+cublasStatus_t cublasSsyrk(cublasHandle_t handle, cublasFillMode_t uplo, cublasOperation_t trans, int n,
+                           int k, const float *alpha, const float *a, int lda, const float *beta, float *c,
+                           int ldc) {
     return call("cublasSsyrk", CUBLAS_STATUS_EXECUTION_FAILED, [=] {
         if (handle == nullptr)
             return CUBLAS_STATUS_NOT_INITIALIZED;
         if (alpha == nullptr || beta == nullptr)
             return CUBLAS_STATUS_INVALID_VALUE;
         const bool transposed = trans != CUBLAS_OP_N;
-        const product p = {transposed,       !transposed,      n, n, k, 1, *alpha, *beta, strided(a, 0, lda), strided(a, 0, lda), strided(c, 0, ldc),
+        const product p = {transposed,
+                           !transposed,
+                           n,
+                           n,
+                           k,
+                           1,
+                           *alpha,
+                           *beta,
+                           strided(a, 0, lda),
+                           strided(a, 0, lda),
+                           strided(c, 0, ldc),
                            dropped_by(handle->mode)};
         return submit(handle, p, uplo == CUBLAS_FILL_MODE_LOWER ? part::lower : part::upper);
     });
 }
 
-cublasStatus_t cublasGemmEx(cublasHandle_t handle, cublasOperation_t ta, cublasOperation_t tb, int m, int n, int k, const void *alpha, const void *a, cudaDataType a_type, int lda, const void *b,
-                            cudaDataType b_type, int ldb, const void *beta, void *c, cudaDataType c_type, int ldc, cublasComputeType_t compute, cublasGemmAlgo_t) {
-    const product p = {ta != CUBLAS_OP_N, tb != CUBLAS_OP_N, m, n, k, 1, 0, 0, strided(a, 0, lda), strided(b, 0, ldb), strided(c, 0, ldc), 0};
+cublasStatus_t cublasGemmEx(cublasHandle_t handle, cublasOperation_t ta, cublasOperation_t tb, int m, int n,
+                            int k, const void *alpha, const void *a, cudaDataType a_type, int lda,
+                            const void *b, cudaDataType b_type, int ldb, const void *beta, void *c,
+                            cudaDataType c_type, int ldc, cublasComputeType_t compute, cublasGemmAlgo_t) {
+    const product p = {ta != CUBLAS_OP_N,  tb != CUBLAS_OP_N,  m, n, k, 1, 0, 0, strided(a, 0, lda),
+                       strided(b, 0, ldb), strided(c, 0, ldc), 0};
     const bool floats = a_type == CUDA_R_32F && b_type == CUDA_R_32F && c_type == CUDA_R_32F;
     return extended("cublasGemmEx", handle, p, alpha, beta, floats, compute);
 }
 
-cublasStatus_t cublasGemmBatchedEx(cublasHandle_t handle, cublasOperation_t ta, cublasOperation_t tb, int m, int n, int k, const void *alpha, const void *const a[], cudaDataType a_type, int lda,
-                                   const void *const b[], cudaDataType b_type, int ldb, const void *beta, void *const c[], cudaDataType c_type, int ldc, int batch,
-                                   cublasComputeType_t compute, cublasGemmAlgo_t) {
-    const product p = {ta != CUBLAS_OP_N, tb != CUBLAS_OP_N, m, n, k, batch, 0, 0, listed(a, lda), listed(b, ldb), listed(c, ldc), 0};
+cublasStatus_t cublasGemmBatchedEx(cublasHandle_t handle, cublasOperation_t ta, cublasOperation_t tb, int m,
+                                   int n, int k, const void *alpha, const void *const a[],
+                                   cudaDataType a_type, int lda, const void *const b[], cudaDataType b_type,
+                                   int ldb, const void *beta, void *const c[], cudaDataType c_type, int ldc,
+                                   int batch, cublasComputeType_t compute, cublasGemmAlgo_t) {
+    const product p = {ta != CUBLAS_OP_N, tb != CUBLAS_OP_N, m, n, k, batch, 0, 0, listed(a, lda),
+                       listed(b, ldb),    listed(c, ldc),    0};
     const bool floats = a_type == CUDA_R_32F && b_type == CUDA_R_32F && c_type == CUDA_R_32F;
     return extended("cublasGemmBatchedEx", handle, p, alpha, beta, floats, compute);
 }
 
-cublasStatus_t cublasGemmStridedBatchedEx(cublasHandle_t handle, cublasOperation_t ta, cublasOperation_t tb, int m, int n, int k, const void *alpha, const void *a, cudaDataType a_type, int lda,
-                                          long long a_stride, const void *b, cudaDataType b_type, int ldb, long long b_stride, const void *beta, void *c, cudaDataType c_type, int ldc,
-                                          long long c_stride, int batch, cublasComputeType_t compute, cublasGemmAlgo_t) {
-    const product p = {ta != CUBLAS_OP_N, tb != CUBLAS_OP_N, m, n, k, batch, 0, 0, strided(a, a_stride, lda), strided(b, b_stride, ldb), strided(c, c_stride, ldc), 0};
+cublasStatus_t cublasGemmStridedBatchedEx(cublasHandle_t handle, cublasOperation_t ta, cublasOperation_t tb,
+                                          int m, int n, int k, const void *alpha, const void *a,
+                                          cudaDataType a_type, int lda, long long a_stride, const void *b,
+                                          cudaDataType b_type, int ldb, long long b_stride, const void *beta,
+                                          void *c, cudaDataType c_type, int ldc, long long c_stride,
+                                          int batch, cublasComputeType_t compute, cublasGemmAlgo_t) {
+    const product p = {
+        ta != CUBLAS_OP_N,         tb != CUBLAS_OP_N,         m, n, k, batch, 0, 0, strided(a, a_stride, lda),
+        strided(b, b_stride, ldb), strided(c, c_stride, ldc), 0};
     const bool floats = a_type == CUDA_R_32F && b_type == CUDA_R_32F && c_type == CUDA_R_32F;
     return extended("cublasGemmStridedBatchedEx", handle, p, alpha, beta, floats, compute);
 }

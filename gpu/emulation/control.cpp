@@ -10,7 +10,8 @@
 namespace emulation {
 
 std::recursive_mutex &device_mutex() {
-    static std::recursive_mutex &mutex = *new std::recursive_mutex; /* never destroyed, like all of the device */
+    static std::recursive_mutex &mutex =
+        *new std::recursive_mutex; /* never destroyed, like all of the device */
     return mutex;
 }
 

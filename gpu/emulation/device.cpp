@@ -20,13 +20,15 @@ cudaError_t remember(cudaError_t error) {
     return error;
 }
 
-/* Two tables, of the device and of pinned memory. The addresses are stored inverted, so that LeakSanitizer does not take a table for an owner; that also orders them from high to low, which
- * lets lower_bound find the allocation that an address lies in. */
+/* Two tables, of the device and of pinned memory. The addresses are stored inverted, so that LeakSanitizer
+ * does not take a table for an owner; that also orders them from high to low, which lets lower_bound find the
+ * allocation that an address lies in. */
 struct table {
     std::map<uintptr_t, size_t> sizes;
     size_t used = 0;
 };
-static table &of_device = *new table, &of_host = *new table; /* never destroyed: what others do at exit may free */
+static table &of_device = *new table,
+             &of_host = *new table; /* never destroyed: what others do at exit may free */
 
 static uintptr_t key(const void *memory) {
     return ~reinterpret_cast<uintptr_t>(memory);
@@ -54,7 +56,8 @@ static cudaError_t allocate(table &in, void **out, size_t size, size_t limit) {
         return cudaSuccess;
     if (size > limit || in.used > limit - size || posix_memalign(out, 256, size) != 0)
         return cudaErrorMemoryAllocation;
-    std::memset(*out, 0xff, std::min(size, to_poison)); /* NaNs, for what is read before it is written to show */
+    std::memset(*out, 0xff,
+                std::min(size, to_poison)); /* NaNs, for what is read before it is written to show */
     in.sizes.emplace(key(*out), size);
     in.used += size;
     return cudaSuccess;
@@ -88,7 +91,8 @@ static bool copy_allowed(const void *to, const void *from, size_t size, cudaMemc
         return false;
     const bool to_device = kind == cudaMemcpyHostToDevice || kind == cudaMemcpyDeviceToDevice;
     const bool from_device = kind == cudaMemcpyDeviceToHost || kind == cudaMemcpyDeviceToDevice;
-    return kind == cudaMemcpyDefault || ((target == place::device) == to_device && (source == place::device) == from_device);
+    return kind == cudaMemcpyDefault ||
+           ((target == place::device) == to_device && (source == place::device) == from_device);
 }
 
 static cudaError_t copy(void *to, const void *from, size_t size, cudaMemcpyKind kind, cudaStream_t stream) {
@@ -193,8 +197,10 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp *properties, int device) {
 }
 
 cudaError_t cudaDeviceGetAttribute(int *value, cudaDeviceAttr attribute, int device) {
-    return runtime_call("cudaDeviceGetAttribute", cudaErrorInvalidDevice,
-                        [=] { return device < 0 || device >= device_count() ? cudaErrorInvalidDevice : attribute_value(value, attribute); });
+    return runtime_call("cudaDeviceGetAttribute", cudaErrorInvalidDevice, [=] {
+        return device < 0 || device >= device_count() ? cudaErrorInvalidDevice
+                                                      : attribute_value(value, attribute);
+    });
 }
 
 cudaError_t cudaDriverGetVersion(int *version) {
@@ -226,29 +232,35 @@ cudaError_t cudaPeekAtLastError() {
 }
 
 #define ICMA_ERRORS(each)                                                                                    \
-    each(cudaSuccess, "no error")                                                                            \
-    each(cudaErrorInvalidValue, "invalid argument")                                                          \
-    each(cudaErrorMemoryAllocation, "out of memory")                                                         \
-    each(cudaErrorInitializationError, "initialization error")                                               \
-    each(cudaErrorInvalidConfiguration, "invalid configuration argument")                                    \
-    each(cudaErrorInsufficientDriver, "CUDA driver version is insufficient for CUDA runtime version")        \
-    each(cudaErrorNoDevice, "no CUDA-capable device is detected")                                            \
-    each(cudaErrorInvalidDevice, "invalid device ordinal")                                                   \
-    each(cudaErrorInvalidResourceHandle, "invalid resource handle")                                          \
-    each(cudaErrorIllegalState, "the operation cannot be performed in the present state")                    \
-    each(cudaErrorNotReady, "device not ready")                                                              \
-    each(cudaErrorIllegalAddress, "an illegal memory access was encountered")                                \
-    each(cudaErrorLaunchOutOfResources, "too many resources requested for launch")                           \
-    each(cudaErrorLaunchFailure, "unspecified launch failure")                                               \
-    each(cudaErrorNotPermitted, "operation not permitted")                                                   \
-    each(cudaErrorNotSupported, "operation not supported")                                                   \
-    each(cudaErrorStreamCaptureUnsupported, "operation not permitted when stream is capturing")              \
-    each(cudaErrorStreamCaptureInvalidated, "operation failed due to a previous error during capture")       \
-    each(cudaErrorStreamCaptureUnmatched, "capture was not initiated in this stream")                        \
-    each(cudaErrorStreamCaptureUnjoined, "capturing stream has unjoined work")                               \
-    each(cudaErrorStreamCaptureIsolation, "dependency created on uncaptured work in another stream")         \
-    each(cudaErrorCapturedEvent, "operation not permitted on an event last recorded in a capturing stream")  \
-    each(cudaErrorUnknown, "unknown error")
+    each(cudaSuccess, "no error") each(cudaErrorInvalidValue, "invalid argument") each(                      \
+        cudaErrorMemoryAllocation, "out of memory") each(cudaErrorInitializationError,                       \
+                                                         "initialization error")                             \
+        each(cudaErrorInvalidConfiguration, "invalid configuration argument") each(                          \
+            cudaErrorInsufficientDriver, "CUDA driver version is insufficient for CUDA runtime version")     \
+            each(cudaErrorNoDevice, "no CUDA-capable device is detected") each(                              \
+                cudaErrorInvalidDevice, "invalid device ordinal") each(cudaErrorInvalidResourceHandle,       \
+                                                                       "invalid resource handle")            \
+                each(cudaErrorIllegalState, "the operation cannot be performed in the present state") each(  \
+                    cudaErrorNotReady, "device not ready") each(cudaErrorIllegalAddress,                     \
+                                                                "an illegal memory access was encountered")  \
+                    each(cudaErrorLaunchOutOfResources, "too many resources requested for launch") each(     \
+                        cudaErrorLaunchFailure,                                                              \
+                        "unspecified launch failure") each(cudaErrorNotPermitted, "operation not permitted") \
+                        each(cudaErrorNotSupported, "operation not supported")                               \
+                            each(cudaErrorStreamCaptureUnsupported,                                          \
+                                 "operation not permitted when stream is capturing")                         \
+                                each(cudaErrorStreamCaptureInvalidated,                                      \
+                                     "operation failed due to a previous error during capture")              \
+                                    each(cudaErrorStreamCaptureUnmatched,                                    \
+                                         "capture was not initiated in this stream")                         \
+                                        each(cudaErrorStreamCaptureUnjoined,                                 \
+                                             "capturing stream has unjoined work")                           \
+                                            each(cudaErrorStreamCaptureIsolation,                            \
+                                                 "dependency created on uncaptured work in another stream")  \
+                                                each(cudaErrorCapturedEvent,                                 \
+                                                     "operation not permitted on an event last recorded in " \
+                                                     "a capturing stream")                                   \
+                                                    each(cudaErrorUnknown, "unknown error")
 
 const char *cudaGetErrorString(cudaError_t error) {
     switch (error) {
@@ -281,11 +293,14 @@ cudaError_t cudaMemGetInfo(size_t *free_bytes, size_t *total) {
 }
 
 cudaError_t cudaMalloc(void **out, size_t size) {
-    return runtime_call("cudaMalloc", cudaErrorMemoryAllocation, [=] { return outside_capture([=] { return allocate(of_device, out, size, memory_size()); }); });
+    return runtime_call("cudaMalloc", cudaErrorMemoryAllocation, [=] {
+        return outside_capture([=] { return allocate(of_device, out, size, memory_size()); });
+    });
 }
 
 cudaError_t cudaFree(void *memory) {
-    return release_call("cudaFree", [=] { return outside_capture([=] { return release(of_device, memory); }); });
+    return release_call("cudaFree",
+                        [=] { return outside_capture([=] { return release(of_device, memory); }); });
 }
 
 /* CUDA can capture allocations of a stream; the emulation cannot. */
@@ -299,37 +314,50 @@ cudaError_t cudaMemPoolSetAttribute(cudaMemPool_t, cudaMemPoolAttr, void *) {
 }
 
 cudaError_t cudaMallocAsync(void **out, size_t size, cudaStream_t) {
-    return runtime_call("cudaMallocAsync", cudaErrorMemoryAllocation, [=] { return outside_capture([=] { return allocate(of_device, out, size, memory_size()); }); });
+    return runtime_call("cudaMallocAsync", cudaErrorMemoryAllocation, [=] {
+        return outside_capture([=] { return allocate(of_device, out, size, memory_size()); });
+    });
 }
 
 cudaError_t cudaFreeAsync(void *memory, cudaStream_t) {
-    return release_call("cudaFreeAsync", [=] { return outside_capture([=] { return release(of_device, memory); }); });
+    return release_call("cudaFreeAsync",
+                        [=] { return outside_capture([=] { return release(of_device, memory); }); });
 }
 
 cudaError_t cudaMallocHost(void **out, size_t size) {
-    return runtime_call("cudaMallocHost", cudaErrorMemoryAllocation, [=] { return outside_capture([=] { return allocate(of_host, out, size, SIZE_MAX); }); });
+    return runtime_call("cudaMallocHost", cudaErrorMemoryAllocation, [=] {
+        return outside_capture([=] { return allocate(of_host, out, size, SIZE_MAX); });
+    });
 }
 
 cudaError_t cudaHostAlloc(void **out, size_t size, unsigned) {
-    return runtime_call("cudaHostAlloc", cudaErrorMemoryAllocation, [=] { return outside_capture([=] { return allocate(of_host, out, size, SIZE_MAX); }); });
+    return runtime_call("cudaHostAlloc", cudaErrorMemoryAllocation, [=] {
+        return outside_capture([=] { return allocate(of_host, out, size, SIZE_MAX); });
+    });
 }
 
 cudaError_t cudaFreeHost(void *memory) {
-    return release_call("cudaFreeHost", [=] { return outside_capture([=] { return release(of_host, memory); }); });
+    return release_call("cudaFreeHost",
+                        [=] { return outside_capture([=] { return release(of_host, memory); }); });
 }
 
 cudaError_t cudaMemcpy(void *to, const void *from, size_t size, cudaMemcpyKind kind) {
-    return runtime_call("cudaMemcpy", cudaErrorLaunchFailure, [=] { return outside_capture([=] { return copy(to, from, size, kind, nullptr); }); });
+    return runtime_call("cudaMemcpy", cudaErrorLaunchFailure,
+                        [=] { return outside_capture([=] { return copy(to, from, size, kind, nullptr); }); });
 }
 
-cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t size, cudaMemcpyKind kind, cudaStream_t stream) {
-    return runtime_call("cudaMemcpyAsync", cudaErrorLaunchFailure, [=] { return copy(to, from, size, kind, stream); });
+cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t size, cudaMemcpyKind kind,
+                            cudaStream_t stream) {
+    return runtime_call("cudaMemcpyAsync", cudaErrorLaunchFailure,
+                        [=] { return copy(to, from, size, kind, stream); });
 }
 
 cudaError_t cudaMemset(void *to, int byte, size_t size) {
-    return runtime_call("cudaMemset", cudaErrorLaunchFailure, [=] { return outside_capture([=] { return fill(to, byte, size, nullptr); }); });
+    return runtime_call("cudaMemset", cudaErrorLaunchFailure,
+                        [=] { return outside_capture([=] { return fill(to, byte, size, nullptr); }); });
 }
 
 cudaError_t cudaMemsetAsync(void *to, int byte, size_t size, cudaStream_t stream) {
-    return runtime_call("cudaMemsetAsync", cudaErrorLaunchFailure, [=] { return fill(to, byte, size, stream); });
+    return runtime_call("cudaMemsetAsync", cudaErrorLaunchFailure,
+                        [=] { return fill(to, byte, size, stream); });
 }

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What device code calls: built-in variables, barriers, warp collectives, atomics, and (in intrinsics.h) arithmetic. */
+/* What device code calls: built-in variables, barriers, warp collectives, atomics, and (in intrinsics.h)
+ * arithmetic. */
 #ifndef ICMA_EMULATION_DEVICE_FUNCTIONS_H
 #define ICMA_EMULATION_DEVICE_FUNCTIONS_H
 
@@ -21,7 +22,8 @@ extern coordinates here; /* of the thread that runs */
 struct block_votes {
     int yes, present;
 };
-/* Waits for every thread of the block that has not left the kernel. `line` tells barriers apart: threads of a block that meet at two of them are an error. */
+/* Waits for every thread of the block that has not left the kernel. `line` tells barriers apart: threads of a
+ * block that meet at two of them are an error. */
 block_votes block_barrier(const char *kind, int line, bool vote);
 
 struct warp_votes {
@@ -33,7 +35,8 @@ warp_votes warp_barrier(const char *kind, int line, unsigned mask, unsigned long
 unsigned lane();
 
 template <class T> T shuffle(const char *kind, int line, unsigned mask, T value, unsigned source) {
-    static_assert(std::is_arithmetic_v<T> && (sizeof(T) == 4 || sizeof(T) == 8), "CUDA shuffles values of 4 or 8 bytes");
+    static_assert(std::is_arithmetic_v<T> && (sizeof(T) == 4 || sizeof(T) == 8),
+                  "CUDA shuffles values of 4 or 8 bytes");
     unsigned long long bits = 0;
     std::memcpy(&bits, &value, sizeof value);
     bits = warp_barrier(kind, line, mask, bits, source).value;
@@ -77,20 +80,27 @@ inline int __all_sync(unsigned mask, int predicate, int line = __builtin_LINE())
     return votes.ballot == votes.present;
 }
 
-/* A warp may be cut into segments of `width` lanes, a power of two; a source beyond the segment is the lane itself. */
-template <class T> T __shfl_sync(unsigned mask, T value, int source, int width = 32, int line = __builtin_LINE()) {
+/* A warp may be cut into segments of `width` lanes, a power of two; a source beyond the segment is the lane
+ * itself. */
+template <class T>
+T __shfl_sync(unsigned mask, T value, int source, int width = 32, int line = __builtin_LINE()) {
     const unsigned within = static_cast<unsigned>(width) - 1, first = emulation::lane() & ~within;
-    return emulation::shuffle("__shfl_sync", line, mask, value, first | (static_cast<unsigned>(source) & within));
+    return emulation::shuffle("__shfl_sync", line, mask, value,
+                              first | (static_cast<unsigned>(source) & within));
 }
-template <class T> T __shfl_up_sync(unsigned mask, T value, unsigned delta, int width = 32, int line = __builtin_LINE()) {
+template <class T>
+T __shfl_up_sync(unsigned mask, T value, unsigned delta, int width = 32, int line = __builtin_LINE()) {
     const unsigned lane = emulation::lane(), position = lane & (static_cast<unsigned>(width) - 1);
     return emulation::shuffle("__shfl_up_sync", line, mask, value, delta > position ? lane : lane - delta);
 }
-template <class T> T __shfl_down_sync(unsigned mask, T value, unsigned delta, int width = 32, int line = __builtin_LINE()) {
-    const unsigned lane = emulation::lane(), after = static_cast<unsigned>(width) - 1 - (lane & (static_cast<unsigned>(width) - 1));
+template <class T>
+T __shfl_down_sync(unsigned mask, T value, unsigned delta, int width = 32, int line = __builtin_LINE()) {
+    const unsigned lane = emulation::lane(),
+                   after = static_cast<unsigned>(width) - 1 - (lane & (static_cast<unsigned>(width) - 1));
     return emulation::shuffle("__shfl_down_sync", line, mask, value, delta > after ? lane : lane + delta);
 }
-template <class T> T __shfl_xor_sync(unsigned mask, T value, int bits, int width = 32, int line = __builtin_LINE()) {
+template <class T>
+T __shfl_xor_sync(unsigned mask, T value, int bits, int width = 32, int line = __builtin_LINE()) {
     const unsigned lane = emulation::lane(), end = (lane | (static_cast<unsigned>(width) - 1)) + 1;
     const unsigned source = (lane ^ static_cast<unsigned>(bits)) & 31;
     return emulation::shuffle("__shfl_xor_sync", line, mask, value, source >= end ? lane : source);
@@ -107,7 +117,8 @@ template <class T> T __ldg(const T *from) {
     return *from;
 }
 
-/* Overloads for the types that CUDA has, and no template: uint64_t, an unsigned long here, compiles in neither. */
+/* Overloads for the types that CUDA has, and no template: uint64_t, an unsigned long here, compiles in
+ * neither. */
 #define ICMA_ATOMIC(name, type, next)                                                                        \
     inline type name(type *at, type value) {                                                                 \
         const type old = *at;                                                                                \
@@ -116,10 +127,11 @@ template <class T> T __ldg(const T *from) {
     }
 /* The sum wraps, which in a signed type would be undefined. */
 #define ICMA_ATOMIC_INTEGERS(type)                                                                           \
-    ICMA_ATOMIC(atomicAdd, type, static_cast<unsigned long long>(old) + static_cast<unsigned long long>(value)) \
+    ICMA_ATOMIC(atomicAdd, type,                                                                             \
+                static_cast<unsigned long long>(old) + static_cast<unsigned long long>(value))               \
     ICMA_ATOMIC(atomicMin, type, old < value ? old : value)                                                  \
     ICMA_ATOMIC(atomicMax, type, old > value ? old : value)                                                  \
-    ICMA_ATOMIC(atomicAnd, type, old & value)                                                                \
+    ICMA_ATOMIC(atomicAnd, type, old &value)                                                                 \
     ICMA_ATOMIC(atomicOr, type, old | value)                                                                 \
     ICMA_ATOMIC(atomicXor, type, old ^ value)                                                                \
     ICMA_ATOMIC(atomicExch, type, value)                                                                     \

@@ -79,7 +79,8 @@ asm(".text\n"
     ".size icma_emulation_switch, .-icma_emulation_switch\n");
 
 static void context_make(context *c, void *stack, void (*start)()) {
-    /* The first switch pops six registers and returns to `start`, which finds a stack aligned as after a call from nowhere. */
+    /* The first switch pops six registers and returns to `start`, which finds a stack aligned as after a call
+     * from nowhere. */
     uintptr_t *top = reinterpret_cast<uintptr_t *>(static_cast<char *>(stack) + STACK);
     *--top = 0;
     *--top = reinterpret_cast<uintptr_t>(start);
@@ -118,7 +119,8 @@ static void fiber_main() {
 fiber *fiber_new(void (*entry)()) {
     /* A page below the stack that cannot be touched: an overflow is a fault, not a neighbour's memory. */
     const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
-    void *memory = mmap(nullptr, page + STACK + sizeof(fiber), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    void *memory = mmap(nullptr, page + STACK + sizeof(fiber), PROT_READ | PROT_WRITE,
+                        MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (memory == MAP_FAILED || mprotect(memory, page, PROT_NONE) != 0) {
         std::perror("emulation: no memory for a thread's stack");
         std::abort();

@@ -43,8 +43,9 @@ struct grid_state {
 static grid_state &grid = *new grid_state{}; /* never destroyed: what others do at exit may launch */
 
 [[noreturn]] __attribute__((format(printf, 1, 2))) static void fail(const char *format, ...) {
-    std::fprintf(stderr, "emulation: kernel %s, block (%u, %u, %u), thread (%u, %u, %u): ", grid.kernel ? grid.kernel : "(none)", here.block.x, here.block.y, here.block.z, here.thread.x,
-                 here.thread.y, here.thread.z);
+    std::fprintf(stderr, "emulation: kernel %s, block (%u, %u, %u), thread (%u, %u, %u): ",
+                 grid.kernel ? grid.kernel : "(none)", here.block.x, here.block.y, here.block.z,
+                 here.thread.x, here.thread.y, here.thread.z);
     va_list arguments;
     va_start(arguments, format);
     std::vfprintf(stderr, format, arguments);
@@ -76,8 +77,10 @@ static void release_block() {
             continue;
         first = first ? first : &t;
         if (!same_barrier(*first, t))
-            fail("the block diverged: thread (%u, %u, %u) is at %s (line %d), thread (%u, %u, %u) at %s (line %d)", first->index.x, first->index.y, first->index.z, first->kind, first->line,
-                 t.index.x, t.index.y, t.index.z, t.kind, t.line);
+            fail("the block diverged: thread (%u, %u, %u) is at %s (line %d), thread (%u, %u, %u) at %s "
+                 "(line %d)",
+                 first->index.x, first->index.y, first->index.z, first->kind, first->line, t.index.x,
+                 t.index.y, t.index.z, t.kind, t.line);
         votes.yes += t.value != 0;
     }
     for (thread_state &t : grid.thread)
@@ -88,7 +91,8 @@ static void release_block() {
     grid.arrived = 0;
 }
 
-/* True if all lanes of `mask` that are still there wait for each other; then they have their results and are ready. */
+/* True if all lanes of `mask` that are still there wait for each other; then they have their results and are
+ * ready. */
 static bool release_warp(unsigned warp, unsigned mask) {
     warp_state &w = grid.warp[warp];
     thread_state *lanes = &grid.thread[warp * 32];
@@ -103,7 +107,8 @@ static bool release_warp(unsigned warp, unsigned mask) {
         if (lanes[i].mask != mask)
             return false;
         if (std::strcmp(lanes[i].kind, first.kind) != 0)
-            fail("a warp diverged: lanes of mask %08x wait at %s (line %d) and at %s (line %d)", mask, first.kind, first.line, lanes[i].kind, lanes[i].line);
+            fail("a warp diverged: lanes of mask %08x wait at %s (line %d) and at %s (line %d)", mask,
+                 first.kind, first.line, lanes[i].kind, lanes[i].line);
         ballot |= static_cast<unsigned>(lanes[i].value != 0) << i;
     }
     for (unsigned i = 0; i < 32; i++) {
@@ -131,7 +136,8 @@ block_votes block_barrier(const char *kind, int line, bool vote) {
     return me.block;
 }
 
-warp_votes warp_barrier(const char *kind, int line, unsigned mask, unsigned long long value, unsigned source) {
+warp_votes warp_barrier(const char *kind, int line, unsigned mask, unsigned long long value,
+                        unsigned source) {
     require_fibers(kind, line);
     const unsigned warp = grid.current / 32, bit = 1u << lane();
     if (!(mask & bit))
@@ -174,13 +180,15 @@ static void thread_main() {
         bool told = t.is == status::gone;
         unsigned with = 0;
         for (unsigned j = 0; j < grid.count && !told; j++) {
-            const bool same = grid.thread[j].is == t.is && grid.thread[j].mask == t.mask && same_barrier(grid.thread[j], t);
+            const bool same =
+                grid.thread[j].is == t.is && grid.thread[j].mask == t.mask && same_barrier(grid.thread[j], t);
             told = same && j < i;
             with += same;
         }
         if (told)
             continue;
-        std::fprintf(stderr, "emulation: kernel %s: %u threads, (%u, %u, %u) the first, wait at %s (line %d)", grid.kernel, with, t.index.x, t.index.y, t.index.z, t.kind, t.line);
+        std::fprintf(stderr, "emulation: kernel %s: %u threads, (%u, %u, %u) the first, wait at %s (line %d)",
+                     grid.kernel, with, t.index.x, t.index.y, t.index.z, t.kind, t.line);
         if (t.is == status::at_warp)
             std::fprintf(stderr, ", mask %08x", t.mask);
         std::fputc('\n', stderr);
@@ -229,7 +237,8 @@ static void run_flat(ordering &order) {
     }
 }
 
-static void prepare(const char *name, dim3 blocks, dim3 block, threads how, const std::function<void()> &body) {
+static void prepare(const char *name, dim3 blocks, dim3 block, threads how,
+                    const std::function<void()> &body) {
     here.block_size = block;
     here.grid_size = blocks;
     grid.kernel = name;

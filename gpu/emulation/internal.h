@@ -22,7 +22,8 @@ bool fault(const char *name);
 /* Keeps an error for cudaGetLastError. */
 cudaError_t remember(cudaError_t error);
 
-/* What a call that no capture allows returns while one goes on; it spoils the capture. cudaSuccess where none does. */
+/* What a call that no capture allows returns while one goes on; it spoils the capture. cudaSuccess where none
+ * does. */
 cudaError_t refused_by_capture();
 
 /* Runs `work` now, or notes it where the stream captures. */
@@ -30,7 +31,8 @@ cudaError_t submit(cudaStream_t stream, std::function<void()> work);
 
 void run_grid(const char *name, dim3 blocks, dim3 block, threads how, const std::function<void()> &body);
 
-/* The order in which blocks run and threads are resumed: ICMA_EMULATION_ORDER=forward|backward|random:SEED, read anew each time. */
+/* The order in which blocks run and threads are resumed: ICMA_EMULATION_ORDER=forward|backward|random:SEED,
+ * read anew each time. */
 class ordering {
   public:
     /* A permutation of 0..count-1, valid until the next call. */

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Arithmetic of device code. Compile with -ffp-contract=off: __fadd_rn and its kin promise not to be fused. */
+/* Arithmetic of device code. Compile with -ffp-contract=off: __fadd_rn and its kin promise not to be fused.
+ */
 #ifndef ICMA_EMULATION_INTRINSICS_H
 #define ICMA_EMULATION_INTRINSICS_H
 
@@ -23,7 +24,8 @@ template <class To> To saturated(double value) {
         return 0;
     if (value <= static_cast<double>(std::numeric_limits<To>::min()))
         return std::numeric_limits<To>::min();
-    return value >= static_cast<double>(std::numeric_limits<To>::max()) ? std::numeric_limits<To>::max() : static_cast<To>(value);
+    return value >= static_cast<double>(std::numeric_limits<To>::max()) ? std::numeric_limits<To>::max()
+                                                                        : static_cast<To>(value);
 }
 
 } // namespace emulation
@@ -53,7 +55,8 @@ inline unsigned __brev(unsigned x) {
     return out;
 }
 inline unsigned long long __brevll(unsigned long long x) {
-    return static_cast<unsigned long long>(__brev(static_cast<unsigned>(x))) << 32 | __brev(static_cast<unsigned>(x >> 32));
+    return static_cast<unsigned long long>(__brev(static_cast<unsigned>(x))) << 32 |
+           __brev(static_cast<unsigned>(x >> 32));
 }
 inline unsigned __funnelshift_l(unsigned low, unsigned high, unsigned shift) {
     return static_cast<unsigned>(((static_cast<uint64_t>(high) << 32 | low) << (shift & 31)) >> 32);
@@ -65,7 +68,8 @@ inline unsigned __byte_perm(unsigned x, unsigned y, unsigned selector) {
     const uint64_t bytes = static_cast<uint64_t>(y) << 32 | x;
     unsigned out = 0;
     for (int i = 0; i < 4; i++) {
-        const unsigned nibble = selector >> (4 * i) & 15, byte = static_cast<unsigned>(bytes >> (8 * (nibble & 7))) & 255;
+        const unsigned nibble = selector >> (4 * i) & 15,
+                       byte = static_cast<unsigned>(bytes >> (8 * (nibble & 7))) & 255;
         /* The top bit of a nibble spreads the byte's sign. */
         out |= (nibble & 8 ? (byte & 128 ? 255u : 0u) : byte) << (8 * i);
     }
@@ -78,7 +82,8 @@ inline int __mulhi(int x, int y) {
     return static_cast<int>(static_cast<int64_t>(x) * y >> 32);
 }
 inline unsigned long long __umul64hi(unsigned long long x, unsigned long long y) {
-    const uint64_t low = (x & 0xffffffff) * (y & 0xffffffff), a = (x >> 32) * (y & 0xffffffff), b = (x & 0xffffffff) * (y >> 32);
+    const uint64_t low = (x & 0xffffffff) * (y & 0xffffffff), a = (x >> 32) * (y & 0xffffffff),
+                   b = (x & 0xffffffff) * (y >> 32);
     const uint64_t middle = (low >> 32) + (a & 0xffffffff) + (b & 0xffffffff);
     return (x >> 32) * (y >> 32) + (a >> 32) + (b >> 32) + (middle >> 32);
 }
@@ -111,8 +116,10 @@ ICMA_CONVERSION(__float2int_rn, int, float, emulation::saturated<int>(rint(stati
 ICMA_CONVERSION(__float2int_rz, int, float, emulation::saturated<int>(static_cast<double>(x)))
 ICMA_CONVERSION(__float2int_rd, int, float, emulation::saturated<int>(floor(static_cast<double>(x))))
 ICMA_CONVERSION(__float2int_ru, int, float, emulation::saturated<int>(ceil(static_cast<double>(x))))
-ICMA_CONVERSION(__float2uint_rn, unsigned, float, emulation::saturated<unsigned>(rint(static_cast<double>(x))))
-ICMA_CONVERSION(__float2ll_rn, long long, float, emulation::saturated<long long>(rint(static_cast<double>(x))))
+ICMA_CONVERSION(__float2uint_rn, unsigned, float,
+                emulation::saturated<unsigned>(rint(static_cast<double>(x))))
+ICMA_CONVERSION(__float2ll_rn, long long, float,
+                emulation::saturated<long long>(rint(static_cast<double>(x))))
 ICMA_CONVERSION(__double2int_rn, int, double, emulation::saturated<int>(rint(x)))
 ICMA_CONVERSION(__double2int_rz, int, double, emulation::saturated<int>(x))
 ICMA_CONVERSION(__double2ll_rn, long long, double, emulation::saturated<long long>(rint(x)))
@@ -150,7 +157,8 @@ inline double __fma_rn(double x, double y, double z) {
 #define __cosf(x) cosf(x)
 #define __powf(x, y) powf(x, y)
 
-/* Mixed arguments convert as CUDA converts them: of equal size to unsigned, else to the larger. Other mixtures are ambiguous there and here. */
+/* Mixed arguments convert as CUDA converts them: of equal size to unsigned, else to the larger. Other
+ * mixtures are ambiguous there and here. */
 #define ICMA_MIN_MAX(type, first, second)                                                                    \
     inline type min(first a, second b) {                                                                     \
         return static_cast<type>(a) < static_cast<type>(b) ? static_cast<type>(a) : static_cast<type>(b);    \

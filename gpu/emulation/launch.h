@@ -2,10 +2,12 @@
 /*
  * Launching kernels.
  *
- * ICMA_LAUNCH(kernel, grid, block, stream, arguments...): every thread is a fiber, so barriers and warp collectives work.
- * ICMA_LAUNCH_FLAT, the same arguments: for a kernel that has neither: the threads are a plain loop. A barrier in one aborts.
+ * ICMA_LAUNCH(kernel, grid, block, stream, arguments...): every thread is a fiber, so barriers and warp
+ * collectives work. ICMA_LAUNCH_FLAT, the same arguments: for a kernel that has neither: the threads are a
+ * plain loop. A barrier in one aborts.
  *
- * A kernel whose name has a comma stands in parentheses: ICMA_LAUNCH((k<8, 4>), ...). Errors are read with cudaGetLastError, as after <<<>>>.
+ * A kernel whose name has a comma stands in parentheses: ICMA_LAUNCH((k<8, 4>), ...). Errors are read with
+ * cudaGetLastError, as after <<<>>>.
  */
 #ifndef ICMA_EMULATION_LAUNCH_H
 #define ICMA_EMULATION_LAUNCH_H
@@ -21,7 +23,8 @@ namespace emulation {
 enum class threads { fibers, flat };
 
 /* Runs a grid, or notes it where the stream captures. */
-void launch(const char *name, dim3 grid, dim3 block, cudaStream_t stream, threads how, std::function<void()> body);
+void launch(const char *name, dim3 grid, dim3 block, cudaStream_t stream, threads how,
+            std::function<void()> body);
 
 /* A call with exactly the kernel's parameters, so that arguments convert as they do in <<<>>>. */
 template <class... P> struct launcher {

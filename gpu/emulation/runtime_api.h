@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The runtime API: names and numbers are CUDA's. Everything runs before its call returns, except what a capture notes. */
+/* The runtime API: names and numbers are CUDA's. Everything runs before its call returns, except what a
+ * capture notes. */
 #ifndef ICMA_EMULATION_RUNTIME_API_H
 #define ICMA_EMULATION_RUNTIME_API_H
 
@@ -67,7 +68,12 @@ enum cudaStreamCaptureStatus {
 
 enum { cudaStreamDefault = 0, cudaStreamNonBlocking = 1 };
 enum { cudaEventDefault = 0, cudaEventBlockingSync = 1, cudaEventDisableTiming = 2 };
-enum { cudaHostAllocDefault = 0, cudaHostAllocPortable = 1, cudaHostAllocMapped = 2, cudaHostAllocWriteCombined = 4 };
+enum {
+    cudaHostAllocDefault = 0,
+    cudaHostAllocPortable = 1,
+    cudaHostAllocMapped = 2,
+    cudaHostAllocWriteCombined = 4
+};
 
 struct cudaDeviceProp {
     char name[256];
@@ -109,7 +115,8 @@ cudaError_t cudaMallocHost(void **out, size_t size);
 cudaError_t cudaHostAlloc(void **out, size_t size, unsigned flags);
 cudaError_t cudaFreeHost(void *memory);
 cudaError_t cudaMemcpy(void *to, const void *from, size_t size, cudaMemcpyKind kind);
-cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t size, cudaMemcpyKind kind, cudaStream_t stream = nullptr);
+cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t size, cudaMemcpyKind kind,
+                            cudaStream_t stream = nullptr);
 cudaError_t cudaMemset(void *to, int byte, size_t size);
 cudaError_t cudaMemsetAsync(void *to, int byte, size_t size, cudaStream_t stream = nullptr);
 

@@ -49,7 +49,8 @@ void rotate(double &x, double &y, double c, double s) {
 /* Makes s(i, j) zero by a rotation of i and j, which `v` gathers. */
 void annihilate(square s, square v, size_t i, size_t j) {
     const double theta = (s(j, j) - s(i, i)) / (2 * s(i, j));
-    const double t = std::copysign(1 / (std::fabs(theta) + std::hypot(theta, 1.0)), theta), c = 1 / std::hypot(t, 1.0);
+    const double t = std::copysign(1 / (std::fabs(theta) + std::hypot(theta, 1.0)), theta),
+                 c = 1 / std::hypot(t, 1.0);
     for (size_t k = 0; k < s.n; k++)
         rotate(s(k, i), s(k, j), c, t * c);
     for (size_t k = 0; k < s.n; k++)
@@ -125,7 +126,8 @@ cusolverStatus_t cusolverDnCreate(cusolverDnHandle_t *out) {
 
 cusolverStatus_t cusolverDnDestroy(cusolverDnHandle_t handle) {
     delete handle;
-    return call("cusolverDnDestroy", CUSOLVER_STATUS_INTERNAL_ERROR, [=] { return handle ? CUSOLVER_STATUS_SUCCESS : CUSOLVER_STATUS_NOT_INITIALIZED; });
+    return call("cusolverDnDestroy", CUSOLVER_STATUS_INTERNAL_ERROR,
+                [=] { return handle ? CUSOLVER_STATUS_SUCCESS : CUSOLVER_STATUS_NOT_INITIALIZED; });
 }
 
 cusolverStatus_t cusolverDnSetStream(cusolverDnHandle_t handle, cudaStream_t stream) {
@@ -135,7 +137,8 @@ cusolverStatus_t cusolverDnSetStream(cusolverDnHandle_t handle, cudaStream_t str
     });
 }
 
-cusolverStatus_t cusolverDnDsyevd_bufferSize(cusolverDnHandle_t, cusolverEigMode_t, cublasFillMode_t, int n, const double *, int lda, const double *, int *lwork) {
+cusolverStatus_t cusolverDnDsyevd_bufferSize(cusolverDnHandle_t, cusolverEigMode_t, cublasFillMode_t, int n,
+                                             const double *, int lda, const double *, int *lwork) {
     return call("cusolverDnDsyevd_bufferSize", CUSOLVER_STATUS_INTERNAL_ERROR, [=] {
         if (!valid(n, lda))
             return CUSOLVER_STATUS_INVALID_VALUE;
@@ -144,13 +147,21 @@ cusolverStatus_t cusolverDnDsyevd_bufferSize(cusolverDnHandle_t, cusolverEigMode
     });
 }
 
-cusolverStatus_t cusolverDnDsyevd(cusolverDnHandle_t handle, cusolverEigMode_t jobz, cublasFillMode_t uplo, int n, double *a, int lda, double *w, double *work, int lwork, int *info) {
+cusolverStatus_t cusolverDnDsyevd(cusolverDnHandle_t handle, cusolverEigMode_t jobz, cublasFillMode_t uplo,
+                                  int n, double *a, int lda, double *w, double *work, int lwork, int *info) {
     return call("cusolverDnDsyevd", CUSOLVER_STATUS_EXECUTION_FAILED, [=] {
         if (handle == nullptr)
             return CUSOLVER_STATUS_NOT_INITIALIZED;
         if (!valid(n, lda) || lwork < work_size(n))
             return CUSOLVER_STATUS_INVALID_VALUE;
-        const problem p = {jobz == CUSOLVER_EIG_MODE_VECTOR, uplo == CUBLAS_FILL_MODE_LOWER, static_cast<size_t>(n), static_cast<size_t>(lda), a, w, work, info};
+        const problem p = {jobz == CUSOLVER_EIG_MODE_VECTOR,
+                           uplo == CUBLAS_FILL_MODE_LOWER,
+                           static_cast<size_t>(n),
+                           static_cast<size_t>(lda),
+                           a,
+                           w,
+                           work,
+                           info};
         const cudaError_t status = emulation::submit(handle->stream, [=] { solve(p); });
         return status == cudaSuccess ? CUSOLVER_STATUS_SUCCESS : CUSOLVER_STATUS_EXECUTION_FAILED;
     });

@@ -22,7 +22,10 @@ typedef struct cusolverDnContext *cusolverDnHandle_t;
 cusolverStatus_t cusolverDnCreate(cusolverDnHandle_t *out);
 cusolverStatus_t cusolverDnDestroy(cusolverDnHandle_t handle);
 cusolverStatus_t cusolverDnSetStream(cusolverDnHandle_t handle, cudaStream_t stream);
-cusolverStatus_t cusolverDnDsyevd_bufferSize(cusolverDnHandle_t handle, cusolverEigMode_t jobz, cublasFillMode_t uplo, int n, const double *a, int lda, const double *w, int *lwork);
-cusolverStatus_t cusolverDnDsyevd(cusolverDnHandle_t handle, cusolverEigMode_t jobz, cublasFillMode_t uplo, int n, double *a, int lda, double *w, double *work, int lwork, int *info);
+cusolverStatus_t cusolverDnDsyevd_bufferSize(cusolverDnHandle_t handle, cusolverEigMode_t jobz,
+                                             cublasFillMode_t uplo, int n, const double *a, int lda,
+                                             const double *w, int *lwork);
+cusolverStatus_t cusolverDnDsyevd(cusolverDnHandle_t handle, cusolverEigMode_t jobz, cublasFillMode_t uplo,
+                                  int n, double *a, int lda, double *w, double *work, int lwork, int *info);
 
 #endif

@@ -10,7 +10,8 @@ namespace emulation {
 
 typedef std::vector<std::function<void()>> notes;
 
-/* Streams that join by an event share one capture: its notes in the order of the calls are an order that CUDA's graph allows. */
+/* Streams that join by an event share one capture: its notes in the order of the calls are an order that
+ * CUDA's graph allows. */
 struct capture {
     CUstream_st *origin;
     cudaStreamCaptureMode mode;
@@ -80,7 +81,8 @@ static bool valid_shape(dim3 grid, dim3 block) {
     return grid.x <= 0x7fffffff && grid.y <= 65535 && grid.z <= 65535 && blocks != 0 && blocks <= 0xffffffff;
 }
 
-void launch(const char *name, dim3 grid, dim3 block, cudaStream_t stream, threads how, std::function<void()> body) {
+void launch(const char *name, dim3 grid, dim3 block, cudaStream_t stream, threads how,
+            std::function<void()> body) {
     runtime_call("launch", cudaErrorLaunchOutOfResources, [&] {
         if (!valid_shape(grid, block))
             return cudaErrorInvalidConfiguration;
@@ -210,11 +212,13 @@ cudaError_t cudaStreamDestroy(cudaStream_t stream) {
 }
 
 cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
-    return runtime_call("cudaStreamSynchronize", cudaErrorLaunchFailure, [=] { return capture_of(stream) ? spoil(capture_of(stream)) : cudaSuccess; });
+    return runtime_call("cudaStreamSynchronize", cudaErrorLaunchFailure,
+                        [=] { return capture_of(stream) ? spoil(capture_of(stream)) : cudaSuccess; });
 }
 
 cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned) {
-    return runtime_call("cudaStreamWaitEvent", cudaErrorLaunchFailure, [=] { return wait_event(stream, event); });
+    return runtime_call("cudaStreamWaitEvent", cudaErrorLaunchFailure,
+                        [=] { return wait_event(stream, event); });
 }
 
 cudaError_t cudaEventCreate(cudaEvent_t *out) {
@@ -240,11 +244,13 @@ cudaError_t cudaEventDestroy(cudaEvent_t event) {
 }
 
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
-    return runtime_call("cudaEventRecord", cudaErrorLaunchFailure, [=] { return record_event(event, stream); });
+    return runtime_call("cudaEventRecord", cudaErrorLaunchFailure,
+                        [=] { return record_event(event, stream); });
 }
 
 cudaError_t cudaEventSynchronize(cudaEvent_t event) {
-    return runtime_call("cudaEventSynchronize", cudaErrorLaunchFailure, [=] { return finished_event(event); });
+    return runtime_call("cudaEventSynchronize", cudaErrorLaunchFailure,
+                        [=] { return finished_event(event); });
 }
 
 cudaError_t cudaEventQuery(cudaEvent_t event) {
@@ -252,11 +258,13 @@ cudaError_t cudaEventQuery(cudaEvent_t event) {
 }
 
 cudaError_t cudaEventElapsedTime(float *milliseconds, cudaEvent_t from, cudaEvent_t to) {
-    return runtime_call("cudaEventElapsedTime", cudaErrorLaunchFailure, [=] { return elapsed(milliseconds, from, to); });
+    return runtime_call("cudaEventElapsedTime", cudaErrorLaunchFailure,
+                        [=] { return elapsed(milliseconds, from, to); });
 }
 
 cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode mode) {
-    return runtime_call("cudaStreamBeginCapture", cudaErrorUnknown, [=] { return begin_capture(stream, mode); });
+    return runtime_call("cudaStreamBeginCapture", cudaErrorUnknown,
+                        [=] { return begin_capture(stream, mode); });
 }
 
 /* A failing call ends the capture none the less: without that a stream could never be used again. */
@@ -267,7 +275,9 @@ cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t *out) {
 cudaError_t cudaStreamIsCapturing(cudaStream_t stream, cudaStreamCaptureStatus *status) {
     return runtime_call("cudaStreamIsCapturing", cudaErrorUnknown, [=] {
         const capture *c = capture_of(stream);
-        *status = c == nullptr ? cudaStreamCaptureStatusNone : c->spoilt ? cudaStreamCaptureStatusInvalidated : cudaStreamCaptureStatusActive;
+        *status = c == nullptr ? cudaStreamCaptureStatusNone
+                  : c->spoilt  ? cudaStreamCaptureStatusInvalidated
+                               : cudaStreamCaptureStatusActive;
         return cudaSuccess;
     });
 }
@@ -283,7 +293,8 @@ cudaError_t cudaGraphInstantiate(cudaGraphExec_t *out, cudaGraph_t graph, unsign
 }
 
 cudaError_t cudaGraphLaunch(cudaGraphExec_t graph, cudaStream_t stream) {
-    return runtime_call("cudaGraphLaunch", cudaErrorLaunchFailure, [=] { return graph ? launch_graph(graph, stream) : cudaErrorInvalidValue; });
+    return runtime_call("cudaGraphLaunch", cudaErrorLaunchFailure,
+                        [=] { return graph ? launch_graph(graph, stream) : cudaErrorInvalidValue; });
 }
 
 cudaError_t cudaGraphExecDestroy(cudaGraphExec_t graph) {

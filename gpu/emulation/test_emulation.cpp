@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The emulation's own test: what it promises to run runs, and what it promises to catch is caught. With "cost" as its argument it measures instead. */
+/* The emulation's own test: what it promises to run runs, and what it promises to catch is caught. With
+ * "cost" as its argument it measures instead. */
 #include "cuda_on_host.h"
 
 #include <chrono>
@@ -81,7 +82,9 @@ static __device__ float warp_sum(float x) {
     return x;
 }
 
-template <int WARPS, int UNUSED> static __global__ void __launch_bounds__(WARPS * 32) block_sum(const float *__restrict__ x, int n, float *__restrict__ out) {
+template <int WARPS, int UNUSED>
+static __global__ void __launch_bounds__(WARPS * 32)
+    block_sum(const float *__restrict__ x, int n, float *__restrict__ out) {
     __shared__ float sums[WARPS];
     float sum = 0;
     for (int i = static_cast<int>(threadIdx.x); i < n; i += static_cast<int>(blockDim.x))
@@ -99,7 +102,8 @@ template <int WARPS, int UNUSED> static __global__ void __launch_bounds__(WARPS 
 
 static std::vector<float> sums_of(const std::vector<float> &x, int blocks) {
     const buffer<float> from(x), to(std::vector<float>(static_cast<size_t>(blocks)));
-    ICMA_LAUNCH((block_sum<8, 4>), static_cast<unsigned>(blocks), 256, nullptr, from.at, static_cast<int>(x.size()) / blocks, to.at);
+    ICMA_LAUNCH((block_sum<8, 4>), static_cast<unsigned>(blocks), 256, nullptr, from.at,
+                static_cast<int>(x.size()) / blocks, to.at);
     OK(cudaGetLastError());
     return to.read();
 }
@@ -275,7 +279,8 @@ static void note(cudaStream_t stream, cublasHandle_t blas, float *x, float *y) {
     const float one = 1;
     ICMA_LAUNCH_FLAT(scale, 2, 4, stream, x, 2);
     OK(cudaMemcpyAsync(y, x, 8 * sizeof(float), cudaMemcpyDeviceToDevice, stream));
-    CHECK(cublasSgemm(blas, CUBLAS_OP_N, CUBLAS_OP_N, 1, 1, 8, &one, x, 1, y, 8, &one, y + 8, 1) == CUBLAS_STATUS_SUCCESS);
+    CHECK(cublasSgemm(blas, CUBLAS_OP_N, CUBLAS_OP_N, 1, 1, 8, &one, x, 1, y, 8, &one, y + 8, 1) ==
+          CUBLAS_STATUS_SUCCESS);
 }
 
 static void test_graph() {
@@ -287,7 +292,8 @@ static void test_graph() {
     OK(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
     OK(cudaStreamCreateWithFlags(&side, cudaStreamNonBlocking));
     OK(cudaEventCreateWithFlags(&event, cudaEventDisableTiming));
-    CHECK(cublasCreate(&blas) == CUBLAS_STATUS_SUCCESS && cublasSetStream(blas, side) == CUBLAS_STATUS_SUCCESS);
+    CHECK(cublasCreate(&blas) == CUBLAS_STATUS_SUCCESS &&
+          cublasSetStream(blas, side) == CUBLAS_STATUS_SUCCESS);
     const buffer<float> x(std::vector<float>(8, 1)), y(std::vector<float>(9));
     OK(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal));
     OK(cudaEventRecord(event, stream));
@@ -331,34 +337,40 @@ constexpr int M = 7, N = 5, K = 9, LDA = 11, LDB = 12, LDC = 8, BATCH = 3;
 constexpr size_t SA = LDA * 10, SB = LDB * 10, SC = LDC * N;
 
 /* Largest difference to the formula, over the batch; what lies outside of C must not have changed. */
-static double gemm_error(bool ta, bool tb, const std::vector<float> &a, const std::vector<float> &b, const std::vector<float> &before, const std::vector<float> &after) {
+static double gemm_error(bool ta, bool tb, const std::vector<float> &a, const std::vector<float> &b,
+                         const std::vector<float> &before, const std::vector<float> &after) {
     double worst = 0;
     for (size_t z = 0; z < BATCH; z++)
         for (size_t j = 0; j < N; j++)
             for (size_t i = 0; i < LDC; i++) {
                 double sum = 0;
                 for (size_t k = 0; k < K && i < M; k++)
-                    sum += static_cast<double>(a[z * SA + (ta ? i * LDA + k : k * LDA + i)]) * static_cast<double>(b[z * SB + (tb ? k * LDB + j : j * LDB + k)]);
+                    sum += static_cast<double>(a[z * SA + (ta ? i * LDA + k : k * LDA + i)]) *
+                           static_cast<double>(b[z * SB + (tb ? k * LDB + j : j * LDB + k)]);
                 const size_t at = z * SC + j * LDC + i;
-                const double wanted = i < M ? 1.5 * sum - 0.5 * static_cast<double>(before[at]) : static_cast<double>(before[at]);
+                const double wanted = i < M ? 1.5 * sum - 0.5 * static_cast<double>(before[at])
+                                            : static_cast<double>(before[at]);
                 worst = fmax(worst, fabs(wanted - static_cast<double>(after[at])));
             }
     return worst;
 }
 
 static double gemm_error(cublasHandle_t blas, bool ta, bool tb, bool list, cublasComputeType_t compute) {
-    const std::vector<float> ha = noises(SA * BATCH, 1), hb = noises(SB * BATCH, 5000), hc = noises(SC * BATCH, 9000);
+    const std::vector<float> ha = noises(SA * BATCH, 1), hb = noises(SB * BATCH, 5000),
+                             hc = noises(SC * BATCH, 9000);
     const buffer<float> a(ha), b(hb), c(hc);
     const buffer<const void *> la({a.at, a.at + SA, a.at + 2 * SA}), lb({b.at, b.at + SB, b.at + 2 * SB});
     const buffer<void *> lc({c.at, c.at + SC, c.at + 2 * SC});
     const cublasOperation_t oa = ta ? CUBLAS_OP_T : CUBLAS_OP_N, ob = tb ? CUBLAS_OP_T : CUBLAS_OP_N;
     const float alpha = 1.5f, beta = -0.5f;
     if (list)
-        CHECK(cublasGemmBatchedEx(blas, oa, ob, M, N, K, &alpha, la.at, CUDA_R_32F, LDA, lb.at, CUDA_R_32F, LDB, &beta, lc.at, CUDA_R_32F, LDC, BATCH, compute, CUBLAS_GEMM_DEFAULT) ==
-              CUBLAS_STATUS_SUCCESS);
+        CHECK(cublasGemmBatchedEx(blas, oa, ob, M, N, K, &alpha, la.at, CUDA_R_32F, LDA, lb.at, CUDA_R_32F,
+                                  LDB, &beta, lc.at, CUDA_R_32F, LDC, BATCH, compute,
+                                  CUBLAS_GEMM_DEFAULT) == CUBLAS_STATUS_SUCCESS);
     else
-        CHECK(cublasGemmStridedBatchedEx(blas, oa, ob, M, N, K, &alpha, a.at, CUDA_R_32F, LDA, SA, b.at, CUDA_R_32F, LDB, SB, &beta, c.at, CUDA_R_32F, LDC, SC, BATCH, compute,
-                                         CUBLAS_GEMM_DEFAULT) == CUBLAS_STATUS_SUCCESS);
+        CHECK(cublasGemmStridedBatchedEx(blas, oa, ob, M, N, K, &alpha, a.at, CUDA_R_32F, LDA, SA, b.at,
+                                         CUDA_R_32F, LDB, SB, &beta, c.at, CUDA_R_32F, LDC, SC, BATCH,
+                                         compute, CUBLAS_GEMM_DEFAULT) == CUBLAS_STATUS_SUCCESS);
     return gemm_error(ta, tb, ha, hb, hc, c.read());
 }
 
@@ -373,12 +385,15 @@ static void test_gemm() {
     }
     const buffer<float> x({3, 1, 1, 3}), nans(std::vector<float>(4, NAN));
     const float one = 1, zero = 0;
-    CHECK(cublasSgemm(blas, CUBLAS_OP_N, CUBLAS_OP_N, 2, 2, 2, &one, x.at, 1, x.at, 2, &zero, nans.at, 2) == CUBLAS_STATUS_INVALID_VALUE);
-    CHECK(cublasSsyrk(blas, CUBLAS_FILL_MODE_LOWER, CUBLAS_OP_T, 2, 2, &one, x.at, 2, &zero, nans.at, 2) == CUBLAS_STATUS_SUCCESS);
+    CHECK(cublasSgemm(blas, CUBLAS_OP_N, CUBLAS_OP_N, 2, 2, 2, &one, x.at, 1, x.at, 2, &zero, nans.at, 2) ==
+          CUBLAS_STATUS_INVALID_VALUE);
+    CHECK(cublasSsyrk(blas, CUBLAS_FILL_MODE_LOWER, CUBLAS_OP_T, 2, 2, &one, x.at, 2, &zero, nans.at, 2) ==
+          CUBLAS_STATUS_SUCCESS);
     const std::vector<float> lower = nans.read();
     CHECK(lower[0] == 10 && lower[1] == 6 && isnan(lower[2]) && lower[3] == 10);
-    CHECK(cublasGemmEx(blas, CUBLAS_OP_N, CUBLAS_OP_N, 2, 2, 2, &one, x.at, CUDA_R_16F, 2, x.at, CUDA_R_16F, 2, &zero, nans.at, CUDA_R_32F, 2, CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT) ==
-          CUBLAS_STATUS_NOT_SUPPORTED);
+    CHECK(cublasGemmEx(blas, CUBLAS_OP_N, CUBLAS_OP_N, 2, 2, 2, &one, x.at, CUDA_R_16F, 2, x.at, CUDA_R_16F,
+                       2, &zero, nans.at, CUDA_R_32F, 2, CUBLAS_COMPUTE_32F,
+                       CUBLAS_GEMM_DEFAULT) == CUBLAS_STATUS_NOT_SUPPORTED);
     CHECK(cublasDestroy(blas) == CUBLAS_STATUS_SUCCESS);
 }
 
@@ -396,10 +411,12 @@ static double syevd_error(int n, int lda, cublasFillMode_t uplo) {
     int lwork = 0;
     CHECK(cusolverDnCreate(&solver) == CUSOLVER_STATUS_SUCCESS);
     const buffer<double> a(given), w((std::vector<double>(size)));
-    CHECK(cusolverDnDsyevd_bufferSize(solver, CUSOLVER_EIG_MODE_VECTOR, uplo, n, a.at, lda, w.at, &lwork) == CUSOLVER_STATUS_SUCCESS);
+    CHECK(cusolverDnDsyevd_bufferSize(solver, CUSOLVER_EIG_MODE_VECTOR, uplo, n, a.at, lda, w.at, &lwork) ==
+          CUSOLVER_STATUS_SUCCESS);
     const buffer<double> work(std::vector<double>(static_cast<size_t>(lwork)));
     const buffer<int> info({-7});
-    CHECK(cusolverDnDsyevd(solver, CUSOLVER_EIG_MODE_VECTOR, uplo, n, a.at, lda, w.at, work.at, lwork, info.at) == CUSOLVER_STATUS_SUCCESS);
+    CHECK(cusolverDnDsyevd(solver, CUSOLVER_EIG_MODE_VECTOR, uplo, n, a.at, lda, w.at, work.at, lwork,
+                           info.at) == CUSOLVER_STATUS_SUCCESS);
     CHECK(info.read()[0] == 0);
     CHECK(cusolverDnDestroy(solver) == CUSOLVER_STATUS_SUCCESS);
     const std::vector<double> v = a.read(), values = w.read();
@@ -429,7 +446,8 @@ static void test_faults() {
     icma_emulation_fail("cudaMalloc", 2);
     OK(cudaMalloc(&first, 10));
     CHECK(cudaMalloc(&second, 10) == cudaErrorMemoryAllocation && second == nullptr);
-    CHECK(cudaPeekAtLastError() == cudaErrorMemoryAllocation && cudaGetLastError() == cudaErrorMemoryAllocation && cudaGetLastError() == cudaSuccess);
+    CHECK(cudaPeekAtLastError() == cudaErrorMemoryAllocation &&
+          cudaGetLastError() == cudaErrorMemoryAllocation && cudaGetLastError() == cudaSuccess);
     OK(cudaMalloc(&second, 10));
     CHECK(icma_emulation_calls() == 3);
     icma_emulation_fail("any", 2);
@@ -442,7 +460,9 @@ static void test_faults() {
     CHECK(cudaFree(&first) == cudaErrorInvalidValue);
     bool died = true;
     setenv("ICMA_EMULATION_FAIL", "cublasCreate:1", 1);
-    const std::string said = child([] { execl("/proc/self/exe", "test_emulation", "first-cublas", static_cast<char *>(nullptr)); }, &died);
+    const std::string said =
+        child([] { execl("/proc/self/exe", "test_emulation", "first-cublas", static_cast<char *>(nullptr)); },
+              &died);
     CHECK(died && said.find("allocation failed") != std::string::npos);
     unsetenv("ICMA_EMULATION_FAIL");
 }
@@ -466,8 +486,10 @@ static void test_memory() {
 
 static void test_intrinsics() {
     CHECK(__brev(1) == 0x80000000u && __clz(0) == 32 && __ffs(8) == 4 && __popcll(~0ull) == 64);
-    CHECK(__funnelshift_l(0x80000000u, 1, 1) == 3 && __funnelshift_r(1, 3, 1) == 0x80000000u && __funnelshift_l(5, 7, 32) == 7);
-    CHECK(__byte_perm(0x33221100, 0x77665544, 0x7610) == 0x77661100 && __byte_perm(0x80, 0, 0x0008) == 0x808080ffu);
+    CHECK(__funnelshift_l(0x80000000u, 1, 1) == 3 && __funnelshift_r(1, 3, 1) == 0x80000000u &&
+          __funnelshift_l(5, 7, 32) == 7);
+    CHECK(__byte_perm(0x33221100, 0x77665544, 0x7610) == 0x77661100 &&
+          __byte_perm(0x80, 0, 0x0008) == 0x808080ffu);
     CHECK(__umul64hi(~0ull, ~0ull) == ~0ull - 1 && __mulhi(-1, 1) == -1);
     CHECK(min(-1, 1u) == 1u && max(1.0f, 2.0) == 2.0 && min(NAN, 1.0f) == 1.0f && max(3ll, 4ll) == 4);
     CHECK(__float2int_rn(2.5f) == 2 && __float2int_rz(3e9f) == 2147483647 && __float2int_rn(NAN) == 0);
@@ -528,7 +550,8 @@ static int cost() {
         const buffer<float> x(std::vector<float>(2560000, 1));
         ICMA_LAUNCH_FLAT(scale, 10000, 256, nullptr, x.at, 2.0f);
     });
-    measure("threads without a barrier, as fibers", 256e4, [] { ICMA_LAUNCH(barriers, 10000, 256, nullptr, 0); });
+    measure("threads without a barrier, as fibers", 256e4,
+            [] { ICMA_LAUNCH(barriers, 10000, 256, nullptr, 0); });
     measure("threads at a __syncthreads", 256e4, [] { ICMA_LAUNCH(barriers, 100, 256, nullptr, 100); });
     measure("lanes at a __syncwarp", 256e4, [] { ICMA_LAUNCH(warps, 100, 256, nullptr, 100); });
     measure("launches of one block of 32", 1e5, [] {

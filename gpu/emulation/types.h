@@ -6,7 +6,8 @@
 #include <cstddef>
 #include <cstdint>
 
-/* Declare kernels static, templates above all: the sanitizers put no red zones around shared memory of functions that several objects may define. */
+/* Declare kernels static, templates above all: the sanitizers put no red zones around shared memory of
+ * functions that several objects may define. */
 #define __global__
 #define __device__
 #define __host__

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * What only a device has: products that go through a library from some size on, recordings, transfers in pieces, failures that come back later; and training on it beside training on the CPU. On the emulation, also with
- * every call failing once.
+ * What only a device has: products that go through a library from some size on, recordings, transfers in
+ * pieces, failures that come back later; and training on it beside training on the CPU. On the emulation,
+ * also with every call failing once.
  */
 #include "conv_net.h"
 #include "device.h"
@@ -20,7 +21,8 @@ static uint64_t seed = 11;
 
 enum { CPU, DEVICE, TABLES };
 
-/* --- operands ---------------------------------------------------------------------------------------------------- */
+/* --- operands
+ * ---------------------------------------------------------------------------------------------------- */
 
 /* The same matrix on both tables. */
 typedef struct pair {
@@ -33,8 +35,10 @@ static pair matrix(size_t rows, size_t columns) {
     float *values = support_normals(&seed, rows * columns);
     for (int t = 0; t < TABLES; t++) {
         icma_tensor *tensor;
-        assert_int_equal(tables[t]->alloc(tables[t]->device, ICMA_ELEMENT_F32, rows * columns, &tensor, &error), ICMA_OK);
-        assert_int_equal(tables[t]->upload(tables[t]->device, tensor, 0, values, rows * columns, &error), ICMA_OK);
+        assert_int_equal(
+            tables[t]->alloc(tables[t]->device, ICMA_ELEMENT_F32, rows * columns, &tensor, &error), ICMA_OK);
+        assert_int_equal(tables[t]->upload(tables[t]->device, tensor, 0, values, rows * columns, &error),
+                         ICMA_OK);
         p.on[t] = icma_matrix_of(tensor, rows, columns);
     }
     support_free(values);
@@ -74,14 +78,19 @@ static void must_agree(const char *what, pair p, double limit) {
         fail_msg("%s: off by %g, at most %g", what, found, limit);
 }
 
-/* --- products that a library does -------------------------------------------------------------------------------- */
+/* --- products that a library does
+ * -------------------------------------------------------------------------------- */
 
 typedef struct layer {
     size_t batch, positions, inputs, outputs, width; /* positions of the shorter side */
 } layer;
 
 /* So large that every one goes through windows, with whole shares and without, and one too small for it. */
-static const layer layers[] = {{2, 523, 16, 257, 7}, {3, 401, 130, 33, 5}, {1, 2053, 32, 40, 7}, {2, 1030, 9, 260, 9}, {5, 9, 130, 70, 7}};
+static const layer layers[] = {{2, 523, 16, 257, 7},
+                               {3, 401, 130, 33, 5},
+                               {1, 2053, 32, 40, 7},
+                               {2, 1030, 9, 260, 9},
+                               {5, 9, 130, 70, 7}};
 
 static void convolutions_by_products(void **state) {
     (void)state;
@@ -89,12 +98,16 @@ static void convolutions_by_products(void **state) {
         layer l = layers[k];
         icma_conv shape = {l.batch, l.width};
         size_t rows = l.batch * l.positions;
-        pair x = matrix(2 * rows, l.inputs), w = matrix(l.width * l.inputs, l.outputs), y = matrix(rows, l.outputs);
-        pair g = matrix(l.width * l.inputs, l.outputs), back = matrix(l.width * l.outputs, l.inputs), turned = matrix(l.width * l.outputs, l.inputs), dx = matrix(2 * rows, l.inputs);
+        pair x = matrix(2 * rows, l.inputs), w = matrix(l.width * l.inputs, l.outputs),
+             y = matrix(rows, l.outputs);
+        pair g = matrix(l.width * l.inputs, l.outputs), back = matrix(l.width * l.outputs, l.inputs),
+             turned = matrix(l.width * l.outputs, l.inputs), dx = matrix(2 * rows, l.inputs);
         for (int t = 0; t < TABLES; t++) {
             const icma_ops *ops = tables[t];
             icma_tensor *scratch;
-            assert_int_equal(ops->alloc(ops->device, ICMA_ELEMENT_F32, icma_conv_scratch(l.width, l.inputs, l.outputs), &scratch, NULL), ICMA_OK);
+            assert_int_equal(ops->alloc(ops->device, ICMA_ELEMENT_F32,
+                                        icma_conv_scratch(l.width, l.inputs, l.outputs), &scratch, NULL),
+                             ICMA_OK);
             ops->conv_weights(ops->device, shape, 2, x.on[t], y.on[t], false, scratch, g.on[t]);
             ops->conv_weights(ops->device, shape, 2, x.on[t], y.on[t], true, scratch, back.on[t]);
             ops->turn_weights(ops->device, shape, w.on[t], false, turned.on[t]);
@@ -117,7 +130,8 @@ static void very_many_sequences(void **state) {
     (void)state;
     enum { BATCH_OF_MANY = 40000 };
     icma_conv shape = {BATCH_OF_MANY, 3};
-    pair x = matrix(2 * BATCH_OF_MANY, 2), w = matrix(3 * 2, 1), y = matrix(4 * BATCH_OF_MANY, 1), z = matrix(BATCH_OF_MANY, 1);
+    pair x = matrix(2 * BATCH_OF_MANY, 2), w = matrix(3 * 2, 1), y = matrix(4 * BATCH_OF_MANY, 1),
+         z = matrix(BATCH_OF_MANY, 1);
     for (int t = 0; t < TABLES; t++) {
         const icma_ops *ops = tables[t];
         ops->conv_up_training(ops->device, shape, x.on[t], w.on[t], y.on[t]);
@@ -131,7 +145,8 @@ static void very_many_sequences(void **state) {
     release(z);
 }
 
-/* --- recordings -------------------------------------------------------------------------------------------------- */
+/* --- recordings
+ * -------------------------------------------------------------------------------------------------- */
 
 static void recordings_run_again(void **state) {
     (void)state;
@@ -161,7 +176,8 @@ static void recordings_run_again(void **state) {
     release(row);
 }
 
-/* --- transfers --------------------------------------------------------------------------------------------------- */
+/* --- transfers
+ * --------------------------------------------------------------------------------------------------- */
 
 /* Over many pieces of pinned memory, at odd places, large and small in turn. */
 static void transfers_of_any_size(void **state) {
@@ -173,7 +189,9 @@ static void transfers_of_any_size(void **state) {
     assert_true(expected && found);
     assert_int_equal(device->alloc(device->device, ICMA_ELEMENT_U8, SIZE, &tensor, &error), ICMA_OK);
     for (int step = 0; step < STEPS; step++) {
-        size_t size = step % 4 == 0 ? (size_t)(support_uniform(&seed) * 2e7) : (size_t)(support_uniform(&seed) * 3000), at = (size_t)(support_uniform(&seed) * (double)(SIZE - size));
+        size_t size = step % 4 == 0 ? (size_t)(support_uniform(&seed) * 2e7)
+                                    : (size_t)(support_uniform(&seed) * 3000),
+               at = (size_t)(support_uniform(&seed) * (double)(SIZE - size));
         for (size_t i = 0; i < size; i++)
             expected[at + i] = (uint8_t)(i * 31 + (size_t)step);
         assert_int_equal(device->upload(device->device, tensor, at, expected + at, size, &error), ICMA_OK);
@@ -187,7 +205,8 @@ static void transfers_of_any_size(void **state) {
     free(found);
 }
 
-/* --- training ---------------------------------------------------------------------------------------------------- */
+/* --- training
+ * ---------------------------------------------------------------------------------------------------- */
 
 enum { BATCH = 3, STEPS = 50 };
 
@@ -210,18 +229,29 @@ static run train(const icma_ops *ops, icma_conv_shape shape) {
     assert_int_equal(ops->alloc(ops->device, ICMA_ELEMENT_F32, BATCH * m, &a, &error), ICMA_OK);
     assert_int_equal(ops->alloc(ops->device, ICMA_ELEMENT_F32, BATCH * d, &noise, &error), ICMA_OK);
     for (uint64_t step = 1; step <= STEPS; step++) {
-        icma_conv_batch b = {BATCH, icma_matrix_of(x, BATCH * shape.length, 1), icma_matrix_of(a, BATCH, m), icma_matrix_of(noise, BATCH, d), 0.005F, 0};
-        float *xs = support_normals(&random, BATCH * shape.length), *as = support_normals(&random, BATCH * m), *ns = support_normals(&random, BATCH * d);
-        for (size_t s = 0; s < BATCH; s++) /* something to learn: each sequence is a wave of the condition, and noise */
+        icma_conv_batch b = {BATCH,
+                             icma_matrix_of(x, BATCH * shape.length, 1),
+                             icma_matrix_of(a, BATCH, m),
+                             icma_matrix_of(noise, BATCH, d),
+                             0.005F,
+                             0};
+        float *xs = support_normals(&random, BATCH * shape.length), *as = support_normals(&random, BATCH * m),
+              *ns = support_normals(&random, BATCH * d);
+        for (size_t s = 0; s < BATCH;
+             s++) /* something to learn: each sequence is a wave of the condition, and noise */
             for (size_t i = 0; i < shape.length; i++)
-                xs[s * shape.length + i] = i < shape.used ? sinf((float)i * 0.05F * (1 + as[s * m])) + 0.1F * xs[s * shape.length + i] : 0;
+                xs[s * shape.length + i] = i < shape.used ? sinf((float)i * 0.05F * (1 + as[s * m])) +
+                                                                0.1F * xs[s * shape.length + i]
+                                                          : 0;
         assert_int_equal(ops->upload(ops->device, x, 0, xs, BATCH * shape.length, &error), ICMA_OK);
         assert_int_equal(ops->upload(ops->device, a, 0, as, BATCH * m, &error), ICMA_OK);
         assert_int_equal(ops->upload(ops->device, noise, 0, ns, BATCH * d, &error), ICMA_OK);
         icma_conv_forward(net, &b, true);
         assert_int_equal(icma_conv_loss(net, &b, &r.loss[step - 1], &r.kl[step - 1], &error), ICMA_OK);
         icma_conv_backward(net, &b);
-        icma_conv_adam(net, (icma_adam){.learning_rate = 1e-3F, .beta1 = 0.9F, .beta2 = 0.999F, .epsilon = 1e-5F, .step = step});
+        icma_conv_adam(
+            net, (icma_adam){
+                     .learning_rate = 1e-3F, .beta1 = 0.9F, .beta2 = 0.999F, .epsilon = 1e-5F, .step = step});
         support_free(xs);
         support_free(as);
         support_free(ns);
@@ -237,18 +267,28 @@ static run train(const icma_ops *ops, icma_conv_shape shape) {
     return r;
 }
 
-/* Fifty steps of the paper's kind of network end in the same place, but for rounding, which training makes grow; and they learn. */
+/* Fifty steps of the paper's kind of network end in the same place, but for rounding, which training makes
+ * grow; and they learn. */
 static void training_is_the_same(void **state) {
     (void)state;
-    icma_conv_shape shape = {.used = 1500, .layers = 4, .width = 7, .channels = {16, 32, 16, 8}, .hidden = 32, .latent = 8, .coordinates = 3};
+    icma_conv_shape shape = {.used = 1500,
+                             .layers = 4,
+                             .width = 7,
+                             .channels = {16, 32, 16, 8},
+                             .hidden = 32,
+                             .latent = 8,
+                             .coordinates = 3};
     shape.length = icma_conv_padded(shape.used, shape.layers);
     run cpu = train(tables[CPU], shape), gpu = train(device, shape);
-    /* Training makes rounding grow: Adam divides gradients that are nearly 0 by themselves. KL, which little depends on here, wanders most. */
+    /* Training makes rounding grow: Adam divides gradients that are nearly 0 by themselves. KL, which little
+     * depends on here, wanders most. */
     bool exact = rounding < 1e-5;
     double apart = 0, norm = 0, limit = exact ? 2e-3 : 0.05;
     for (int s = 0; s < STEPS; s++)
-        if (!(fabs(cpu.loss[s] - gpu.loss[s]) <= limit * cpu.loss[s] && (!exact || fabs(cpu.kl[s] - gpu.kl[s]) <= limit * (1 + cpu.kl[s]))))
-            fail_msg("step %d: loss %.9g and %.9g, KL %.9g and %.9g", s + 1, cpu.loss[s], gpu.loss[s], cpu.kl[s], gpu.kl[s]);
+        if (!(fabs(cpu.loss[s] - gpu.loss[s]) <= limit * cpu.loss[s] &&
+              (!exact || fabs(cpu.kl[s] - gpu.kl[s]) <= limit * (1 + cpu.kl[s]))))
+            fail_msg("step %d: loss %.9g and %.9g, KL %.9g and %.9g", s + 1, cpu.loss[s], gpu.loss[s],
+                     cpu.kl[s], gpu.kl[s]);
     for (size_t i = 0; i < cpu.count; i++) {
         apart += pow((double)cpu.parameters[i] - (double)gpu.parameters[i], 2);
         norm += pow((double)cpu.parameters[i], 2);
@@ -257,12 +297,14 @@ static void training_is_the_same(void **state) {
         fail_msg("after %d steps parameters are %g apart, at most %g", STEPS, sqrt(apart / norm), limit);
     if (!(gpu.loss[STEPS - 1] < 0.9 * gpu.loss[0]))
         fail_msg("the loss went from %g to %g only", gpu.loss[0], gpu.loss[STEPS - 1]);
-    print_message("           %d steps: losses to %.1e, parameters to %.1e\n", STEPS, fabs(cpu.loss[STEPS - 1] - gpu.loss[STEPS - 1]) / cpu.loss[STEPS - 1], sqrt(apart / norm));
+    print_message("           %d steps: losses to %.1e, parameters to %.1e\n", STEPS,
+                  fabs(cpu.loss[STEPS - 1] - gpu.loss[STEPS - 1]) / cpu.loss[STEPS - 1], sqrt(apart / norm));
     free(cpu.parameters);
     free(gpu.parameters);
 }
 
-/* --- failures ---------------------------------------------------------------------------------------------------- */
+/* --- failures
+ * ---------------------------------------------------------------------------------------------------- */
 
 /* What was noted and not told yet. */
 static icma_status settle(void) {
@@ -285,7 +327,14 @@ static icma_status decode_something(void) {
         symbols[i] = i % 13 - 6;
     assert_int_equal(icma_rans_encode(symbols, &all, 1, &bytes, NULL), ICMA_OK);
     size_t offsets[2] = {0, bytes.size};
-    icma_coded coded = {.data = bytes.data, .offsets = offsets, .streams = 1, .length = COUNT, .runs = &all, .run_count = 1, .total = COUNT, .trellis = false};
+    icma_coded coded = {.data = bytes.data,
+                        .offsets = offsets,
+                        .streams = 1,
+                        .length = COUNT,
+                        .runs = &all,
+                        .run_count = 1,
+                        .total = COUNT,
+                        .trellis = false};
     icma_status status = device->alloc(device->device, ICMA_ELEMENT_I16, COUNT, &integers, NULL);
     if (!status)
         status = device->decode_integers(device->device, &coded, 1, integers, 0, NULL);
@@ -340,7 +389,8 @@ static icma_status use_device(void) {
 static void every_failure_is_told_once(void **state) {
     (void)state;
     void *module = dlopen(getenv("ICMA_MODULE") ? getenv("ICMA_MODULE") : "", RTLD_NOW | RTLD_NOLOAD);
-    void *symbols[2] = {module ? dlsym(module, "icma_emulation_fail") : NULL, module ? dlsym(module, "icma_emulation_calls") : NULL};
+    void *symbols[2] = {module ? dlsym(module, "icma_emulation_fail") : NULL,
+                        module ? dlsym(module, "icma_emulation_calls") : NULL};
     void (*fail_call)(const char *, long);
     long (*calls)(void);
     if (!symbols[0] || !symbols[1]) {
@@ -376,7 +426,8 @@ static void memory_runs_out_and_comes_back(void **state) {
     icma_error error = {0};
     size_t count = 0, size = (size_t)1 << 28;
     icma_status status = ICMA_OK;
-    while (!status && count < MOST && !(status = device->alloc(device->device, ICMA_ELEMENT_U8, size, &taken[count], &error)))
+    while (!status && count < MOST &&
+           !(status = device->alloc(device->device, ICMA_ELEMENT_U8, size, &taken[count], &error)))
         count++;
     assert_int_equal(status, ICMA_E_MEMORY);
     assert_null(taken[count]);
@@ -387,13 +438,18 @@ static void memory_runs_out_and_comes_back(void **state) {
 
 int main(void) {
     const char *precision = getenv("ICMA_TEST_PRECISION");
-    const struct CMUnitTest products[] = {cmocka_unit_test(convolutions_by_products), cmocka_unit_test(training_is_the_same)};
-    const struct CMUnitTest others[] = {cmocka_unit_test(very_many_sequences), cmocka_unit_test(recordings_run_again), cmocka_unit_test(transfers_of_any_size), cmocka_unit_test(every_failure_is_told_once),
-                                        cmocka_unit_test(memory_runs_out_and_comes_back)};
+    const struct CMUnitTest products[] = {cmocka_unit_test(convolutions_by_products),
+                                          cmocka_unit_test(training_is_the_same)};
+    const struct CMUnitTest others[] = {
+        cmocka_unit_test(very_many_sequences), cmocka_unit_test(recordings_run_again),
+        cmocka_unit_test(transfers_of_any_size), cmocka_unit_test(every_failure_is_told_once),
+        cmocka_unit_test(memory_runs_out_and_comes_back)};
     device = support_device();
     tables[CPU] = icma_ops_cpu();
     tables[DEVICE] = device;
-    rounding = !precision || strcmp(precision, "f32") == 0 ? 2e-6 : strcmp(precision, "bf16") == 0 ? 1e-2 : 1e-3;
+    rounding = !precision || strcmp(precision, "f32") == 0 ? 2e-6
+               : strcmp(precision, "bf16") == 0            ? 1e-2
+                                                           : 1e-3;
     int failed = cmocka_run_group_tests(products, NULL, NULL);
     /* The others do not depend on the precision, and run without one. */
     return failed || precision ? failed : cmocka_run_group_tests(others, NULL, NULL);
