@@ -254,10 +254,8 @@ static bool has_long_stream(const icma_coded *coded, size_t count) {
 /* Decodes chunks, which were read, into one tensor. */
 static icma_status decode_chunks(icma_decoder *d, const size_t *list, const icma_coded *coded, size_t count, icma_error *error) {
     const icma_ops *ops = d->ops;
-    size_t total = 0;
+    size_t total = icma_coded_total(coded, count);
     icma_tensor *tensor;
-    for (size_t i = 0; i < count; i++)
-        total += coded[i].total;
     icma_status status = ops->alloc(ops->device, ICMA_ELEMENT_I16, total, &tensor, error);
     if (!status && !icma_ops_on_host(ops) && has_long_stream(coded, count))
         status = decode_on_host(d, coded, count, tensor, error);

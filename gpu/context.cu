@@ -21,8 +21,7 @@ icma_context *icma_context_of(void *device) {
     return c;
 }
 
-/* --- failures
- * ---------------------------------------------------------------------------------------------------- */
+/* --- failures ------------------------------------------------------------------------------------------- */
 
 static void note(icma_context *c, icma_status status, const char *what, const char *why) {
     if (c->failure)
@@ -58,8 +57,7 @@ icma_status icma_context_take(icma_context *c, icma_error *error) {
     return status ? icma_fail(error, status, NULL, "%s; use --device cpu", c->message) : ICMA_OK;
 }
 
-/* --- memory
- * ------------------------------------------------------------------------------------------------------ */
+/* --- memory --------------------------------------------------------------------------------------------- */
 
 void *icma_context_allocate(icma_context *c, size_t bytes) {
     void *pointer = NULL;
@@ -104,8 +102,7 @@ static icma_status cuda_alloc(void *device, icma_element element, size_t count, 
     return status;
 }
 
-/* --- transfers
- * --------------------------------------------------------------------------------------------------- */
+/* --- transfers ------------------------------------------------------------------------------------------ */
 
 /* The piece of pinned memory to fill next, with room: what was in it has been copied on. */
 static icma_stage *next_stage(icma_context *c, size_t room) {
@@ -187,8 +184,7 @@ static icma_status cuda_download(void *device, const icma_tensor *from, size_t o
                               count * size, error);
 }
 
-/* --- recording
- * --------------------------------------------------------------------------------------------------- */
+/* --- recording ------------------------------------------------------------------------------------------ */
 
 struct icma_recording {
     cudaGraphExec_t graph;
@@ -250,8 +246,7 @@ void icma_recording_ops(icma_ops *table) {
     table->forget = cuda_forget;
 }
 
-/* --- opening
- * ----------------------------------------------------------------------------------------------------- */
+/* --- opening -------------------------------------------------------------------------------------------- */
 
 static bool make_stage(icma_context *c, icma_stage *s, bool with_device) {
     return icma_context_check(c, cudaMallocHost((void **)&s->host, ICMA_STAGE_BYTES), "pinned memory") &&

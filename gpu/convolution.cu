@@ -15,8 +15,7 @@
 
 namespace {
 
-/* --- the tiled product
- * ------------------------------------------------------------------------------------------- */
+/* --- the tiled product ---------------------------------------------------------------------------------- */
 
 /*
  * Output position m, first <= m < first + count, of sequence s is the chain over k = 0 .. taps - 1 and i = 0
@@ -241,8 +240,7 @@ __global__ void __launch_bounds__(conv_fetch<TILE, OUTPUTS>::threads, conv_fetch
     }
 }
 
-/* --- few outputs
- * ------------------------------------------------------------------------------------------------- */
+/* --- few outputs ---------------------------------------------------------------------------------------- */
 
 enum { NARROW_BLOCK = 128, NARROW_SUMS = 32, NARROW_WEIGHTS = 4096 };
 
@@ -311,8 +309,7 @@ template <int OUTPUTS, int VECTOR> __global__ void __launch_bounds__(NARROW_BLOC
     }
 }
 
-/* --- ends
- * -------------------------------------------------------------------------------------------------------- */
+/* --- ends ----------------------------------------------------------------------------------------------- */
 
 /* The k-th position of a part that is not among those with all taps. */
 __device__ __forceinline__ size_t edge_position(const conv_part &part, size_t k) {
@@ -340,8 +337,7 @@ __global__ void conv_edges(conv_job job) {
     job.y[sequence * job.y_sequence + part.y_base + m * job.y_position + o] = sum;
 }
 
-/* --- launching
- * --------------------------------------------------------------------------------------------------- */
+/* --- launching ------------------------------------------------------------------------------------------ */
 
 /* Whether rows of x can be read in 16 bytes, `channels` channels being a whole number of those that are taken
  * at a time. */
@@ -519,9 +515,7 @@ conv_job start_job(icma_conv shape, icma_matrix x, icma_matrix w, icma_matrix bi
     return job;
 }
 
-/* --- ops
- * ---------------------------------------------------------------------------------------------------------
- */
+/* --- ops ------------------------------------------------------------------------------------------------ */
 
 conv_job plain_job(icma_conv shape, size_t stride, icma_matrix x, icma_matrix w, icma_matrix bias,
                    icma_matrix y) {

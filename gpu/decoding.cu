@@ -17,8 +17,7 @@ namespace {
 enum { BLOCK = 256, EACH = 8, TILE = BLOCK * EACH };
 static const unsigned COEFFICIENTS = 1024; /* of a head, in shared memory at a time */
 
-/* --- single ops
- * -------------------------------------------------------------------------------------------------- */
+/* --- single ops ----------------------------------------------------------------------------------------- */
 
 __global__ void linear(icma_floats x, icma_floats w, const float *bias, icma_floats y, size_t inputs,
                        size_t outputs) {
@@ -94,8 +93,7 @@ void cuda_dequantise(void *device, icma_matrix integers, float step, icma_matrix
     icma_context_launched(c, "dequantise");
 }
 
-/* --- whole adapters
- * ---------------------------------------------------------------------------------------------- */
+/* --- whole adapters ------------------------------------------------------------------------------------- */
 
 /* An icma_assembly with the device's pointers. */
 struct piece {

@@ -28,8 +28,7 @@ template <class F> void run(void *device, size_t rows, size_t columns, F f, cons
     icma_context_launched(c, name);
 }
 
-/* --- sums and products
- * ------------------------------------------------------------------------------------------- */
+/* --- sums and products ---------------------------------------------------------------------------------- */
 
 struct add_row {
     icma_floats row, y;
@@ -121,8 +120,7 @@ void cuda_blend(void *device, float keep, float add, icma_matrix x, icma_matrix 
     run(device, y.rows, y.columns, blend{keep, add, icma_floats_of(x), icma_floats_of(y)}, "blend");
 }
 
-/* --- the variational parts
- * --------------------------------------------------------------------------------------- */
+/* --- the variational parts ------------------------------------------------------------------------------ */
 
 struct reparameterise {
     icma_floats mu, logvar, noise, z;
@@ -169,8 +167,7 @@ void cuda_kl(void *device, icma_matrix mu, icma_matrix logvar, icma_matrix out) 
         divergence{icma_floats_of(mu), icma_floats_of(logvar), icma_floats_of(out)}, "kl");
 }
 
-/* --- losses' gradients
- * ------------------------------------------------------------------------------------------- */
+/* --- losses' gradients ---------------------------------------------------------------------------------- */
 
 struct squared_error_backward {
     icma_floats p, q, weight;
@@ -206,8 +203,7 @@ void cuda_gaussian_nll_backward(void *device, icma_matrix x, icma_matrix y, floa
         "gaussian_nll_backward");
 }
 
-/* --- activations
- * ------------------------------------------------------------------------------------------------- */
+/* --- activations ---------------------------------------------------------------------------------------- */
 
 struct softsign {
     icma_floats x, y;
@@ -260,8 +256,7 @@ void cuda_activation_backward(void *device, icma_activation act, icma_matrix x, 
         "activation_backward");
 }
 
-/* --- Adam
- * -------------------------------------------------------------------------------------------------------- */
+/* --- Adam ----------------------------------------------------------------------------------------------- */
 
 struct adam {
     float keep1, add1, keep2, add2, decay, rate, inverse1, inverse2, epsilon;

@@ -107,11 +107,16 @@ __device__ void leave_sums(const norm_tile &t, const norm_place &p, const double
         }
 }
 
-/* The blocks' sums of one column, by a warp: each lane's ascending, then the lanes' pairwise. */
-__device__ void gather_sums(const double *partial, unsigned blocks, size_t columns, size_t column,
-                            double *first, double *second) {
+/* The blocks' sums of one column a warp: each lane's ascending, then the lanes' pairwise. True in the lane
+ * that has them, of warps that have a column. */
+__device__ bool gather_sums(const double *partial, unsigned blocks, size_t columns, size_t *of, double *first,
+                            double *second) {
     unsigned lane = threadIdx.x % ICMA_WARP;
+    size_t column = (size_t)blockIdx.x * (FINISH_BLOCK / ICMA_WARP) + threadIdx.x / ICMA_WARP;
+    *of = column;
     *first = *second = 0;
+    if (column >= columns)
+        return false; /* a whole warp */
     for (unsigned b = lane; b < blocks; b += ICMA_WARP) {
         *first += partial[(size_t)b * 2 * columns + column];
         *second += partial[(size_t)b * 2 * columns + columns + column];
@@ -120,10 +125,10 @@ __device__ void gather_sums(const double *partial, unsigned blocks, size_t colum
         *first += __shfl_down_sync(0xffffffffu, *first, half);
         *second += __shfl_down_sync(0xffffffffu, *second, half);
     }
+    return lane == 0;
 }
 
-/* --- forward
- * ----------------------------------------------------------------------------------------------------- */
+/* --- forward -------------------------------------------------------------------------------------------- */
 
 /* Sums of x - x_0 and of its square, x_0 the column's first element: so the variance does not cancel. */
 template <int EACH> __global__ void norm_moments(norm_tile t, icma_floats x, double *partial) {
@@ -148,12 +153,9 @@ template <int EACH> __global__ void norm_moments(norm_tile t, icma_floats x, dou
 
 __global__ void norm_finish(size_t rows, size_t columns, unsigned blocks, const double *partial,
                             icma_floats x, icma_floats mean, icma_floats variance) {
-    size_t column = (size_t)blockIdx.x * (FINISH_BLOCK / ICMA_WARP) + threadIdx.x / ICMA_WARP;
+    size_t column;
     double sum, squares;
-    if (column >= columns)
-        return; /* a whole warp */
-    gather_sums(partial, blocks, columns, column, &sum, &squares);
-    if (threadIdx.x % ICMA_WARP)
+    if (!gather_sums(partial, blocks, columns, &column, &sum, &squares))
         return;
     double apart = sum / (double)rows, spread = squares / (double)rows - apart * apart;
     mean.at(0, column) = (float)((double)x.at(0, column) + apart);
@@ -223,8 +225,7 @@ void cuda_batch_norm(void *device, icma_matrix x, icma_matrix gamma, icma_matrix
     cuda_batch_norm_given(device, x, gamma, beta, epsilon, act, mean, variance, y);
 }
 
-/* --- backward
- * ---------------------------------------------------------------------------------------------------- */
+/* --- backward ------------------------------------------------------------------------------------------- */
 
 /* What the backward of a norm reads. */
 struct norm_operands {
@@ -280,12 +281,9 @@ template <int EACH> __global__ void norm_gradient_sums(norm_tile t, norm_operand
 /* Also leaves the sums over rows, for norm_gradient_apply, in means. */
 __global__ void norm_gradient_finish(size_t rows, size_t columns, unsigned blocks, const double *partial,
                                      icma_floats dgamma, icma_floats dbeta, float *means) {
-    size_t column = (size_t)blockIdx.x * (FINISH_BLOCK / ICMA_WARP) + threadIdx.x / ICMA_WARP;
+    size_t column;
     double sum, product;
-    if (column >= columns)
-        return; /* a whole warp */
-    gather_sums(partial, blocks, columns, column, &sum, &product);
-    if (threadIdx.x % ICMA_WARP)
+    if (!gather_sums(partial, blocks, columns, &column, &sum, &product))
         return;
     dbeta.at(0, column) = (float)sum;
     dgamma.at(0, column) = (float)product;

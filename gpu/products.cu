@@ -17,8 +17,7 @@ cublasComputeType_t compute_type(const icma_context *c) {
                                                  : CUBLAS_COMPUTE_32F;
 }
 
-/* --- dense
- * ------------------------------------------------------------------------------------------------------- */
+/* --- dense ---------------------------------------------------------------------------------------------- */
 
 void cuda_gemm(void *device, float alpha, icma_matrix a, bool transpose_a, icma_matrix b, bool transpose_b,
                float beta, icma_matrix m) {
@@ -66,8 +65,7 @@ void cuda_gram(void *device, icma_matrix a, double factor, icma_matrix m) {
         icma_context_free(c, p);
 }
 
-/* --- eigenproblem
- * ------------------------------------------------------------------------------------------------ */
+/* --- eigenproblem --------------------------------------------------------------------------------------- */
 
 bool check_solver(icma_context *c, cusolverStatus_t result) {
     return result == CUSOLVER_STATUS_SUCCESS ||
@@ -132,8 +130,7 @@ icma_status cuda_eigen(void *device, size_t n, double *a, double *values, icma_e
                                         "the eigenproblem of %zu checkpoints did not converge", n);
 }
 
-/* --- gradients of weights
- * ---------------------------------------------------------------------------------------- */
+/* --- gradients of weights ------------------------------------------------------------------------------- */
 
 /*
  * g[t, i, j] = sum over sequences and positions p of x[stride p + t - P, i] y[p, j]. Parts of the positions
@@ -360,8 +357,7 @@ void cuda_conv_weights(void *device, icma_conv shape, size_t stride, icma_matrix
 
 } /* namespace */
 
-/* --- windows
- * ----------------------------------------------------------------------------------------------------- */
+/* --- windows -------------------------------------------------------------------------------------------- */
 
 size_t icma_window_residues(size_t inner, size_t x_step) {
     return icma_pieces(inner, x_step);

@@ -7,8 +7,7 @@ namespace {
 
 enum { BLOCK = 256, PART_ROWS = 64, MOST_PARTS = 64 };
 
-/* --- over rows
- * --------------------------------------------------------------------------------------------------- */
+/* --- over rows ------------------------------------------------------------------------------------------ */
 
 /* Rows part * rows_a_part on of column j, summed into out[part, j]. */
 __global__ void sum_part(icma_floats x, size_t rows, size_t columns, size_t rows_a_part, icma_floats out) {
@@ -43,8 +42,7 @@ void cuda_sum_rows(void *device, icma_matrix x, icma_matrix row) {
     sum_parts(c, partial, parts, x.columns, parts, icma_floats_of(row));
 }
 
-/* --- along rows
- * -------------------------------------------------------------------------------------------------- */
+/* --- along rows ----------------------------------------------------------------------------------------- */
 
 struct weighted_square {
     icma_floats p, q, weight;

@@ -21,8 +21,7 @@ static uint64_t seed = 11;
 
 enum { CPU, DEVICE, TABLES };
 
-/* --- operands
- * ---------------------------------------------------------------------------------------------------- */
+/* --- operands ------------------------------------------------------------------------------------------- */
 
 /* The same matrix on both tables. */
 typedef struct pair {
@@ -78,8 +77,7 @@ static void must_agree(const char *what, pair p, double limit) {
         fail_msg("%s: off by %g, at most %g", what, found, limit);
 }
 
-/* --- products that a library does
- * -------------------------------------------------------------------------------- */
+/* --- products that a library does ----------------------------------------------------------------------- */
 
 typedef struct layer {
     size_t batch, positions, inputs, outputs, width; /* positions of the shorter side */
@@ -145,8 +143,7 @@ static void very_many_sequences(void **state) {
     release(z);
 }
 
-/* --- recordings
- * -------------------------------------------------------------------------------------------------- */
+/* --- recordings ----------------------------------------------------------------------------------------- */
 
 static void recordings_run_again(void **state) {
     (void)state;
@@ -176,8 +173,7 @@ static void recordings_run_again(void **state) {
     release(row);
 }
 
-/* --- transfers
- * --------------------------------------------------------------------------------------------------- */
+/* --- transfers ------------------------------------------------------------------------------------------ */
 
 /* Over many pieces of pinned memory, at odd places, large and small in turn. */
 static void transfers_of_any_size(void **state) {
@@ -205,8 +201,7 @@ static void transfers_of_any_size(void **state) {
     free(found);
 }
 
-/* --- training
- * ---------------------------------------------------------------------------------------------------- */
+/* --- training ------------------------------------------------------------------------------------------- */
 
 enum { BATCH = 3, STEPS = 50 };
 
@@ -303,8 +298,7 @@ static void training_is_the_same(void **state) {
     free(gpu.parameters);
 }
 
-/* --- failures
- * ---------------------------------------------------------------------------------------------------- */
+/* --- failures ------------------------------------------------------------------------------------------- */
 
 /* What was noted and not told yet. */
 static icma_status settle(void) {
