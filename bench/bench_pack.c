@@ -96,7 +96,7 @@ int main(int argc, char **argv) {
     const icma_ops *ops;
     icma_pack_options options = icma_pack_defaults();
     options.overwrite = true;
-    if (icma_device_open("auto", ICMA_PRECISION_F32, (icma_device_work){0}, &ops, &error) || icma_inputs_find(&path, 1, &inputs, &error) || icma_dataset_open(&inputs, 0, &dataset, &error))
+    if (icma_device_open("auto", ICMA_PRECISION_F32, (icma_device_work){0}, &ops, &error) || icma_inputs_find(&path, 1, &inputs, &error) || icma_dataset_open(&inputs, 0, NULL, &dataset, &error))
         return fail(&error);
     double read = read_all(&dataset), speed = product_speed(ops);
     if (icma_pack(&inputs, target, &options, ops, &result, &error))

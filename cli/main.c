@@ -63,6 +63,7 @@ static icma_status run_verb(const cli_verb *verb, int argc, char **argv, icma_er
     cli_terminal_setup(common->no_color);
     cli_progress_setup(common);
     cli_messages_quiet(common->quiet);
+    cli_messages_verbose(common->verbose && !common->quiet);
     if (!status && common->help)
         cli_help_verb(verb, stdout);
     else if (!status)

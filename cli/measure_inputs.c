@@ -49,6 +49,7 @@ typedef struct bundle_walk {
     icma_bundle *bundle;
     const char *path, *folder;
     cli_measure *out;
+    size_t all, seen; /* checkpoints */
 } bundle_walk;
 
 /* Measured errors may not exceed what packing stored, rounded up. A little more is let pass: packing may have
@@ -158,6 +159,7 @@ static icma_status compare_task(bundle_walk *walk, size_t task, const icma_input
             originals ? cli_find_checkpoint(originals, stored->has_step, stored->step,
                                             i + 1 == info.checkpoint_count)
                       : NULL;
+        cli_progress_show("compare", (double)walk->seen++, (double)walk->all, "checkpoints", info.name);
         if (original)
             status = compare_checkpoint(walk, task, &info, i, original->path, error);
         else
@@ -180,8 +182,8 @@ icma_status cli_measure_bundle(icma_bundle *bundle, const char *path, const char
     out->total = cli_score_none();
     icma_status status = find_inputs(folder, &inputs, &out->skipped, error);
     size_t tasks = icma_bundle_task_count(bundle);
+    walk.all = cli_bundle_checkpoints(bundle);
     for (size_t i = 0; !status && i < tasks; i++) {
-        cli_progress_show("compare", (double)i, (double)tasks, "tasks", icma_bundle_task_name(bundle, i));
         status = compare_task(&walk, i, &inputs, error);
         icma_bundle_forget_task(bundle, i);
     }
@@ -262,9 +264,13 @@ static icma_status compare_trees(cli_measure *out, const icma_inputs *a, const i
                              b->tasks[0].checkpoints[0].path, error);
     }
     icma_status status = ICMA_OK;
+    size_t all = 0, seen = 0;
+    for (size_t i = 0; i < a->task_count; i++)
+        all += a->tasks[i].checkpoint_count;
     for (size_t i = 0; !status && i < a->task_count; i++) {
-        cli_progress_show("compare", (double)i, (double)a->task_count, "tasks", a->tasks[i].name);
+        cli_progress_show("compare", (double)seen, (double)all, "checkpoints", a->tasks[i].name);
         status = compare_input_task(out, &a->tasks[i], cli_find_task(b, a->tasks[i].name), path_b, error);
+        seen += a->tasks[i].checkpoint_count;
     }
     if (!status)
         tell_extra(out, a, b, path_a);

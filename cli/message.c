@@ -10,7 +10,7 @@
 #include <stdarg.h>
 #include <string.h>
 
-static bool as_json, quiet;
+static bool as_json, quiet, verbose;
 
 void cli_messages_as_json(bool json) {
     as_json = json;
@@ -18,6 +18,10 @@ void cli_messages_as_json(bool json) {
 
 void cli_messages_quiet(bool on) {
     quiet = on;
+}
+
+void cli_messages_verbose(bool on) {
+    verbose = on;
 }
 
 static void print_line(cli_look look, const char *label, const char *file, const char *message) {
@@ -76,6 +80,31 @@ void cli_note(const char *format, ...) {
         print_object("note", NULL, message, NULL);
     else
         print_line(CLI_PLAIN, "note", NULL, message);
+}
+
+static void print_detail(const char *topic, const char *message) {
+    cli_progress_clear();
+    fprintf(stderr, "icma: %s%s:%s ", cli_style(stderr, CLI_BOLD), topic, cli_style(stderr, CLI_PLAIN));
+    cli_print_safe(stderr, message);
+    fputc('\n', stderr);
+}
+
+static void print_detail_object(const char *topic, const char *message) {
+    cJSON *root = cli_json_object(), *object = cli_json_add_object(root, "detail");
+    cli_json_text(object, "topic", topic);
+    cli_json_text(object, "message", message);
+    cli_progress_clear();
+    cli_json_print_line(root, stderr);
+}
+
+void cli_detail(const char *topic, const char *format, ...) {
+    char message[ICMA_ERROR_MESSAGE_SIZE];
+    va_list list;
+    va_start(list, format);
+    vsnprintf(message, sizeof message, format, list);
+    va_end(list);
+    if (verbose)
+        (as_json ? print_detail_object : print_detail)(topic, message);
 }
 
 int cli_exit_code(icma_status status) {

@@ -76,7 +76,7 @@ typedef struct cli_common {
     bool json;
     bool quiet;
     bool verbose;
-    bool no_progress;
+    bool no_progress, progress;
     bool no_color;
 } cli_common;
 
@@ -86,8 +86,12 @@ typedef struct cli_common {
                  "print one JSON document (spec/json.md), errors as JSON too")
 #define CLI_ROW_QUIET                                                                                        \
     CLI_ROW_FLAG('q', "quiet", offsetof(cli_common, quiet), "say nothing but warnings and errors")
+/* Both ways. */
 #define CLI_ROW_NO_PROGRESS                                                                                  \
-    CLI_ROW_FLAG(0, "no-progress", offsetof(cli_common, no_progress), "no progress bars")
+    CLI_ROW_FLAG(0, "no-progress", offsetof(cli_common, no_progress), "no progress bars"),                   \
+        CLI_ROW_FLAG(0, "progress", offsetof(cli_common, progress),                                          \
+                     "tell progress where there is no terminal too: in lines, with\n"                        \
+                     "--json as JSON lines on standard error")
 #define CLI_ROW_NO_COLOR                                                                                     \
     CLI_ROW_FLAG(0, "no-color", offsetof(cli_common, no_color), "no colours (nor with NO_COLOR set)")
 #define CLI_ROW_VERBOSE(help_) CLI_ROW_FLAG('v', "verbose", offsetof(cli_common, verbose), help_)

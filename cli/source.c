@@ -98,6 +98,15 @@ icma_status cli_bundle_open(const cli_list *operands, const cli_decoding *decodi
     return status;
 }
 
+size_t cli_bundle_checkpoints(const icma_bundle *bundle) {
+    size_t count = 0;
+    for (size_t i = 0; i < icma_bundle_section_count(bundle); i++) {
+        icma_section_info section = icma_bundle_section(bundle, i);
+        count += strcmp(section.kind, "task") == 0 ? section.count : 0;
+    }
+    return count;
+}
+
 /* What decoding everything costs, and of how many adapters that is. A group that cannot be read costs
  * nothing: its damage is named when it is decoded. */
 static icma_device_work work_of(icma_bundle *bundle, double *adapters) {
@@ -216,6 +225,7 @@ icma_status cli_choose_tasks(const icma_bundle *bundle, const char *path, const 
 
 icma_status cli_inputs_find(const cli_list *paths, icma_inputs *inputs, bool *skipped, icma_error *error) {
     *skipped = false;
+    cli_progress_show("find", 0, 0, NULL, NULL);
     icma_status status = icma_inputs_find(paths->items, paths->count, inputs, error);
     for (size_t i = 0; i < inputs->skip_count; i++) {
         cli_warning(inputs->skips[i].path, "skipped: %s", inputs->skips[i].reason);

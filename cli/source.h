@@ -30,6 +30,9 @@ typedef struct cli_decoding {
 icma_status cli_bundle_open(const cli_list *operands, const cli_decoding *decoding, icma_bundle **bundle,
                             char **path, icma_error *error);
 
+/* Checkpoints of all tasks, by the index alone. */
+size_t cli_bundle_checkpoints(const icma_bundle *bundle);
+
 /* Chooses the device of the decoding that is ahead, of so many adapters (SIZE_MAX: all), where the user has
  * left that to us. */
 icma_status cli_bundle_choose_device(icma_bundle *bundle, const cli_decoding *decoding, size_t adapters,

@@ -78,10 +78,42 @@ void cli_print_safe(FILE *stream, const char *text) {
     icma_buffer_free(&safe);
 }
 
+/* After Unicode's EastAsianWidth (W and F) and the marks of the Latin, Arabic and Hebrew scripts, in blocks. */
+static size_t columns_of(uint32_t character) {
+    static const struct {
+        uint32_t first, last;
+        size_t columns;
+    } ranges[] = {{0x300, 0x36F, 0},      {0x591, 0x5BD, 0},      {0x64B, 0x65F, 0},      {0x1100, 0x115F, 2},   {0x2E80, 0x303E, 2},
+                  {0x3041, 0xA4CF, 2},    {0xAC00, 0xD7A3, 2},    {0xF900, 0xFAFF, 2},    {0xFE00, 0xFE0F, 0},   {0xFE30, 0xFE6F, 2},
+                  {0xFF01, 0xFF60, 2},    {0xFFE0, 0xFFE6, 2},    {0x1F300, 0x1F64F, 2},  {0x1F680, 0x1F6FF, 2}, {0x1F900, 0x1FAFF, 2},
+                  {0x20000, 0x3FFFD, 2}};
+    for (size_t i = 0; i < sizeof ranges / sizeof ranges[0]; i++)
+        if (character >= ranges[i].first && character <= ranges[i].last)
+            return ranges[i].columns;
+    return 1;
+}
+
+size_t cli_fitting(const char *text, size_t columns) {
+    size_t bytes = 0;
+    while (text[bytes]) {
+        uint32_t character = 0;
+        size_t length = cli_utf8_decode(text + bytes, &character), wide = length ? columns_of(character) : 1;
+        if (wide > columns)
+            break;
+        columns -= wide;
+        bytes += length ? length : 1;
+    }
+    return bytes;
+}
+
 size_t cli_width(const char *text) {
     size_t width = 0;
-    for (; *text; text++)
-        width += ((unsigned char)*text & 0xC0) != 0x80;
+    for (size_t length; *text; text += length) {
+        uint32_t character = 0;
+        size_t valid = cli_utf8_decode(text, &character);
+        width += valid ? columns_of(character) : 1;
+        length = valid ? valid : 1;
+    }
     return width;
 }
 

@@ -27,8 +27,10 @@ void cli_append_safe(icma_buffer *out, const char *text);
 void cli_append(icma_buffer *out, const char *format, ...) ICMA_PRINTF(2, 3);
 /* Prints `text` escaped. */
 void cli_print_safe(FILE *stream, const char *text);
-/* Columns that safe text takes on a terminal: its characters. */
+/* Columns that safe text takes on a terminal: East Asian wide characters and pictures two, combining marks none. */
 size_t cli_width(const char *text);
+/* Bytes of as many of its first characters as have room in `columns`. */
+size_t cli_fitting(const char *text, size_t columns);
 
 /* Small texts by value, for use inside a printf call: cli_size(n).text. */
 typedef struct cli_small {

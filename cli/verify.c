@@ -42,6 +42,7 @@ typedef struct verification {
     icma_bundle *bundle;
     const char *path;
     size_t sections, damaged_sections;
+    size_t stored; /* checkpoints, to be decoded */
     size_t decoded, damaged_checkpoints;
     bool *damaged; /* a flag a section; owned */
     size_t tasks_whole, survivors, checkpoints; /* after damage */
@@ -76,6 +77,7 @@ static bool is_damage(icma_status status) {
 }
 
 static icma_status check_sections(verification *v, icma_error *error) {
+    double bytes = (double)icma_bundle_bytes(v->bundle).total, done = 0;
     v->sections = icma_bundle_section_count(v->bundle);
     v->damaged = icma_alloc_zeroed(v->sections + 1, sizeof *v->damaged);
     if (!v->damaged)
@@ -83,6 +85,8 @@ static icma_status check_sections(verification *v, icma_error *error) {
     for (size_t i = 0; i < v->sections; i++) {
         icma_error detail = {0};
         char what[128];
+        cli_progress_show("check", done, bytes, "bytes", NULL);
+        done += (double)icma_bundle_section(v->bundle, i).stored_size;
         icma_status status = cli_check_signal(error);
         if (status)
             return status;
@@ -96,7 +100,6 @@ static icma_status check_sections(verification *v, icma_error *error) {
             *error = detail;
             return status;
         }
-        cli_progress_show("check", (double)(i + 1), (double)v->sections, "sections", NULL);
     }
     return ICMA_OK;
 }
@@ -116,6 +119,7 @@ static icma_status decode_task(verification *v, size_t task, icma_error *error) 
     for (size_t i = info.checkpoint_count; !status && i-- > 0;) {
         icma_decoded decoded;
         detail = (icma_error){0};
+        cli_progress_show("decode", (double)(v->decoded + v->damaged_checkpoints), (double)v->stored, "checkpoints", info.name);
         status = cli_check_signal(&detail);
         if (!status)
             status = cli_bundle_decode(v->bundle, task, i, &decoded, &detail);
@@ -138,12 +142,12 @@ static icma_status decode_task(verification *v, size_t task, icma_error *error) 
 
 static icma_status decode_all(verification *v, icma_error *error) {
     size_t tasks = icma_bundle_task_count(v->bundle);
+    v->stored = cli_bundle_checkpoints(v->bundle);
     for (size_t i = 0; i < tasks; i++) {
         icma_status status = decode_task(v, i, error);
         if (status)
             return status;
         icma_bundle_forget_task(v->bundle, i);
-        cli_progress_show("decode", (double)(i + 1), (double)tasks, "tasks", NULL);
     }
     return ICMA_OK;
 }

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Finds what the project stands on and, where something is missing, names the Debian package that brings it.
+find_package(Threads REQUIRED)
 find_package(PkgConfig)
 if(NOT PKG_CONFIG_FOUND)
     message(FATAL_ERROR "pkg-config is missing; install it (Debian: pkg-config), or run scripts/bootstrap")

@@ -4,6 +4,7 @@
 
 #include "head.h"
 #include "memory.h"
+#include "progress.h"
 
 #include <math.h>
 #include <string.h>
@@ -194,11 +195,11 @@ icma_status icma_basis_write_head(icma_group *group, uint32_t index, const icma_
     head_writer h = {.group = group, .gram = gram, .generator = generator, .ops = ops, .basis = basis};
     size_t tensors = group->signature.tensor_count, first = 0;
     icma_status status = head_allocate(&h, error);
+    double bytes = (double)group->signature.data_size * (double)group->count, done = 0;
     for (size_t t = 0; !status && t < tensors; t++) {
-        if (progress->update)
-            progress->update(progress->context, "basis", (double)t, (double)tensors, NULL);
-        if (progress->cancelled && progress->cancelled(progress->context))
-            status = icma_fail(error, ICMA_E_CANCELLED, NULL, "cancelled");
+        icma_tell(progress, "basis", done, bytes, NULL);
+        done += (double)group->signature.tensors[t].size * (double)group->count;
+        status = icma_check_cancelled(progress, error);
         if (!status && icma_generator_is_modelled(generator, t))
             status = make_tensor(&h, t, error);
         if (!status && h.chunk.count >= HEAD_CHUNK) {

@@ -28,6 +28,7 @@ typedef struct icma_basis_target {
     double explain, max_error;
     icma_bound bound; /* of the residuals that come on top; ICMA_BOUND_NONE: there will be none */
     bool required;    /* at least one row a role, even where none pays */
+    const icma_progress *progress; /* told of phase "choose", and asked whether to go on; may be NULL */
 } icma_basis_target;
 
 /*

@@ -3,6 +3,7 @@
 
 #include "head.h"
 #include "memory.h"
+#include "progress.h"
 #include "rate.h"
 #include "residual_rate.h"
 
@@ -181,14 +182,20 @@ static bool take_rows(chooser *c, double step, icma_basis_target target) {
 }
 
 /* Coarse steps need more rows and fine ones more bits a row: all are tried, by the rate model, from coarse to fine. */
-static void choose_step(chooser *c, icma_basis_target target) {
+static icma_status choose_step(chooser *c, icma_basis_target target, icma_error *error) {
     double unit = sqrt(c->energy_a_weight), best_bits = INFINITY, best_step = finest_step * unit;
-    for (double step = coarsest_step * unit; step >= finest_step * unit; step *= step_ratio)
-        if (take_rows(c, step, target) && c->bits < best_bits) {
+    double all = ceil(log(finest_step / coarsest_step) / log(step_ratio)), tried = 0;
+    icma_status status = ICMA_OK;
+    for (double step = coarsest_step * unit; !status && step >= finest_step * unit; step *= step_ratio) {
+        icma_tell(target.progress, "choose", tried++, all, NULL);
+        status = icma_check_cancelled(target.progress, error);
+        if (!status && take_rows(c, step, target) && c->bits < best_bits) {
             best_bits = c->bits;
             best_step = step;
         }
+    }
     take_rows(c, best_step, target);
+    return status;
 }
 
 /* --- with residuals on top ------------------------------------------------------------------------------------- */
@@ -243,15 +250,20 @@ static void walk_rows(chooser *c, double step, icma_basis_target target, choice 
     }
 }
 
-static void choose_bounded(chooser *c, icma_basis_target target) {
+static icma_status choose_bounded(chooser *c, icma_basis_target target, icma_error *error) {
     choice best = {.cost = INFINITY}, explaining = {.cost = INFINITY};
     double first = sqrt(c->energy_a_weight * 12 / 2) * (double)target.bound.value;
     if (target.bound.kind == ICMA_BOUND_ABS) /* no relative error is known: all that rows can be */
         first = sqrt(c->energy_a_weight);
-    for (int i = 0; i < BOUNDED_STEPS; i++)
+    icma_status status = ICMA_OK;
+    for (int i = 0; !status && i < BOUNDED_STEPS; i++) {
+        icma_tell(target.progress, "choose", i, BOUNDED_STEPS, NULL);
         walk_rows(c, first * coarsest_bounded * pow(step_ratio, i), target, &best, &explaining);
+        status = icma_check_cancelled(target.progress, error);
+    }
     bool explain = target.explain > 0 ? explaining.cost < INFINITY : explaining.cost <= worth_meaning * best.cost;
     take_choice(c, explain ? &explaining : &best);
+    return status;
 }
 
 static void measure_energy(chooser *c) {
@@ -340,14 +352,15 @@ icma_status icma_basis_choose(const icma_group *group, const icma_ops *ops, cons
     }
     c.task = task;
     count_tensors(group, generator, &c);
+    icma_tell(target.progress, "choose", 0, 0, NULL); /* eigenvalues: nobody knows how long */
     for (int role = 0; !status && role < ICMA_ROLE_COUNT; role++)
         status = solve_role(&c, role, error);
     if (!status) {
         measure_energy(&c);
         if (target.bound.kind == ICMA_BOUND_NONE || target.components)
-            choose_step(&c, target);
+            status = choose_step(&c, target, error);
         else if (!(status = icma_residual_model_create(group, gram, generator, target.bound, &c.residuals, error)))
-            choose_bounded(&c, target);
+            status = choose_bounded(&c, target, error);
     }
     if (!status) {
         status = keep(group, &c, out, error);

@@ -6,6 +6,7 @@
 #include "compress.h"
 #include "latents.h"
 #include "memory.h"
+#include "progress.h"
 #include "training_file.h"
 
 #include <math.h>
@@ -472,8 +473,7 @@ static void tell(const session *s, const char *what, double done, double total) 
         snprintf(note, sizeof note, "loss %.4g, KL %.3g", t->loss_reconstruction[t->loss_count - 1], t->loss_kl[t->loss_count - 1]);
     else if (s->phase == PHASE_DENOISER)
         snprintf(note, sizeof note, "noise %.4g", s->losses[0]);
-    if (progress->update)
-        progress->update(progress->context, what, done, total, note);
+    icma_tell(progress, what, done, total, note);
 }
 
 /* Notes the epoch's losses, in a history of fifty points and the last. *stop: on a plateau. */
@@ -701,10 +701,13 @@ static icma_status choose_coding(session *s, icma_error *error) {
     g->coding_noise = 1;
     if (g->coding != ICMA_CONV_QUANTISED)
         return ICMA_OK;
-    int fine = -16 * 12, coarse = 0; /* noise = 2^(i / 16) */
+    int fine = -16 * 12, coarse = 0, trials = 1; /* noise = 2^(i / 16) */
+    double all = 1 + ceil(log2(coarse - fine));
+    icma_tell(&s->options->progress, "weights", 0, all, NULL);
     icma_status status = decoder_error(s, &g->conv, &plain, error);
     while (!status && coarse - fine > 1) {
         int middle = (fine + coarse) / 2;
+        icma_tell(&s->options->progress, "weights", trials++, all, NULL);
         status = coded_error(s, ICMA_CONV_QUANTISED, exp2(middle / 16.0), &now, error);
         if (!status && now <= fmax(plain * (1 + coding_share), tolerated_error(s->options)))
             fine = middle;

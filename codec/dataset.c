@@ -4,6 +4,7 @@
 #include "compress.h"
 #include "memory.h"
 #include "ops.h"
+#include "progress.h"
 
 #include <string.h>
 
@@ -102,14 +103,25 @@ static icma_status make_exceptions(icma_group *group, icma_error *error) {
     return ICMA_OK;
 }
 
-icma_status icma_dataset_open(const icma_inputs *inputs, size_t train_last, icma_dataset *out, icma_error *error) {
+/* The first of a task's checkpoints that is used. */
+static size_t first_used(const icma_input_task *task, size_t train_last) {
+    return train_last && task->checkpoint_count > train_last ? task->checkpoint_count - train_last : 0;
+}
+
+icma_status icma_dataset_open(const icma_inputs *inputs, size_t train_last, const icma_progress *progress, icma_dataset *out, icma_error *error) {
     icma_status status = ICMA_OK;
+    double files = 0;
     memset(out, 0, sizeof *out);
+    for (size_t t = 0; t < inputs->task_count; t++)
+        files += (double)(inputs->tasks[t].checkpoint_count - first_used(&inputs->tasks[t], train_last));
     for (size_t t = 0; !status && t < inputs->task_count; t++) {
         const icma_input_task *task = &inputs->tasks[t];
-        size_t first = train_last && task->checkpoint_count > train_last ? task->checkpoint_count - train_last : 0;
-        for (size_t i = first; !status && i < task->checkpoint_count; i++)
-            status = add_source(out, &task->checkpoints[i], (uint32_t)t, error);
+        for (size_t i = first_used(task, train_last); !status && i < task->checkpoint_count; i++) {
+            icma_tell(progress, "read", (double)out->files, files, task->name);
+            status = icma_check_cancelled(progress, error);
+            if (!status)
+                status = add_source(out, &task->checkpoints[i], (uint32_t)t, error);
+        }
     }
     /* The first files were opened before it was known how many there are. */
     for (size_t g = 0; !status && out->files > MANY_SOURCES && g < out->count; g++)

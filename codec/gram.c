@@ -2,6 +2,7 @@
 #include "gram.h"
 
 #include "memory.h"
+#include "progress.h"
 #include "rng.h"
 
 #include <math.h>
@@ -242,13 +243,13 @@ icma_status icma_gram_compute(icma_group *group, const icma_ops *ops, size_t lim
         status = icma_fail(error, ICMA_E_MEMORY, NULL, "no memory for the Gram matrix of %zu checkpoints", out->count);
     if (!status)
         status = scan_allocate(&s, error);
+    double bytes = (double)group->signature.data_size * (double)group->count, done = 0;
     for (size_t t = 0; !status && t < group->signature.tensor_count; t++) {
-        if (progress->update)
-            progress->update(progress->context, "gram", (double)t, (double)group->signature.tensor_count, NULL);
-        if (progress->cancelled && progress->cancelled(progress->context))
-            status = icma_fail(error, ICMA_E_CANCELLED, NULL, "cancelled");
-        else
+        icma_tell(progress, "gram", done, bytes, NULL);
+        status = icma_check_cancelled(progress, error);
+        if (!status)
             status = scan_tensor(&s, t, error);
+        done += (double)group->signature.tensors[t].size * (double)group->count;
     }
     scan_free(&s);
     if (status)

@@ -48,15 +48,20 @@ typedef struct icma_bound {
 const char *icma_bound_name(icma_bound_kind kind); /* "dw", "rel", "abs"; "none" */
 
 typedef struct icma_progress {
-    /* Told now and then, from the calling thread: phase "read", "train", ... and how much of how much is done
-     * in it, with a note such as the current loss (may be NULL). May be NULL. */
+    /* Told before each piece of work, from the calling thread: in phase "read", "train", ... so much of so much is done (total 0: of nobody knows how
+     * much), counted in icma_progress_unit, with a note such as the current loss (may be NULL). May be NULL. */
     void (*update)(void *context, const char *phase, double done, double total, const char *note);
     /* Asked often; true stops the work with ICMA_E_CANCELLED. May be NULL. */
     bool (*cancelled)(void *context);
     /* Told seldom: a line that the user should read, such as that a device's memory was too small and the CPU goes on. May be NULL. */
     void (*say)(void *context, const char *line);
+    /* Told with every decision that the data makes, for those who want to know why: `topic` is a word, `line` a sentence with its numbers. May be NULL. */
+    void (*explain)(void *context, const char *topic, const char *line);
     void *context;
 } icma_progress;
+
+/* What a phase's amounts count: "bytes", "checkpoints", "epochs", ...; NULL for a phase that is none of the library's. Static. */
+const char *icma_progress_unit(const char *phase);
 
 /* --- packing
  * --------------------------------------------------------------------------------------------------- */

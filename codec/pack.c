@@ -7,6 +7,7 @@
 #include "conv_train.h"
 #include "memory.h"
 #include "npy.h"
+#include "progress.h"
 #include "soup.h"
 #include "training_file.h"
 
@@ -172,7 +173,7 @@ static bool has_modelled(const icma_pack_group *g) {
 }
 
 static icma_basis_target target_of(const icma_pack_options *o) {
-    icma_basis_target target = {.components = o->components, .explain = o->explain, .max_error = o->max_error};
+    icma_basis_target target = {.components = o->components, .explain = o->explain, .max_error = o->max_error, .progress = &o->progress};
     if (o->tier == ICMA_TIER_BOUNDED)
         target.bound = o->bound;
     target.required = o->generator == ICMA_CHOOSE_BASIS || o->tier <= ICMA_TIER_LATENT;
@@ -319,12 +320,7 @@ static icma_status encode_tasks(icma_packer *p, icma_pack_group *g, icma_error *
     for (size_t first = 0, next; !status && first < n; first = next) {
         for (next = first; next < n && g->group->sources[next].task == g->group->sources[first].task; next++)
             ;
-        if (p->options->progress.update)
-            p->options->progress.update(p->options->progress.context, "encode", (double)first, (double)n, NULL);
-        if (p->options->progress.cancelled && p->options->progress.cancelled(p->options->progress.context))
-            status = icma_fail(error, ICMA_E_CANCELLED, NULL, "cancelled");
-        else
-            status = icma_pack_task_part(p, g, first, next - first, error);
+        status = icma_pack_task_part(p, g, first, next - first, error);
     }
     return status;
 }
@@ -390,17 +386,16 @@ static icma_status finish_container(icma_packer *p, icma_error *error) {
 static icma_status check_archive(icma_packer *p, icma_error *error) {
     icma_limits none = {UINT64_MAX, UINT64_MAX};
     icma_bundle *bundle = NULL;
+    size_t done = 0;
     icma_status status = icma_bundle_open(icma_container_temporary(p->writer), p->decode_ops, &none, &bundle, error);
     for (size_t t = 0; !status && t < p->inputs->task_count; t++) {
         icma_task_info info;
         status = icma_bundle_task(bundle, t, &info, error);
-        if (p->options->progress.update)
-            p->options->progress.update(p->options->progress.context, "check", (double)t, (double)p->inputs->task_count, NULL);
         for (size_t c = info.checkpoint_count; !status && c-- > 0;) { /* backwards: lossless ones are predicted from those that follow */
             icma_decoded decoded;
-            if (p->options->progress.cancelled && p->options->progress.cancelled(p->options->progress.context))
-                status = icma_fail(error, ICMA_E_CANCELLED, NULL, "cancelled");
-            else
+            icma_tell(&p->options->progress, "check", (double)done++, (double)p->result->original_files, info.name);
+            status = icma_check_cancelled(&p->options->progress, error);
+            if (!status)
                 status = icma_bundle_decode(bundle, t, c, &decoded, error);
             if (!status)
                 icma_decoded_free(&decoded);
@@ -416,13 +411,18 @@ static icma_status check_archive(icma_packer *p, icma_error *error) {
 
 /* zstd -19 of the tasks' last files, as many as fit the sample: what a user would get without us, measured. */
 static icma_status sample_zstd(icma_packer *p, icma_error *error) {
+    const icma_progress *progress = &p->options->progress;
+    double share = (double)p->result->original_bytes / (double)p->result->original_files * (double)p->inputs->task_count; /* of the last files, about */
     icma_status status = ICMA_OK;
     for (size_t t = 0; !status && t < p->inputs->task_count; t++) {
         const icma_input_task *task = &p->inputs->tasks[t];
         uint8_t *data;
         size_t size;
         icma_buffer packed = {0};
-        status = icma_file_read_all(task->checkpoints[task->checkpoint_count - 1].path, SIZE_MAX, &data, &size, error);
+        icma_tell(progress, "zstd", (double)p->result->zstd_sample_raw, fmin(share, ZSTD_SAMPLE), task->name);
+        status = icma_check_cancelled(progress, error);
+        if (!status)
+            status = icma_file_read_all(task->checkpoints[task->checkpoint_count - 1].path, SIZE_MAX, &data, &size, error);
         if (status)
             return status;
         if (p->result->zstd_sample_raw + size <= ZSTD_SAMPLE) {
@@ -455,7 +455,7 @@ static icma_status pack_all(icma_packer *p, const char *path, icma_error *error)
     if (!status)
         status = load_conditions(p, error);
     if (!status)
-        status = icma_dataset_open(p->inputs, p->options->train_last, &p->dataset, error);
+        status = icma_dataset_open(p->inputs, p->options->train_last, &p->options->progress, &p->dataset, error);
     p->result->seconds.read = icma_lap(&now);
     p->result->groups = p->dataset.count;
     for (size_t g = 0; !status && g < p->dataset.count; g++)
@@ -650,6 +650,7 @@ icma_status icma_pack(const icma_inputs *inputs, const char *path, const icma_pa
     if (status)
         return status;
     icma_lap(&now);
+    icma_tell(&options->progress, "write", 0, 0, NULL); /* until the disk has it */
     icma_container_writer *writer = a.writer;
     a.writer = NULL;
     status = icma_container_commit(writer, error);

@@ -5,6 +5,7 @@
 #include "compress.h"
 #include "lossless.h"
 #include "memory.h"
+#include "progress.h"
 
 #include <string.h>
 
@@ -75,13 +76,11 @@ static void free_originals(icma_part_writer *w, size_t first, size_t next) {
 
 icma_status icma_pack_lossless(icma_part_writer *w, icma_error *error) {
     chain c = {.w = w};
-    const icma_progress *progress = &w->packer->options->progress;
     icma_status status = chain_allocate(&c, error);
     size_t next = w->table.count;
     for (size_t i = w->table.count; !status && i-- > 0;) {
         size_t size = 0;
-        if (progress->cancelled && progress->cancelled(progress->context))
-            status = icma_fail(error, ICMA_E_CANCELLED, NULL, "cancelled");
+        status = icma_pack_next_checkpoint(w->packer, w->task, error);
         if (!status)
             status = icma_pack_encode_checkpoint(w, i, error);
         if (!status)

@@ -5,6 +5,7 @@
 #include "bound.h"
 #include "compress.h"
 #include "memory.h"
+#include "progress.h"
 #include "verbatim.h"
 
 #include <math.h>
@@ -278,13 +279,16 @@ static icma_status process_checkpoint(icma_part_writer *w, size_t i, icma_error 
     return status;
 }
 
+icma_status icma_pack_next_checkpoint(icma_packer *p, uint32_t task, icma_error *error) {
+    icma_tell(&p->options->progress, "encode", (double)p->encoded++, (double)p->dataset.files, p->inputs->tasks[task].name);
+    return icma_check_cancelled(&p->options->progress, error);
+}
+
 static icma_status process_checkpoints(icma_part_writer *w, icma_error *error) {
-    const icma_progress *progress = &w->packer->options->progress;
     icma_status status = ICMA_OK;
     for (size_t i = 0; !status && i < w->table.count; i++) {
-        if (progress->cancelled && progress->cancelled(progress->context))
-            status = icma_fail(error, ICMA_E_CANCELLED, NULL, "cancelled");
-        else
+        status = icma_pack_next_checkpoint(w->packer, w->task, error);
+        if (!status)
             status = process_checkpoint(w, i, error);
     }
     return status;
@@ -404,6 +408,7 @@ icma_status icma_pack_task_part(icma_packer *packer, icma_pack_group *group, siz
     while (count > 0 && !is_kept(packer, &group->group->sources[first])) {
         first++;
         count--;
+        packer->encoded++;
     }
     if (count == 0)
         return ICMA_OK;

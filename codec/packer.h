@@ -46,6 +46,7 @@ typedef struct icma_packer {
     icma_dataset dataset;
     icma_container_writer *writer;
     icma_pack_result *result;
+    size_t encoded; /* checkpoints, kept or not */
     bool trained; /* a network: not to be done again for want of memory elsewhere */
 } icma_packer;
 
@@ -54,6 +55,8 @@ double icma_lap(double *now);
 
 /* Encodes, measures and writes the checkpoints first .. first + count - 1 of the group's sources, which are one task's. */
 icma_status icma_pack_task_part(icma_packer *packer, icma_pack_group *group, size_t first, size_t count, icma_error *error);
+/* Tells phase "encode", one checkpoint at a time, and asks whether to go on. */
+icma_status icma_pack_next_checkpoint(icma_packer *packer, uint32_t task, icma_error *error);
 /* Finds texts that the group's tasks share and writes them. */
 icma_status icma_pack_shared_texts(icma_packer *packer, icma_pack_group *group, icma_error *error);
 void icma_text_pool_free(icma_text_pool *pool);

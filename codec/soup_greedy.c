@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The greedy soup: which checkpoints of a task take part in its average, by a score. */
 #include "memory.h"
+#include "progress.h"
 #include "sort.h"
 #include "soup.h"
 
@@ -84,11 +85,10 @@ static icma_status mix(greedy *g, size_t source, bool trial, icma_error *error) 
 static icma_status try_source(greedy *g, size_t source, double *score, icma_error *error) {
     const char *task = g->inputs->tasks[g->last->task].name;
     const icma_progress *progress = g->progress;
-    if (progress->update)
-        progress->update(progress->context, "soup", (double)g->scored, (double)g->scores, task);
-    if (progress->cancelled && progress->cancelled(progress->context))
-        return icma_fail(error, ICMA_E_CANCELLED, NULL, "cancelled");
-    icma_status status = mix(g, source, true, error);
+    icma_tell(progress, "soup", (double)g->scored, (double)g->scores, task);
+    icma_status status = icma_check_cancelled(progress, error);
+    if (!status)
+        status = mix(g, source, true, error);
     if (!status)
         status = g->scorer.score(g->scorer.context, task, g->image, g->size, g->last->input, score, error);
     g->scored++;

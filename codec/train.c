@@ -3,6 +3,7 @@
 
 #include "latents.h"
 #include "memory.h"
+#include "progress.h"
 
 #include <lapacke.h>
 #include <math.h>
@@ -277,11 +278,8 @@ static icma_status report_epoch(const trainer *t, size_t epoch, icma_error *erro
         size_t last = t->training->loss_count - 1;
         snprintf(note, sizeof note, "loss %.4g, KL %.3g", t->training->loss_reconstruction[last], t->training->loss_kl[last]);
     }
-    if (progress->update)
-        progress->update(progress->context, "train", (double)epoch, (double)t->plan.epochs, note);
-    if (progress->cancelled && progress->cancelled(progress->context))
-        return icma_fail(error, ICMA_E_CANCELLED, NULL, "cancelled");
-    return ICMA_OK;
+    icma_tell(progress, "train", (double)epoch, (double)t->plan.epochs, note);
+    return icma_check_cancelled(progress, error);
 }
 
 static icma_status run_epochs(trainer *t, icma_error *error) {
@@ -411,11 +409,6 @@ done:
     icma_free(mu);
     icma_free(logvar);
     return status;
-}
-
-void icma_say(const icma_progress *progress, const char *line) {
-    if (progress->say)
-        progress->say(progress->context, line);
 }
 
 icma_status icma_train(const icma_group *group, const icma_basis *basis, const icma_condition *conditions,

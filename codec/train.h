@@ -41,7 +41,5 @@ icma_status icma_train(const icma_group *group, const icma_basis *basis, const i
                        const icma_pack_options *options, uint64_t head_bytes, const icma_ops *ops, icma_generator *generator,
                        icma_training *out, icma_error *error);
 void icma_training_free(icma_training *training); /* leaves it zeroed */
-/* progress->say, if there is one. */
-void icma_say(const icma_progress *progress, const char *line);
 
 #endif

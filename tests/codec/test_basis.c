@@ -89,7 +89,7 @@ static void compute(lab *l, size_t limit) {
     fill(l);
     assert_int_equal(icma_inputs_find(paths, 1, &l->inputs, &error), ICMA_OK);
     support_free(in);
-    assert_int_equal(icma_dataset_open(&l->inputs, 0, &l->data, &error), ICMA_OK);
+    assert_int_equal(icma_dataset_open(&l->inputs, 0, NULL, &l->data, &error), ICMA_OK);
     assert_true(l->data.count == 1 && l->data.groups[0].count == SOURCES);
     l->group = &l->data.groups[0];
     l->g.tensor_count = TENSORS;

@@ -77,7 +77,7 @@ static void open_tree(lab *l) {
     const char *paths[] = {in};
     icma_error error = {0};
     assert_int_equal(icma_inputs_find(paths, 1, &l->inputs, &error), ICMA_OK);
-    assert_int_equal(icma_dataset_open(&l->inputs, 0, &l->data, &error), ICMA_OK);
+    assert_int_equal(icma_dataset_open(&l->inputs, 0, NULL, &l->data, &error), ICMA_OK);
     assert_int_equal(l->data.count, 1);
     l->group = &l->data.groups[0];
     assert_true(l->group->count <= MOST_SOURCES && l->inputs.task_count <= MOST_TASKS);

@@ -68,7 +68,7 @@ static icma_status train(lab *l, const icma_pack_options *options, icma_error *e
     const icma_basis_target target = {.components = 4, .max_error = 0.05};
     assert_int_equal(icma_inputs_find(paths, 1, &l->inputs, error), ICMA_OK);
     support_free(in);
-    assert_int_equal(icma_dataset_open(&l->inputs, 0, &l->data, error), ICMA_OK);
+    assert_int_equal(icma_dataset_open(&l->inputs, 0, NULL, &l->data, error), ICMA_OK);
     icma_group *group = &l->data.groups[0];
     l->g.tensor_count = group->signature.tensor_count;
     assert_int_equal(icma_generator_allocate(&l->g, error), ICMA_OK);
