@@ -5,6 +5,7 @@
  */
 #include "device.h"
 #include "icma.h"
+#include "ops.h"
 
 #include <math.h>
 #include <stdio.h>

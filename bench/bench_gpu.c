@@ -21,6 +21,7 @@
 #include "conv_layers.h"
 #include "device.h"
 #include "icma.h"
+#include "ops.h"
 #include "rans.h"
 
 #include <math.h>

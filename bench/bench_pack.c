@@ -10,6 +10,7 @@
 #include "device.h"
 #include "icma.h"
 #include "memory.h"
+#include "ops.h"
 
 #include <math.h>
 #include <stdio.h>

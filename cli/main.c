@@ -7,6 +7,7 @@
 #include "signals.h"
 #include "terminal.h"
 #include "verbs.h"
+#include "version.h"
 
 #include <fcntl.h>
 #include <string.h>
@@ -100,7 +101,7 @@ static icma_status run(int argc, char **argv, icma_error *error) {
     if (strcmp(name, "help") == 0 || strcmp(name, "--help") == 0 || strcmp(name, "-h") == 0)
         return run_help(argc - 2, argv + 2, error);
     if (strcmp(name, "--version") == 0 || strcmp(name, "-V") == 0) {
-        printf("icma %s\n", ICMA_VERSION);
+        printf("icma %s\n", icma_version());
         return ICMA_OK;
     }
     return unknown_verb(name, error);

@@ -6,6 +6,7 @@
 #include "evaluate.h"
 #include "memory.h"
 #include "message.h"
+#include "ops.h"
 #include "progress.h"
 #include "source.h"
 #include "terminal.h"

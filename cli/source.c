@@ -6,6 +6,7 @@
 #include "file.h"
 #include "memory.h"
 #include "message.h"
+#include "ops.h"
 #include "progress.h"
 #include "sandbox.h"
 #include "terminal.h"

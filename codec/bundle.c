@@ -10,8 +10,22 @@
 /* Most raw bytes of sections whose size nothing else tells. */
 enum { MOST_TABLE = 1 << 28, MOST_TEXTS = 1 << 28, MOST_RECORD = 1 << 26 };
 
-icma_limits icma_limits_defaults(void) {
-    return (icma_limits){UINT64_C(4) << 30, UINT64_C(1) << 40};
+void icma_limits_init(icma_limits *limits, size_t size) {
+    const icma_limits standard = {size, UINT64_C(4) << 30, UINT64_C(1) << 40};
+    memset(limits, 0, size);
+    memcpy(limits, &standard, size < sizeof standard ? size : sizeof standard);
+}
+
+/* Limits as this library knows them, from a program that may have been compiled with fewer. */
+static icma_status take_limits(const icma_limits *limits, icma_limits *out, icma_error *error) {
+    icma_limits_init(out, sizeof *out);
+    if (!limits)
+        return ICMA_OK;
+    if (limits->size < ICMA_LIMITS_LEAST || limits->size > sizeof *out)
+        return icma_fail(error, ICMA_E_USAGE, NULL, "limits of another libicma; start from icma_limits_defaults(), and link the library whose header was compiled");
+    memcpy(out, limits, limits->size);
+    out->size = sizeof *out;
+    return ICMA_OK;
 }
 
 const char *icma_tier_name(icma_tier tier) {
@@ -129,9 +143,10 @@ icma_status icma_bundle_open(const char *path, const icma_ops *ops, const icma_l
     icma_bundle *b = icma_alloc_zeroed(1, sizeof *b);
     if (!b)
         return icma_fail(error, ICMA_E_MEMORY, path, "no memory to open it");
-    b->ops = ops;
-    b->limits = limits ? *limits : icma_limits_defaults();
-    icma_status status = icma_container_open(path, &b->container, error);
+    b->ops = ops ? ops : icma_ops_cpu();
+    icma_status status = take_limits(limits, &b->limits, error);
+    if (!status)
+        status = icma_container_open(path, &b->container, error);
     if (!status)
         status = check_owners(b->container, error);
     if (!status)
@@ -153,7 +168,7 @@ icma_status icma_bundle_use_device(icma_bundle *b, const icma_ops *ops, icma_err
     for (size_t g = 0; g < icma_container_group_count(b->container); g++)
         if (b->groups[g].decoder)
             return icma_fail(error, ICMA_E_USAGE, icma_container_path(b->container), "the device cannot change once something was decoded; open the archive again");
-    b->ops = ops;
+    b->ops = ops ? ops : icma_ops_cpu();
     return ICMA_OK;
 }
 

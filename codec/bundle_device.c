@@ -13,16 +13,10 @@ void icma_device_adapter_free(icma_device_adapter *a) {
     memset(a, 0, sizeof *a);
 }
 
-static icma_status make_adapter(const icma_bundle *b, const icma_safetensors *signature, icma_device_adapter *out, icma_error *error) {
-    *out = (icma_device_adapter){.size = signature->data_size, .tensor_count = signature->tensor_count, .ops = b->ops};
-    out->tensors = icma_alloc_array(signature->tensor_count + 1, sizeof *out->tensors);
-    if (!out->tensors)
-        return icma_fail(error, ICMA_E_MEMORY, NULL, "no memory for a list of tensors");
-    for (size_t t = 0; t < signature->tensor_count; t++) {
-        const icma_tensor_info *info = &signature->tensors[t];
-        out->tensors[t] = (icma_device_tensor){info->name, info->dtype, info->rank, info->shape, info->begin, info->size};
-    }
-    return out->size ? b->ops->alloc(b->ops->device, ICMA_ELEMENT_U8, (size_t)out->size, &out->data, error) : ICMA_OK;
+static icma_status make_adapter(const icma_bundle *b, const icma_part *p, icma_device_adapter *out, icma_error *error) {
+    *out = (icma_device_adapter){.size = b->groups[p->group].signature.data_size, .ops = b->ops};
+    icma_status status = icma_part_tensors(b, p, &out->tensors, &out->tensor_count, error);
+    return status || !out->size ? status : b->ops->alloc(b->ops->device, ICMA_ELEMENT_U8, (size_t)out->size, &out->data, error);
 }
 
 /* Tensors of a checkpoint that are kept verbatim, those that lie end to end in one transfer. */
@@ -103,7 +97,7 @@ static icma_status decode_place(icma_bundle *b, size_t task, icma_place at, icma
     float *code;
     icma_status status = icma_part_open(b, (uint32_t)task, p, at.index, &code, error);
     if (!status)
-        status = make_adapter(b, &b->groups[p->group].signature, out, error);
+        status = make_adapter(b, p, out, error);
     if (!status)
         status = p->table.list[at.index].tier == ICMA_TIER_LOSSLESS ? upload_lossless(b, (uint32_t)task, p, at.index, out, error)
                                                                     : decode_modelled(b, (uint32_t)task, p, at.index, code, out->data, error);

@@ -88,6 +88,8 @@ const struct icma_text *icma_part_text(const icma_bundle *bundle, const icma_par
 icma_status icma_part_find_block(icma_bundle *bundle, uint32_t task, icma_part *part, uint16_t kind, size_t index, const uint8_t **data, size_t *size, icma_error *error);
 /* The residual of a checkpoint; empty where it has none. It lives until the next call of icma_part_find_block for the part: integers that no classes reorder are still coded. */
 icma_status icma_part_load_residual(icma_bundle *bundle, uint32_t task, icma_part *part, size_t index, const float *code, icma_residual *out, icma_error *error);
+/* What describes the tensors of the part's adapters; *list is owned by the caller (icma_free). */
+icma_status icma_part_tensors(const icma_bundle *bundle, const icma_part *part, icma_adapter_tensor **list, size_t *count, icma_error *error);
 /* Copies the checkpoint's verbatim tensors into `data`. */
 icma_status icma_part_read_verbatim(icma_bundle *bundle, uint32_t task, icma_part *part, size_t index, uint8_t *data, icma_error *error);
 /* The data of a lossless checkpoint, decoding what it is predicted from as far as that is not remembered. *data lives until the next call. */

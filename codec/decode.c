@@ -472,6 +472,7 @@ typedef struct job {
     icma_assembly *list;           /* room for all; owned */
     icma_tensor *out;
     uint8_t *host;
+    size_t base; /* where in the adapter's data `out` and `host` start */
 } job;
 
 static icma_status make_job(const icma_decoder *d, const uint32_t *exceptions, size_t exception_count, job *j, icma_error *error) {
@@ -557,6 +558,7 @@ static icma_status assemble_some(icma_decoder *d, job *j, size_t first, size_t e
             continue;
         icma_assembly *a = &j->list[count++];
         *a = assembly_of(d, t);
+        a->place -= j->base;
         while (r && part < r->count && r->list[part].tensor < t)
             part++;
         if (r && part < r->count && r->list[part].tensor == t) {
@@ -600,6 +602,17 @@ static icma_status decode_tensors(icma_decoder *d, const float *code, const icma
 icma_status icma_decoder_tensors(icma_decoder *d, const float *code, const icma_residual *residual, const uint32_t *exceptions, size_t exception_count,
                                  uint8_t *data, icma_error *error) {
     return decode_tensors(d, code, residual, exceptions, exception_count, NULL, data, error);
+}
+
+icma_status icma_decoder_tensor(icma_decoder *d, const float *code, const icma_residual *residual, size_t tensor, uint8_t *data, icma_error *error) {
+    job j = {.residual = residual, .host = data, .base = (size_t)d->signature->tensors[tensor].begin};
+    icma_status status = make_job(d, NULL, 0, &j, error);
+    for (size_t t = 0; !status && t < d->signature->tensor_count; t++)
+        j.wanted[t] = t == tensor;
+    if (!status)
+        status = run_job(d, code, &j, error);
+    free_job(&j);
+    return status;
 }
 
 icma_status icma_decoder_tensors_to(icma_decoder *d, const float *code, const icma_residual *residual, const uint32_t *exceptions, size_t exception_count,

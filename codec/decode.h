@@ -37,6 +37,8 @@ icma_status icma_decoder_code(icma_decoder *decoder, const icma_checkpoints *tas
  * cast is ICMA_E_CORRUPT. `residual` may be NULL. */
 icma_status icma_decoder_tensors(icma_decoder *decoder, const float *code, const icma_residual *residual, const uint32_t *exceptions, size_t exception_count,
                                  uint8_t *data, icma_error *error);
+/* One modelled tensor alone into `data`, which has room for its bytes: only its part of the head is loaded. `residual`: all that it has is of this tensor. */
+icma_status icma_decoder_tensor(icma_decoder *decoder, const float *code, const icma_residual *residual, size_t tensor, uint8_t *data, icma_error *error);
 /* The same into a tensor (U8, signature->data_size bytes) of the decoder's device. Bytes of other tensors stay as they are there. */
 icma_status icma_decoder_tensors_to(icma_decoder *decoder, const float *code, const icma_residual *residual, const uint32_t *exceptions, size_t exception_count,
                                     icma_tensor *out, icma_error *error);

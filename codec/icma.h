@@ -10,15 +10,20 @@
 #ifndef ICMA_H
 #define ICMA_H
 
+#include "allocator.h"
 #include "dtype.h"
 #include "inputs.h"
 #include "status.h"
+#include "threads.h"
+#include "version.h"
 
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
-struct icma_ops;    /* a device: codec/ops.h for its implementers, gpu/device.h to open one */
+ICMA_API_BEGIN
+
+struct icma_ops;    /* a device; device.h opens one. NULL, wherever one is taken, is the CPU */
 struct icma_tensor; /* memory on it */
 
 /* What was kept of a checkpoint (spec 4.1). */
@@ -93,6 +98,7 @@ typedef struct icma_scorer {
 } icma_scorer;
 
 typedef struct icma_pack_options {
+    size_t size;         /* of this struct, as the program was compiled with it; icma_pack_defaults fills it in */
     icma_tier tier;      /* all but ICMA_TIER_VERBATIM */
     icma_bound bound;    /* of ICMA_TIER_BOUNDED */
     double target_bits;  /* ICMA_TIER_BOUNDED: above 0, bits a parameter that the archive may take, all bytes counted; bound.value is then searched for (some
@@ -133,7 +139,16 @@ typedef struct icma_pack_options {
     icma_progress progress;
 } icma_pack_options;
 
-icma_pack_options icma_pack_defaults(void);
+/* What a program that is linked with the first libicma of this soname sets. */
+enum { ICMA_PACK_OPTIONS_LEAST = offsetof(icma_pack_options, progress) + sizeof(icma_progress) };
+
+/* Fills the first `size` bytes of options. */
+void icma_pack_options_init(icma_pack_options *options, size_t size);
+static inline icma_pack_options icma_pack_defaults(void) {
+    icma_pack_options options;
+    icma_pack_options_init(&options, sizeof options);
+    return options;
+}
 /* Whether convolutional networks are trained for it, with the options of theirs. */
 bool icma_choice_is_network(icma_generator_choice generator);
 /* Chooses a generator with its own defaults of what depends on it: latent_dim, epochs, batch, learning_rate, kld_weight. */
@@ -194,15 +209,24 @@ void icma_pack_result_free(icma_pack_result *result); /* leaves it zeroed */
  * --------------------------------------------------------------------------------------------------- */
 
 typedef struct icma_limits {
+    size_t size;         /* of this struct, as the program was compiled with it; icma_limits_defaults fills it in */
     uint64_t max_output; /* bytes that one decoded adapter may have, and its side files */
     uint64_t max_work;   /* multiply-adds that one decoded adapter may cost */
 } icma_limits;
 
-icma_limits icma_limits_defaults(void); /* 4 GiB, 2^40 */
+enum { ICMA_LIMITS_LEAST = offsetof(icma_limits, max_work) + sizeof(uint64_t) };
+
+/* Fills the first `size` bytes of limits: 4 GiB, 2^40. */
+void icma_limits_init(icma_limits *limits, size_t size);
+static inline icma_limits icma_limits_defaults(void) {
+    icma_limits limits;
+    icma_limits_init(&limits, sizeof limits);
+    return limits;
+}
 
 typedef struct icma_bundle icma_bundle;
 
-/* Opens an archive; reads header, index and footer only. `ops` must outlive the bundle. */
+/* Opens an archive; reads header, index and footer only. `ops` must outlive the bundle. limits NULL: the defaults. */
 icma_status icma_bundle_open(const char *path, const struct icma_ops *ops, const icma_limits *limits,
                              icma_bundle **out, icma_error *error);
 void icma_bundle_close(icma_bundle *bundle); /* NULL is fine */
@@ -300,20 +324,27 @@ void icma_bundle_compare_checksums(icma_bundle *bundle, bool compare);
  * the stored one. */
 icma_status icma_bundle_decode(icma_bundle *bundle, size_t task, size_t checkpoint, icma_decoded *out,
                                icma_error *error);
-/* One tensor of an adapter on a device. Name and shape belong to the bundle. */
-typedef struct icma_device_tensor {
+/* One tensor of an adapter. Name and shape belong to the bundle. */
+typedef struct icma_adapter_tensor {
     const char *name;
     icma_dtype dtype;
     unsigned dims;
     const uint64_t *shape; /* dims numbers, the last one varies fastest */
     uint64_t offset, size; /* bytes, in the adapter's data; offsets are aligned only as the packed file's were */
-} icma_device_tensor;
+} icma_adapter_tensor;
+
+/* The tensors of a checkpoint, in the order of their offsets: what decoding it gives, and nothing is decoded. *list is owned by the caller (icma_free). */
+icma_status icma_bundle_tensors(icma_bundle *bundle, size_t task, size_t checkpoint, icma_adapter_tensor **list, size_t *count, icma_error *error);
+/* Decodes one tensor, an index into that list, to host memory: `size` bytes, as many as the tensor has (ICMA_E_USAGE). Below tier lossless a modelled tensor costs its chunk of the basis and the streams of the
+ * residual that hold it, and the chunk is kept for the next call; a convolutional decoder runs as a whole, once as long as the checkpoint is the same. A lossless checkpoint is decoded as a whole and kept too. The
+ * whole file's checksum is not compared: damage that the sections' checksums and the decoder do not see goes unnoticed. On failure `data` may have been written. */
+icma_status icma_bundle_decode_tensor(icma_bundle *bundle, size_t task, size_t checkpoint, size_t tensor, void *data, size_t size, icma_error *error);
 
 /* One adapter in a device's memory. */
 typedef struct icma_device_adapter {
     struct icma_tensor *data; /* bytes (ICMA_ELEMENT_U8): the data part of its safetensors file as it is, without the header; NULL if that is empty */
     uint64_t size;            /* bytes of it */
-    icma_device_tensor *tensors; /* in the order of their offsets */
+    icma_adapter_tensor *tensors; /* in the order of their offsets */
     size_t tensor_count;
     const struct icma_ops *ops; /* the device */
 } icma_device_adapter;
@@ -330,5 +361,7 @@ icma_status icma_bundle_decode_on_device(icma_bundle *bundle, size_t task, size_
  * signature. ICMA_E_UNSUPPORTED for a task whose group has no generator. */
 icma_status icma_bundle_sample(icma_bundle *bundle, size_t task, uint64_t seed, icma_decoded *out,
                                icma_error *error);
+
+ICMA_API_END
 
 #endif

@@ -17,6 +17,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+ICMA_API_BEGIN
+
 typedef struct icma_input_side_file {
     char *name; /* in the checkpoint's folder: "adapter_config.json", "README.md" */
     char *path;
@@ -70,5 +72,7 @@ void icma_inputs_free(icma_inputs *inputs); /* leaves it zeroed */
 /* Natural order: runs of digits compare as numbers ("checkpoint-9" before "checkpoint-10"), ties by bytes.
  * Like strcmp. */
 int icma_compare_natural(const char *a, const char *b);
+
+ICMA_API_END
 
 #endif

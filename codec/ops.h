@@ -17,6 +17,7 @@
 #include "dtype.h"
 #include "rans.h"
 #include "status.h"
+#include "threads.h"
 
 #include <stdbool.h>
 #include <stddef.h>
@@ -207,10 +208,5 @@ const icma_ops *icma_ops_cpu(void);
 
 /* Whether it is one of these two: memory is then the host's, and there is no other table to go back to. */
 bool icma_ops_on_host(const icma_ops *ops);
-
-/* How many threads the CPU table and the readers use from now on; 0: as many as there are processors. Process-wide; not to be called
- * while work is going on. Results never depend on it. */
-void icma_set_threads(int threads);
-int icma_threads(void);
 
 #endif

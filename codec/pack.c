@@ -21,9 +21,21 @@ enum {
     ZSTD_SAMPLE = 8 << 20,    /* bytes of originals that zstd -19 is measured on */
 };
 
-icma_pack_options icma_pack_defaults(void) {
-    return (icma_pack_options){.tier = ICMA_TIER_BOUNDED, .bound = {ICMA_BOUND_DW, 0x1.999998p-4F /* the f32 below 0.1 */}, .restart = 50, .explain = ICMA_AUTO, .max_error = 0.05, .loss = ICMA_LOSS_WATER_LEVEL, .kld_weight = 0.005,
+void icma_pack_options_init(icma_pack_options *options, size_t size) {
+    const icma_pack_options standard = {.size = size, .tier = ICMA_TIER_BOUNDED, .bound = {ICMA_BOUND_DW, 0x1.999998p-4F /* the f32 below 0.1 */}, .restart = 50, .explain = ICMA_AUTO, .max_error = 0.05, .loss = ICMA_LOSS_WATER_LEVEL, .kld_weight = 0.005,
                                .latent_dim = 16, .batch = 32, .learning_rate = 2e-3, .layers = 12, .kernel = 7, .save_seconds = 60, .seed = 1, .precision = "f32"};
+    memset(options, 0, size);
+    memcpy(options, &standard, size < sizeof standard ? size : sizeof standard);
+}
+
+/* Options as this library knows them, from a program that may have been compiled with fewer. */
+static icma_status take_options(const icma_pack_options *options, icma_pack_options *out, icma_error *error) {
+    if (options->size < ICMA_PACK_OPTIONS_LEAST || options->size > sizeof *out)
+        return icma_fail(error, ICMA_E_USAGE, NULL, "pack options of another libicma; start from icma_pack_defaults(), and link the library whose header was compiled");
+    icma_pack_options_init(out, sizeof *out);
+    memcpy(out, options, options->size);
+    out->size = sizeof *out;
+    return ICMA_OK;
 }
 
 bool icma_choice_is_network(icma_generator_choice generator) {
@@ -56,7 +68,8 @@ icma_status icma_pack_preset(const char *name, icma_pack_options *options, icma_
 }
 
 double icma_pack_work(const icma_pack_options *options, size_t adapters, size_t weights) {
-    return icma_choice_is_network(options->generator) ? icma_conv_train_work(options, adapters, weights) : 0;
+    icma_pack_options all;
+    return icma_choice_is_network(options->generator) && !take_options(options, &all, NULL) ? icma_conv_train_work(&all, adapters, weights) : 0;
 }
 
 void icma_pack_result_free(icma_pack_result *result) {
@@ -384,7 +397,7 @@ static icma_status finish_container(icma_packer *p, icma_error *error) {
 
 /* Opens what was written and decodes every checkpoint: only an archive that gives back what was measured is committed. */
 static icma_status check_archive(icma_packer *p, icma_error *error) {
-    icma_limits none = {UINT64_MAX, UINT64_MAX};
+    icma_limits none = {sizeof none, UINT64_MAX, UINT64_MAX};
     icma_bundle *bundle = NULL;
     size_t done = 0;
     icma_status status = icma_bundle_open(icma_container_temporary(p->writer), p->decode_ops, &none, &bundle, error);
@@ -634,15 +647,21 @@ static void forget_trainings(const icma_pack_options *options, size_t groups) {
     }
 }
 
-icma_status icma_pack(const icma_inputs *inputs, const char *path, const icma_pack_options *options, const icma_ops *ops, icma_pack_result *result,
+icma_status icma_pack(const icma_inputs *inputs, const char *path, const icma_pack_options *given, const icma_ops *ops, icma_pack_result *result,
                       icma_error *error) {
     attempt a = {0};
-    tables t = {ops, options->scalar ? icma_ops_reference() : ops};
+    icma_pack_options all, *options = &all;
     double now = 0;
     memset(result, 0, sizeof *result);
+    icma_status status = take_options(given, options, error);
+    if (status)
+        return status;
+    if (!ops)
+        ops = icma_ops_cpu();
+    tables t = {ops, options->scalar ? icma_ops_reference() : ops};
     if (options->threads)
         icma_set_threads(options->threads);
-    icma_status status = check_options(options, error);
+    status = check_options(options, error);
     if (!status && options->target_bits > 0)
         status = pack_to_size(inputs, path, options, &t, &a, error);
     else if (!status)

@@ -280,6 +280,56 @@ icma_coded icma_residual_coded(const icma_residual *r) {
     return (icma_coded){r->streams, r->offsets, stream_count(r->total), ICMA_RESIDUAL_STREAM, r->runs, r->run_count, r->total, r->trellis};
 }
 
+/* Integers of one entry, which are decoded already. */
+static icma_status copy_integers(const icma_residual *all, icma_residual *out, size_t count, icma_error *error) {
+    out->integers = icma_alloc_array(count + 1, sizeof *out->integers);
+    if (!out->integers)
+        return no_memory(error);
+    memcpy(out->integers, all->integers + out->list[0].first, count * sizeof *out->integers);
+    out->list[0].run = out->list[0].first = 0;
+    out->total = count;
+    return ICMA_OK;
+}
+
+/* The streams that hold `count` integers from the entry's first on. What comes before them there is decoded too, and not looked at. */
+static icma_status keep_streams(const icma_residual *all, icma_residual *out, size_t count, icma_error *error) {
+    size_t stream = out->list[0].first / ICMA_RESIDUAL_STREAM, first = stream * ICMA_RESIDUAL_STREAM;
+    size_t streams = stream_count(out->list[0].first + count) - stream, end = first + streams * ICMA_RESIDUAL_STREAM;
+    if (end > all->total)
+        end = all->total;
+    out->runs = icma_alloc_array(all->run_count + 1, sizeof *out->runs);
+    out->offsets = icma_alloc_array(streams + 1, sizeof *out->offsets);
+    if (!out->runs || !out->offsets)
+        return no_memory(error);
+    out->list[0].run = icma_rans_cut(all->runs, all->run_count, first, out->list[0].first, out->runs);
+    out->run_count = icma_rans_cut(all->runs, all->run_count, first, end, out->runs);
+    memcpy(out->offsets, all->offsets + stream, (streams + 1) * sizeof *out->offsets);
+    out->streams = all->streams;
+    out->list[0].first -= first;
+    out->total = end - first;
+    return ICMA_OK;
+}
+
+icma_status icma_residual_of_tensor(const icma_residual *all, uint32_t tensor, icma_residual *out, icma_error *error) {
+    size_t entry = 0;
+    memset(out, 0, sizeof *out);
+    while (entry < all->count && all->list[entry].tensor < tensor)
+        entry++;
+    if (entry == all->count || all->list[entry].tensor != tensor)
+        return ICMA_OK;
+    size_t next = entry + 1 < all->count ? all->list[entry + 1].first : all->total, count = next - all->list[entry].first;
+    out->trellis = all->trellis;
+    out->list = icma_alloc(sizeof *out->list);
+    if (!out->list)
+        return no_memory(error);
+    out->list[0] = all->list[entry];
+    out->count = 1;
+    icma_status status = all->integers ? copy_integers(all, out, count, error) : keep_streams(all, out, count, error);
+    if (status)
+        icma_residual_free(out);
+    return status;
+}
+
 /* From the order in which integers are coded to that of the elements. */
 static icma_status order_integers(icma_residual *r, const icma_safetensors *signature, const icma_generator *g, const uint8_t *classes, icma_error *error) {
     int16_t *coded = r->integers;

@@ -59,6 +59,8 @@ icma_status icma_residual_write(const icma_residual *residual, const icma_safete
 /* Everything of a block of `size` bytes but the integers. Tensors must be modelled, and every step above 0. */
 icma_status icma_residual_open(const uint8_t *data, size_t size, const icma_safetensors *signature, const icma_generator *generator, const uint8_t *classes,
                                icma_residual *out, icma_error *error);
+/* What decodes one tensor alone: of one that was opened, only the streams that hold its integers (`all` outlives it); of one that was read, a copy of the integers, without runs. Empty where the tensor has none. */
+icma_status icma_residual_of_tensor(const icma_residual *all, uint32_t tensor, icma_residual *out, icma_error *error);
 /* The streams of one that was opened, for the op decode_integers: without classes, its integers are in the order of the elements. Valid as long as the residual and its block. */
 icma_coded icma_residual_coded(const icma_residual *residual);
 /* Opens a block and decodes its integers. */

@@ -5,9 +5,13 @@
 #ifndef ICMA_DTYPE_H
 #define ICMA_DTYPE_H
 
+#include "api.h"
+
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+
+ICMA_API_BEGIN
 
 /*      enum              name in the file  bits  modelled as numbers by the codec */
 #define ICMA_DTYPE_TABLE(X)                                                                                  \
@@ -60,5 +64,7 @@ void icma_store_floats(icma_dtype dtype, const float *in, size_t count, uint8_t 
 /* One element of ANY dtype as a double, for comparing files (F4, F6 are not byte-addressable: false).
  * Integers beyond 2^53 round. BOOL is 0 or 1, C64 is refused (false). */
 bool icma_element_to_double(icma_dtype dtype, const uint8_t *element, double *out);
+
+ICMA_API_END
 
 #endif

@@ -7,19 +7,10 @@
 #ifndef ICMA_MEMORY_H
 #define ICMA_MEMORY_H
 
+#include "allocator.h"
+
 #include <stdbool.h>
 #include <stddef.h>
-
-/* Replaces malloc, realloc and free, for tests that make the k-th allocation fail.
- * Not thread-safe: set before any other call. NULL restores libc's. */
-typedef struct icma_allocator {
-    void *(*resize)(void *context, void *pointer,
-                    size_t size); /* pointer NULL: allocate; 64-byte alignment is not needed */
-    void (*release)(void *context, void *pointer);
-    void *context;
-} icma_allocator;
-
-void icma_memory_set_allocator(const icma_allocator *allocator);
 
 /* All return NULL when memory is short or size is 0 (never a pointer to nothing). The caller frees. */
 void *icma_alloc(size_t size);
@@ -28,7 +19,6 @@ void *icma_alloc_array(size_t count, size_t size);  /* checks count * size; unin
 void *icma_resize_array(void *pointer, size_t count, size_t size);
 char *icma_copy_string(const char *text);              /* NULL in, NULL out */
 char *icma_copy_text(const char *text, size_t length); /* adds the NUL */
-void icma_free(void *pointer);                         /* NULL is fine */
 
 /* *out = a * b, a + b, or a rounded up to a multiple of b (b > 0). False, and *out untouched, on overflow. */
 bool icma_multiply_size(size_t a, size_t b, size_t *out);

@@ -10,12 +10,16 @@
 #ifndef ICMA_STATUS_H
 #define ICMA_STATUS_H
 
+#include "api.h"
+
 #if defined(__GNUC__)
 #define ICMA_PRINTF(format_index, first_argument)                                                            \
     __attribute__((format(printf, format_index, first_argument)))
 #else
 #define ICMA_PRINTF(format_index, first_argument)
 #endif
+
+ICMA_API_BEGIN
 
 /*      name           exit  meaning */
 #define ICMA_STATUS_TABLE(X)                                                                                 \
@@ -65,5 +69,7 @@ const char *icma_status_name(icma_status status);
 const char *icma_status_text(icma_status status);
 /* The process exit code of a status. ICMA_E_CANCELLED gives 130 (SIGINT); the CLI puts in its own signal. */
 int icma_status_exit_code(icma_status status);
+
+ICMA_API_END
 
 #endif

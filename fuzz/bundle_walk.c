@@ -97,7 +97,7 @@ static void walk_group(icma_bundle *bundle, uint32_t group) {
 }
 
 void bundle_walk(const uint8_t *data, size_t size) {
-    icma_limits limits = {MOST_OUTPUT, MOST_WORK};
+    icma_limits limits = {sizeof limits, MOST_OUTPUT, MOST_WORK};
     icma_bundle *bundle;
     icma_error error = {0};
     icma_set_threads(1);

@@ -31,7 +31,7 @@ static void release(void *context, void *pointer) {
 }
 
 static void walk(const char *path) {
-    icma_limits limits = {1 << 20, 1 << 22};
+    icma_limits limits = {sizeof limits, 1 << 20, 1 << 22};
     icma_bundle *bundle;
     icma_task_info info;
     icma_decoded decoded;

@@ -5,6 +5,7 @@
 #include "module.h"
 
 #include <dlfcn.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -16,8 +17,8 @@ static const double worth_operations = 4e11, worth_bytes = 16e9;
 #define ICMA_MODULE_FILE "" /* built without CUDA */
 #endif
 
-/* By its bare name, which the loader finds beside the program or in its library folder (the program's run
- * path). Tests name another file. */
+/* By its bare name, which the loader finds beside the program or in its library folder (its run path, or that
+ * of libicma.so). Tests name another file. */
 static const char *module_file(void) {
     const char *other = getenv("ICMA_MODULE");
     return other && *other ? other : ICMA_MODULE_FILE;
@@ -25,17 +26,29 @@ static const char *module_file(void) {
 
 static const icma_module *module; /* NULL until a GPU was asked for */
 
+/* A program that links libicma.a has a run path of its own: where libicma was to be installed is the second guess. `reason` is
+ * that of the first. */
+static void *open_library(const char *file, char *reason, size_t size) {
+    char installed[1024];
+    void *library = dlopen(file, RTLD_NOW | RTLD_LOCAL);
+    if (library)
+        return library;
+    snprintf(reason, size, "%s", dlerror());
+    int length = snprintf(installed, sizeof installed, "%s/%s", ICMA_MODULE_FOLDER, file);
+    return strchr(file, '/') || length >= (int)sizeof installed ? NULL : dlopen(installed, RTLD_NOW | RTLD_LOCAL);
+}
+
 static icma_status load_module(icma_error *error) {
     const char *file = module_file();
+    char reason[ICMA_ERROR_MESSAGE_SIZE / 2];
     icma_module_entrance enter = NULL;
     if (module)
         return ICMA_OK;
     if (!*file)
         return icma_fail(error, ICMA_E_DEVICE, NULL, "this icma was built without CUDA; use --device cpu");
-    void *library = dlopen(file, RTLD_NOW | RTLD_LOCAL);
+    void *library = open_library(file, reason, sizeof reason);
     if (!library)
-        return icma_fail(error, ICMA_E_DEVICE, NULL, "the CUDA part cannot be loaded: %s; use --device cpu",
-                         dlerror());
+        return icma_fail(error, ICMA_E_DEVICE, NULL, "the CUDA part cannot be loaded: %s; use --device cpu", reason);
     void *symbol = dlsym(library, ICMA_MODULE_ENTRANCE);
     memcpy(&enter, &symbol, sizeof enter); /* ISO C has no cast from an object's pointer to a function's */
     if (!enter || !(module = enter(ICMA_MODULE_VERSION))) {

@@ -1,14 +1,21 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Opening a device: the op table (codec/ops.h) that the codec is to compute with.
+ * Opening a device: the op table (codec/ops.h) that the codec is to compute with. Who asks for none computes
+ * on the CPU.
  *
  * What knows CUDA is a module, icma_cuda.so, which is loaded when a GPU is asked for, so that the program
- * starts on machines without CUDA.
+ * starts on machines without CUDA. It is looked for where the library or program that asks has its run path:
+ * beside it in a build folder, in lib/icma of an installation; and, for programs that link libicma.a, in lib/icma of
+ * the prefix that libicma was configured for.
  */
 #ifndef ICMA_DEVICE_H
 #define ICMA_DEVICE_H
 
-#include "ops.h"
+#include "status.h"
+
+ICMA_API_BEGIN
+
+struct icma_ops; /* codec/ops.h */
 
 /* How a GPU multiplies in training. Decoding is exact whatever this says. */
 typedef enum icma_precision {
@@ -29,8 +36,10 @@ typedef struct icma_device_work {
  * opening a device again, also with another precision, gives the same table, which then multiplies as the
  * last call said. Not thread-safe. */
 icma_status icma_device_open(const char *name, icma_precision precision, icma_device_work work,
-                             const icma_ops **out, icma_error *error);
+                             const struct icma_ops **out, icma_error *error);
 /* "f32", "tf32", "bf16"; ICMA_E_USAGE for another. */
 icma_status icma_precision_from_name(const char *name, icma_precision *out, icma_error *error);
+
+ICMA_API_END
 
 #endif

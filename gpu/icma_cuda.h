@@ -2,7 +2,7 @@
 /*
  * Decoded adapters in a GPU's memory, for programs that serve models: no trip through files or host memory.
  *
- *     const icma_ops *gpu;
+ *     const struct icma_ops *gpu;
  *     icma_device_open("cuda:0", ICMA_PRECISION_F32, (icma_device_work){0}, &gpu, &error);
  *     icma_bundle_open("loras.icma", gpu, NULL, &bundle, &error);
  *     icma_bundle_decode_on_device(bundle, task, checkpoint, false, &adapter, &error);       (icma.h)
@@ -23,11 +23,17 @@
 
 #include "device.h"
 
+ICMA_API_BEGIN
+
+struct icma_tensor; /* icma_device_adapter.data (icma.h) */
+
 /* The device memory of a tensor of a table that icma_device_open gave for "cuda" or "cuda:N"; NULL for other
  * tables. It lives as long as the tensor. */
-void *icma_cuda_pointer(const icma_ops *ops, const icma_tensor *tensor);
+void *icma_cuda_pointer(const struct icma_ops *ops, const struct icma_tensor *tensor);
 /* The cudaStream_t in whose order everything of the table happens; NULL for other tables (which is also
  * CUDA's default stream: ask icma_cuda_pointer). It lives as long as the process. */
-void *icma_cuda_stream(const icma_ops *ops);
+void *icma_cuda_stream(const struct icma_ops *ops);
+
+ICMA_API_END
 
 #endif

@@ -4,6 +4,7 @@
 #define ICMA_MODULE_H
 
 #include "device.h"
+#include "ops.h"
 
 #include <stdbool.h>
 

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Checkpoints decoded into a device's memory: the bytes of icma_bundle_decode for every tier and generator, from every table; what describes them; damage that is seen only by the checksum; memory that ends anywhere.
+ * Checkpoints decoded into a device's memory, and tensors decoded one by one: the bytes of icma_bundle_decode for every tier and generator, from every table; what describes them; damage that is seen only by the checksum; memory that ends anywhere.
  */
 #include "memory.h"
 #include "packing.h"
@@ -85,7 +85,7 @@ static void check_views(const icma_device_adapter *a, const uint8_t *file, size_
     assert_int_equal(icma_safetensors_view(file, size, &tensors, &data, &error), ICMA_OK);
     assert_true(a->size == tensors.data_size && a->tensor_count == tensors.tensor_count);
     for (size_t t = 0; t < a->tensor_count; t++) {
-        const icma_device_tensor *view = &a->tensors[t];
+        const icma_adapter_tensor *view = &a->tensors[t];
         const icma_tensor_info *info = &tensors.tensors[t];
         assert_string_equal(view->name, info->name);
         assert_true(view->dtype == info->dtype && view->dims == info->rank && view->offset == info->begin && view->size == info->size);
@@ -104,6 +104,29 @@ static void check_adapter(const icma_device_adapter *a, const icma_decoded *d) {
     free(data);
 }
 
+/* Every tensor by itself, from the last to the first, is what the whole has in its place. */
+static void check_tensors(icma_bundle *bundle, size_t task, size_t checkpoint, const icma_decoded *d) {
+    icma_adapter_tensor *list;
+    icma_error error = {0};
+    size_t count, size = 0;
+    assert_int_equal(icma_bundle_tensors(bundle, task, checkpoint, &list, &count, &error), ICMA_OK);
+    for (size_t t = 0; t < count; t++)
+        size += (size_t)list[t].size;
+    for (size_t t = count; t-- > 0;) {
+        const icma_adapter_tensor *view = &list[t];
+        uint8_t *data = malloc((size_t)view->size + 1);
+        assert_non_null(data);
+        data[view->size] = 0xA5;
+        if (icma_bundle_decode_tensor(bundle, task, checkpoint, t, data, (size_t)view->size, &error) != ICMA_OK)
+            fail_msg("tensor %s of checkpoint %zu: %s", view->name, checkpoint, error.message);
+        if (memcmp(data, d->data + d->size - size + view->offset, (size_t)view->size) != 0)
+            fail_msg("tensor %s of checkpoint %zu of task %zu is another", view->name, checkpoint, task);
+        assert_int_equal(data[view->size], 0xA5);
+        free(data);
+    }
+    icma_free(list);
+}
+
 /* Every checkpoint of every task, twice: the decoder keeps what it has loaded. */
 static void check_bundle(const char *root, const char *name, const icma_ops *ops) {
     icma_bundle *plain = packing_open(root, name, icma_ops_reference()), *bundle = packing_open(root, name, icma_ops_reference());
@@ -120,6 +143,7 @@ static void check_bundle(const char *root, const char *name, const icma_ops *ops
                 fail_msg("%s, checkpoint %zu of task %zu: %s", ops->name, c / 2, t, error.message);
             assert_true(adapter.ops == ops);
             check_adapter(&adapter, &decoded);
+            check_tensors(bundle, t, c / 2, &decoded);
             icma_device_adapter_free(&adapter);
             assert_true(!adapter.data && !adapter.tensors);
             icma_device_adapter_free(&adapter);
@@ -156,6 +180,21 @@ static void every_generator_decodes(void **state) {
     }
 }
 
+/* A residual of several streams: tensors begin and end within them, and one is longer than any. */
+static void a_tensor_takes_its_streams(void **state) {
+    static const icma_bound bounds[] = {{ICMA_BOUND_DW, 0.05F}, {ICMA_BOUND_ABS, 0.01F}}; /* with a trellis, and without */
+    const trajectory large = {5, 2, 8, 40000, 9000, ICMA_F32, 0.002};
+    char *root = support_new_folder();
+    (void)state;
+    packing_write(root, "large", &large, 1, 1);
+    for (size_t i = 0; i < COUNT(bounds); i++) {
+        icma_pack_options options = options_of(ICMA_CHOOSE_NONE, ICMA_TIER_BOUNDED);
+        options.bound = bounds[i];
+        check_packing(root, &options);
+    }
+    support_remove_tree(root);
+}
+
 /* --- what goes wrong ----------------------------------------------------------------------------------- */
 
 static void what_is_not_there_is_not_found(void **state) {
@@ -167,6 +206,13 @@ static void what_is_not_there_is_not_found(void **state) {
     memset(&adapter, 0x5A, sizeof adapter);
     assert_int_equal(icma_bundle_decode_on_device(bundle, 0, 1000, true, &adapter, &error), ICMA_E_NOT_FOUND);
     assert_true(!adapter.data && !adapter.tensors && !adapter.size && !adapter.tensor_count);
+    uint8_t byte;
+    error = (icma_error){0};
+    assert_int_equal(icma_bundle_decode_tensor(bundle, 0, 1000, 0, &byte, 1, &error), ICMA_E_NOT_FOUND);
+    error = (icma_error){0};
+    assert_int_equal(icma_bundle_decode_tensor(bundle, 0, 0, 1000, &byte, 1, &error), ICMA_E_NOT_FOUND);
+    error = (icma_error){0};
+    assert_int_equal(icma_bundle_decode_tensor(bundle, 0, 0, 0, &byte, 1, &error), ICMA_E_USAGE);
     /* Nothing was decoded yet. */
     error = (icma_error){0};
     assert_int_equal(icma_bundle_use_device(bundle, icma_ops_reference(), &error), ICMA_OK);
@@ -227,7 +273,18 @@ static void fail_release(void *context, void *pointer) {
     free(pointer);
 }
 
-/* Opens, decodes all to the device, and closes. */
+static icma_status decode_tensors(icma_bundle *bundle, size_t task, size_t checkpoint, icma_error *error) {
+    icma_adapter_tensor *list;
+    size_t count;
+    uint8_t data[1024];
+    icma_status status = icma_bundle_tensors(bundle, task, checkpoint, &list, &count, error);
+    for (size_t t = 0; !status && t < count; t++)
+        status = icma_bundle_decode_tensor(bundle, task, checkpoint, t, data, (size_t)list[t].size, error);
+    icma_free(list);
+    return status;
+}
+
+/* Opens, decodes all to the device and tensor by tensor, and closes. */
 static icma_status decode_all(const char *path, icma_error *error) {
     icma_bundle *bundle;
     icma_task_info info;
@@ -239,6 +296,8 @@ static icma_status decode_all(const char *path, icma_error *error) {
             status = icma_bundle_decode_on_device(bundle, t, c, true, &adapter, error);
             assert_true((status == ICMA_OK) == (adapter.data != NULL));
             icma_device_adapter_free(&adapter);
+            if (!status)
+                status = decode_tensors(bundle, t, c, error);
         }
     }
     icma_bundle_close(bundle);
@@ -278,6 +337,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         TEST(adapters_are_what_decoding_gives),
         TEST(every_generator_decodes),
+        cmocka_unit_test(a_tensor_takes_its_streams),
         TEST(what_is_not_there_is_not_found),
         TEST(a_checksum_is_compared_if_asked_for),
         TEST(memory_may_end_anywhere),

@@ -4,6 +4,7 @@
  * its emulation. ICMA_TEST_PRECISION (f32, tf32, bf16) says how products are multiplied.
  */
 #include "device.h"
+#include "ops.h"
 #include "support.h"
 
 #include <stdio.h>

@@ -6,6 +6,7 @@
  */
 #include "conv_net.h"
 #include "device.h"
+#include "ops.h"
 #include "rans.h"
 #include "support.h"
 
