@@ -6,8 +6,8 @@
 
 ICMA_API_BEGIN
 
-/* How many threads the CPU and the readers use from now on; 0: as many as there are processors. Process-wide; not to be called
- * while work is going on. Results never depend on it. */
+/* How many threads the CPU and the readers use from now on; 0: as many as there are processors. Process-wide;
+ * not to be called while work is going on. Results never depend on it. */
 void icma_set_threads(int threads);
 int icma_threads(void);
 

@@ -50,7 +50,8 @@ static int print_numbers(const icma_adapter_tensor *tensor, const void *data) {
     return 0;
 }
 
-static int decode(icma_bundle *bundle, size_t task, size_t checkpoint, const icma_adapter_tensor *list, size_t count, const char *name, icma_error *error) {
+static int decode(icma_bundle *bundle, size_t task, size_t checkpoint, const icma_adapter_tensor *list,
+                  size_t count, const char *name, icma_error *error) {
     size_t t = 0;
     while (t < count && strcmp(list[t].name, name) != 0)
         t++;
@@ -59,7 +60,10 @@ static int decode(icma_bundle *bundle, size_t task, size_t checkpoint, const icm
         return 1;
     }
     void *data = malloc((size_t)list[t].size + 1);
-    int failed = !data || icma_bundle_decode_tensor(bundle, task, checkpoint, t, data, (size_t)list[t].size, error) ? 1 : print_numbers(&list[t], data);
+    int failed =
+        !data || icma_bundle_decode_tensor(bundle, task, checkpoint, t, data, (size_t)list[t].size, error)
+            ? 1
+            : print_numbers(&list[t], data);
     free(data);
     return failed;
 }
@@ -73,9 +77,11 @@ static int show(icma_bundle *bundle, const char *task_name, const char *tensor, 
         icma_fail(error, ICMA_E_NOT_FOUND, NULL, "no task %s", task_name);
         return 1;
     }
-    if (icma_bundle_task(bundle, task, &info, error) || icma_bundle_tensors(bundle, task, info.checkpoint_count - 1, &list, &count, error))
+    if (icma_bundle_task(bundle, task, &info, error) ||
+        icma_bundle_tensors(bundle, task, info.checkpoint_count - 1, &list, &count, error))
         return 1;
-    int failed = tensor ? decode(bundle, task, info.checkpoint_count - 1, list, count, tensor, error) : list_tensors(list, count);
+    int failed = tensor ? decode(bundle, task, info.checkpoint_count - 1, list, count, tensor, error)
+                        : list_tensors(list, count);
     icma_free(list);
     return failed;
 }
@@ -90,10 +96,12 @@ int main(int argc, char **argv) {
         fprintf(stderr, "usage: decode_tensor B.icma [TASK [TENSOR [DEVICE]]]\n");
         return 2;
     }
-    if (!(argc == 5 && icma_device_open(argv[4], ICMA_PRECISION_F32, work, &device, &error)) && !icma_bundle_open(argv[1], device, NULL, &bundle, &error))
+    if (!(argc == 5 && icma_device_open(argv[4], ICMA_PRECISION_F32, work, &device, &error)) &&
+        !icma_bundle_open(argv[1], device, NULL, &bundle, &error))
         failed = argc < 3 ? list_tasks(bundle) : show(bundle, argv[2], argc > 3 ? argv[3] : NULL, &error);
     if (error.status)
-        fprintf(stderr, "%s: %s (libicma %s)\n", error.file[0] ? error.file : icma_status_text(error.status), error.message, icma_version());
+        fprintf(stderr, "%s: %s (libicma %s)\n", error.file[0] ? error.file : icma_status_text(error.status),
+                error.message, icma_version());
     icma_bundle_close(bundle);
     return failed;
 }

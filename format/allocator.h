@@ -9,9 +9,11 @@
 
 ICMA_API_BEGIN
 
-/* Replaces malloc, realloc and free, for programs that count or limit, and for tests that make the k-th allocation fail. Libraries below (zstd, OpenBLAS) have their own. */
+/* Replaces malloc, realloc and free, for programs that count or limit, and for tests that make the k-th
+ * allocation fail. Libraries below (zstd, OpenBLAS) have their own. */
 typedef struct icma_allocator {
-    void *(*resize)(void *context, void *pointer, size_t size); /* pointer NULL: allocate; 64-byte alignment is not needed */
+    void *(*resize)(void *context, void *pointer,
+                    size_t size); /* pointer NULL: allocate; 64-byte alignment is not needed */
     void (*release)(void *context, void *pointer);
     void *context;
 } icma_allocator;

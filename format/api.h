@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What encloses the declarations of every public header: C linkage, also for C++, and visible outside the shared library, which is compiled with hidden visibility. */
+/* What encloses the declarations of every public header: C linkage, also for C++, and visible outside the
+ * shared library, which is compiled with hidden visibility. */
 #ifndef ICMA_API_H
 #define ICMA_API_H
 
@@ -12,8 +13,12 @@
 #endif
 
 #ifdef __cplusplus
-#define ICMA_API_BEGIN extern "C" { ICMA_API_VISIBLE
-#define ICMA_API_END ICMA_API_HIDDEN }
+#define ICMA_API_BEGIN                                                                                       \
+    extern "C" {                                                                                             \
+    ICMA_API_VISIBLE
+#define ICMA_API_END                                                                                         \
+    ICMA_API_HIDDEN                                                                                          \
+    }
 #else
 #define ICMA_API_BEGIN ICMA_API_VISIBLE
 #define ICMA_API_END ICMA_API_HIDDEN

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Options and limits tell their size: programs that were compiled with fewer get the defaults of the rest, and those of another library are refused. */
+/* Options and limits tell their size: programs that were compiled with fewer get the defaults of the rest,
+ * and those of another library are refused. */
 #include "memory.h"
 #include "packing.h"
 
