@@ -100,7 +100,7 @@ static const cli_option pack_options[] = {
     CLI_ROW_FLAG(0, "scalar", AT(scalar), "encode and check with the scalar reference: the same bytes, slowly"),
     CLI_ROW_HEADING("Talk"),
     CLI_ROW_QUIET,
-    CLI_ROW_VERBOSE("with --dry-run: every checkpoint"),
+    CLI_ROW_VERBOSE("what is decided, and why; with --dry-run every checkpoint"),
     CLI_ROW_JSON,
     CLI_ROW_NO_PROGRESS,
     CLI_ROW_NO_COLOR,
@@ -386,7 +386,16 @@ static icma_device_work work_of(const icma_inputs *inputs, const icma_pack_optio
 static icma_status open_device(const pack_arguments *a, const icma_inputs *inputs, const icma_pack_options *options, const struct icma_ops **ops, icma_error *error) {
     icma_precision precision;
     icma_status status = icma_precision_from_name(options->precision, &precision, error);
-    return status ? status : icma_device_open(a->device ? a->device : "auto", precision, work_of(inputs, options), ops, error);
+    icma_device_work work = work_of(inputs, options);
+    const char *name = a->device ? a->device : "auto";
+    char why[256];
+    if (!status)
+        status = icma_device_open(name, precision, work, ops, error);
+    if (status)
+        return status;
+    icma_device_explain(name, work, *ops, why, sizeof why);
+    cli_detail("device", "%s", why);
+    return ICMA_OK;
 }
 
 static icma_status pack_found(const pack_arguments *a, const icma_inputs *inputs, icma_pack_options *options, icma_error *error) {
@@ -422,6 +431,8 @@ static icma_status run_pack(const void *arguments, const cli_list *operands, icm
         status = cli_try_output(a->output, a->force, error);
     if (!status)
         status = cli_inputs_find(operands, &inputs, &skipped, error);
+    if (!status)
+        cli_pack_explain_found(&inputs);
     if (!status && a->dry_run)
         status = cli_pack_tell_found(&inputs, &a->common, error);
     else if (!status)

@@ -13,4 +13,7 @@ icma_status cli_pack_tell_found(const icma_inputs *inputs, const cli_common *com
 icma_status cli_pack_tell_result(const char *path, const icma_pack_result *result, const cli_common *common,
                                  icma_error *error);
 
+/* What tasks were found where, and whence their conditions, as details. */
+void cli_pack_explain_found(const icma_inputs *inputs);
+
 #endif

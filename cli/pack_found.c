@@ -6,6 +6,7 @@
 #include "facts.h"
 #include "file.h"
 #include "memory.h"
+#include "message.h"
 #include "npy.h"
 #include "signals.h"
 
@@ -150,6 +151,15 @@ static cli_small steps_of(const icma_input_task *task) {
     size_t numbered = count - final;
     return cli_steps(numbered > 0, numbered ? task->checkpoints[0].step : 0,
                      numbered ? task->checkpoints[numbered - 1].step : 0, final);
+}
+
+void cli_pack_explain_found(const icma_inputs *inputs) {
+    for (size_t i = 0; i < inputs->task_count; i++) {
+        const icma_input_task *task = &inputs->tasks[i];
+        cli_detail("task", "\"%s\": %zu checkpoint%s (%s) in %s; condition: %s", task->name, task->checkpoint_count,
+                   cli_plural(task->checkpoint_count), steps_of(task).text, task->folder,
+                   task->condition_path ? task->condition_path : "none given, to be learned");
+    }
 }
 
 static icma_status print_tasks(const icma_inputs *inputs, const found *f, icma_error *error) {

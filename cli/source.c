@@ -60,8 +60,31 @@ static icma_status find_lone_bundle(char **path, icma_error *error) {
     return status;
 }
 
+static void explain_device(const char *name, icma_device_work work, const icma_ops *opened) {
+    char why[256];
+    icma_device_explain(name, work, opened, why, sizeof why);
+    cli_detail("device", "%s", why);
+}
+
 static bool is_auto(const cli_decoding *decoding) {
     return !decoding->scalar && (!decoding->device || strcmp(decoding->device, "auto") == 0);
+}
+
+size_t cli_bundle_checkpoints(const icma_bundle *bundle) {
+    size_t count = 0;
+    for (size_t i = 0; i < icma_bundle_section_count(bundle); i++) {
+        icma_section_info section = icma_bundle_section(bundle, i);
+        count += strcmp(section.kind, "task") == 0 ? section.count : 0;
+    }
+    return count;
+}
+
+void cli_bundle_explain(const icma_bundle *bundle, const char *path) {
+    size_t tasks = icma_bundle_task_count(bundle), groups = icma_bundle_group_count(bundle),
+           sections = icma_bundle_section_count(bundle);
+    cli_detail("archive", "%s: %s, %zu checkpoints of %zu task%s, in %zu signature group%s and %zu section%s",
+               path, cli_size(icma_bundle_bytes(bundle).total).text, cli_bundle_checkpoints(bundle), tasks,
+               cli_plural(tasks), groups, cli_plural(groups), sections, cli_plural(sections));
 }
 
 icma_status cli_bundle_open(const cli_list *operands, const cli_decoding *decoding, icma_bundle **bundle,
@@ -86,6 +109,8 @@ icma_status cli_bundle_open(const cli_list *operands, const cli_decoding *decodi
     }
     if (!status)
         status = icma_device_open(device, ICMA_PRECISION_F32, (icma_device_work){0}, &ops, error);
+    if (!status && !is_auto(decoding))
+        explain_device(device, (icma_device_work){0}, ops);
     if (!status) {
         cli_sandbox_enter(ops->name);
         status = icma_bundle_open(*path, ops, &limits, bundle, error);
@@ -97,15 +122,6 @@ icma_status cli_bundle_open(const cli_list *operands, const cli_decoding *decodi
         *path = NULL;
     }
     return status;
-}
-
-size_t cli_bundle_checkpoints(const icma_bundle *bundle) {
-    size_t count = 0;
-    for (size_t i = 0; i < icma_bundle_section_count(bundle); i++) {
-        icma_section_info section = icma_bundle_section(bundle, i);
-        count += strcmp(section.kind, "task") == 0 ? section.count : 0;
-    }
-    return count;
 }
 
 /* What decoding everything costs, and of how many adapters that is. A group that cannot be read costs
@@ -138,6 +154,8 @@ icma_status cli_bundle_choose_device(icma_bundle *bundle, const cli_decoding *de
     work.operations *= share;
     work.bytes *= share;
     icma_status status = icma_device_open("auto", ICMA_PRECISION_F32, work, &ops, error);
+    if (!status)
+        explain_device("auto", work, ops);
     return status ? status : icma_bundle_use_device(bundle, ops, error);
 }
 

@@ -37,7 +37,7 @@ static const cli_option unpack_options[] = {
     CLI_ROWS_DECODING(cli_unpack, decoding),
     CLI_ROW_HEADING("Talk"),
     CLI_ROW_QUIET,
-    CLI_ROW_VERBOSE("name every file"),
+    CLI_ROW_VERBOSE("name every file, and tell what decodes it and why"),
     CLI_ROW_JSON,
     CLI_ROW_NO_PROGRESS,
     CLI_ROW_NO_COLOR,
@@ -280,6 +280,7 @@ static icma_status run_unpack(const void *arguments, const cli_list *operands, i
     if (!status)
         status = cli_bundle_open(operands, &a->decoding, &bundle, &path, error);
     if (!status) {
+        cli_bundle_explain(bundle, path);
         icma_bundle_compare_checksums(bundle, !a->no_check);
         status = make_plan(a, bundle, path, &plan, &partial, error);
     }

@@ -5,8 +5,8 @@
 #include "memory.h"
 #include "message.h"
 #include "progress.h"
-#include "signals.h"
 #include "sandbox.h"
+#include "signals.h"
 #include "source.h"
 #include "verbs.h"
 
@@ -29,7 +29,7 @@ static const cli_option verify_options[] = {
     CLI_ROW(CLI_TEXT, 0, "against", "DIR", AT(against), "compare with the original adapters below DIR"),
     CLI_ROWS_DECODING(verify_arguments, decoding),
     CLI_ROW_QUIET,
-    CLI_ROW_VERBOSE("with --against: every checkpoint"),
+    CLI_ROW_VERBOSE("what is read, and how; with --against every checkpoint"),
     CLI_ROW_JSON,
     CLI_ROW_NO_PROGRESS,
     CLI_ROW_NO_COLOR,
@@ -44,9 +44,9 @@ typedef struct verification {
     size_t sections, damaged_sections;
     size_t stored; /* checkpoints, to be decoded */
     size_t decoded, damaged_checkpoints;
-    bool *damaged; /* a flag a section; owned */
+    bool *damaged;                              /* a flag a section; owned */
     size_t tasks_whole, survivors, checkpoints; /* after damage */
-    cJSON *damage, *losses; /* arrays, or NULL */
+    cJSON *damage, *losses;                     /* arrays, or NULL */
 } verification;
 
 /* Names one piece of damage and goes on. */
@@ -119,7 +119,8 @@ static icma_status decode_task(verification *v, size_t task, icma_error *error) 
     for (size_t i = info.checkpoint_count; !status && i-- > 0;) {
         icma_decoded decoded;
         detail = (icma_error){0};
-        cli_progress_show("decode", (double)(v->decoded + v->damaged_checkpoints), (double)v->stored, "checkpoints", info.name);
+        cli_progress_show("decode", (double)(v->decoded + v->damaged_checkpoints), (double)v->stored,
+                          "checkpoints", info.name);
         status = cli_check_signal(&detail);
         if (!status)
             status = cli_bundle_decode(v->bundle, task, i, &decoded, &detail);
@@ -168,7 +169,8 @@ static char *name_checkpoints(const icma_task_info *info, const bool *flags) {
     return names;
 }
 
-static void losses_to_json(verification *v, const char *task, size_t count, const icma_task_info *info, const bool *lost) {
+static void losses_to_json(verification *v, const char *task, size_t count, const icma_task_info *info,
+                           const bool *lost) {
     cJSON *object = cli_json_add_object(v->losses, NULL);
     cli_json_text(object, "task", task);
     cli_json_bool(object, "all", !lost);
@@ -203,9 +205,11 @@ static icma_status tell_losses_of(verification *v, size_t task, icma_error *erro
     v->tasks_whole += gone == 0;
     char *names = lost ? name_checkpoints(&info, lost) : NULL;
     if (gone == count)
-        cli_warning(v->path, "task \"%s\" is lost: %s %zu checkpoint%s", name, count == 1 ? "its" : "all", count, cli_plural(count));
+        cli_warning(v->path, "task \"%s\" is lost: %s %zu checkpoint%s", name, count == 1 ? "its" : "all",
+                    count, cli_plural(count));
     else if (gone)
-        cli_warning(v->path, "task \"%s\" has lost %zu of %zu checkpoints: %s", name, gone, count, names ? names : "?");
+        cli_warning(v->path, "task \"%s\" has lost %zu of %zu checkpoints: %s", name, gone, count,
+                    names ? names : "?");
     if (gone && v->losses)
         losses_to_json(v, name, count, &info, gone == count ? NULL : lost);
     icma_free(names);
@@ -234,7 +238,8 @@ static void print_verdict(const verification *v) {
     else
         printf("; all %zu sections match their checksums", v->sections);
     if (v->damaged_sections)
-        printf("; %zu of %zu tasks and %zu of %zu checkpoints survive", v->tasks_whole, icma_bundle_task_count(v->bundle), v->survivors, v->checkpoints);
+        printf("; %zu of %zu tasks and %zu of %zu checkpoints survive", v->tasks_whole,
+               icma_bundle_task_count(v->bundle), v->survivors, v->checkpoints);
     if (v->a->deep && v->damaged_checkpoints)
         printf("; %zu checkpoint%s decoded, the others could not be", v->decoded, cli_plural(v->decoded));
     else if (v->a->deep)
@@ -322,6 +327,9 @@ static icma_status run_verify(const void *arguments, const cli_list *operands, i
     if (status)
         return status;
     v.path = path;
+    cli_bundle_explain(v.bundle, path);
+    if (!v.a->decoding.device && !v.a->decoding.scalar)
+        cli_detail("device", "cpu: in the sandbox there is no GPU; --device cuda leaves the sandbox");
     status = verify_bundle(&v, error);
     if (status)
         icma_error_set_file(error, path);

@@ -8,6 +8,7 @@
 #include "residual_rate.h"
 
 #include <math.h>
+#include <stdio.h>
 #include <string.h>
 
 enum { CONTEXT_BITS = 8, COEFFICIENT_BITS = 8 }; /* a row costs a table index a tensor, and about a byte a checkpoint */
@@ -32,6 +33,8 @@ typedef struct chooser {
     double *noise[ICMA_ROLE_COUNT];    /* of each sampled source: energy of what quantising the rows does to it */
     double bits;                       /* of the rows taken */
     icma_residual_model *residuals;    /* NULL without a bound */
+    double *cheapest;                  /* bits that so many rows take at least, with their residuals; NULL where nobody listens */
+    size_t most_rows;                  /* over all roles */
 } chooser;
 
 static void chooser_free(chooser *c) {
@@ -41,6 +44,7 @@ static void chooser_free(chooser *c) {
         icma_free(c->noise[role]);
     }
     icma_residual_model_free(c->residuals);
+    icma_free(c->cheapest);
 }
 
 /* Within-task variance of one coordinate. */
@@ -181,6 +185,34 @@ static bool take_rows(chooser *c, double step, icma_basis_target target) {
     return reached(c, target);
 }
 
+typedef struct words {
+    char text[32];
+} words;
+
+/* "71 %", "none"; for what the rows taken explain. */
+static words explained_words(const chooser *c) {
+    words w = {"none"};
+    double share = explained(c);
+    if (isnan(share))
+        snprintf(w.text, sizeof w.text, "all (there is none)");
+    else if (share > 0)
+        snprintf(w.text, sizeof w.text, "%.0f %%", 100 * share);
+    return w;
+}
+
+static void explain_rows(const chooser *c, icma_basis_target target, bool good) {
+    size_t rows = 0;
+    for (int role = 0; role < ICMA_ROLE_COUNT; role++)
+        rows += c->taken[role];
+    if (target.components)
+        icma_explain(target.progress, "basis", "%zu rows in all, %zu a role as asked for: predicted to take %.0f bytes, to explain %s of the variance within tasks and to leave a dW error of %.4f",
+                     rows, target.components, c->bits / 8, explained_words(c).text, predicted_error(c));
+    else
+        icma_explain(target.progress, "basis", "%zu rows, predicted to take %.0f bytes, explain %s of the variance within tasks (wanted: %.0f %%) and leave a dW error of %.4f (wanted: %.4f): %s", rows, c->bits / 8,
+                     explained_words(c).text, 100 * wanted_share(c, target.explain), predicted_error(c), target.max_error,
+                     good ? "the fewest bytes that do, over all steps" : "all rows there are, which is not enough");
+}
+
 /* Coarse steps need more rows and fine ones more bits a row: all are tried, by the rate model, from coarse to fine. */
 static icma_status choose_step(chooser *c, icma_basis_target target, icma_error *error) {
     double unit = sqrt(c->energy_a_weight), best_bits = INFINITY, best_step = finest_step * unit;
@@ -194,7 +226,9 @@ static icma_status choose_step(chooser *c, icma_basis_target target, icma_error 
             best_step = step;
         }
     }
-    take_rows(c, best_step, target);
+    bool good = take_rows(c, best_step, target);
+    if (!status)
+        explain_rows(c, target, good);
     return status;
 }
 
@@ -217,11 +251,20 @@ static void take_choice(chooser *c, const choice *chosen) {
             take_row(c, role);
 }
 
+static size_t rows_of(const choice *made) {
+    size_t rows = 0;
+    for (int role = 0; role < ICMA_ROLE_COUNT; role++)
+        rows += made->taken[role];
+    return rows;
+}
+
 /* Keeps the rows taken as the choice, if they and their residuals take fewer bits; *explaining only among those that explain enough. */
 static double consider(const chooser *c, icma_basis_target target, choice *best, choice *explaining) {
     double rows = c->bits > 0 ? c->bits * (1 + trunk_share) + TRUNK_BITS : 0;
     choice now = {c->step, rows + icma_residual_model_bits(c->residuals, c->leftover, c->noise), {0}};
     memcpy(now.taken, c->taken, sizeof now.taken);
+    if (c->cheapest)
+        c->cheapest[rows_of(&now)] = fmin(c->cheapest[rows_of(&now)], now.cost);
     if (now.cost < best->cost)
         *best = now;
     if (now.cost < explaining->cost && !(explained(c) < (target.explain > 0 ? target.explain : meaningful)))
@@ -250,6 +293,35 @@ static void walk_rows(chooser *c, double step, icma_basis_target target, choice 
     }
 }
 
+/* "0: 70123, 6: 40321, ...": bytes that none, halves and doubles of the rows chosen were predicted to take. */
+static void list_candidates(const chooser *c, size_t chosen, char *text, size_t size) {
+    size_t candidates[] = {0, chosen / 4, chosen / 2, chosen * 2, chosen * 4}, last = SIZE_MAX;
+    text[0] = '\0';
+    for (size_t i = 0; i < sizeof candidates / sizeof *candidates; i++) {
+        size_t rows = candidates[i], used = strlen(text);
+        while (rows < c->most_rows && rows > 0 && isinf(c->cheapest[rows])) /* not every number is tried far out */
+            rows++;
+        if (rows > c->most_rows || rows == chosen || rows == last || isinf(c->cheapest[rows]))
+            continue;
+        snprintf(text + used, size - used, "%s%zu: %.0f", used ? ", " : "", rows, c->cheapest[rows] / 8);
+        last = rows;
+    }
+}
+
+static void explain_bounded(chooser *c, icma_basis_target target, const choice *chosen, const choice *best, bool explaining) {
+    char others[160];
+    size_t rows = rows_of(chosen);
+    list_candidates(c, rows, others, sizeof others);
+    icma_explain(target.progress, "basis", "%zu rows: %.0f bytes predicted, with the residuals on top%s%s", rows, chosen->cost / 8, others[0] ? "; other numbers of rows would take " : "", others);
+    if (rows == 0)
+        icma_explain(target.progress, "basis", "no row is worth its bytes: residuals alone are smaller");
+    else if (explaining && rows_of(best) != rows)
+        icma_explain(target.progress, "basis", "%zu rows at %.0f bytes would be the smallest; these explain %s of the variance within tasks, and latents that mean something are %s", rows_of(best),
+                     best->cost / 8, explained_words(c).text, target.explain > 0 ? "asked for with explain" : "worth up to half as much again");
+    else
+        icma_explain(target.progress, "basis", "that is the smallest of all that was tried; it explains %s of the variance within tasks", explained_words(c).text);
+}
+
 static icma_status choose_bounded(chooser *c, icma_basis_target target, icma_error *error) {
     choice best = {.cost = INFINITY}, explaining = {.cost = INFINITY};
     double first = sqrt(c->energy_a_weight * 12 / 2) * (double)target.bound.value;
@@ -263,6 +335,8 @@ static icma_status choose_bounded(chooser *c, icma_basis_target target, icma_err
     }
     bool explain = target.explain > 0 ? explaining.cost < INFINITY : explaining.cost <= worth_meaning * best.cost;
     take_choice(c, explain ? &explaining : &best);
+    if (c->cheapest && !status)
+        explain_bounded(c, target, explain ? &explaining : &best, &best, explain);
     return status;
 }
 
@@ -340,6 +414,18 @@ static void count_tensors(const icma_group *group, const icma_generator *generat
             c->tensors[generator->treatment[t]]++;
 }
 
+/* Room to remember what is only told. */
+static icma_status listen(chooser *c, icma_basis_target target, icma_error *error) {
+    for (int role = 0; role < ICMA_ROLE_COUNT; role++)
+        c->most_rows += c->eigen[role].rank < ICMA_MAX_COMPONENTS ? c->eigen[role].rank : ICMA_MAX_COMPONENTS;
+    if (!icma_explains(target.progress))
+        return ICMA_OK;
+    c->cheapest = icma_alloc_array(c->most_rows + 1, sizeof *c->cheapest);
+    for (size_t i = 0; c->cheapest && i <= c->most_rows; i++)
+        c->cheapest[i] = INFINITY;
+    return c->cheapest ? ICMA_OK : icma_fail(error, ICMA_E_MEMORY, NULL, "no memory for the basis");
+}
+
 icma_status icma_basis_choose(const icma_group *group, const icma_ops *ops, const icma_gram *gram, const icma_generator *generator, icma_basis_target target,
                               icma_basis *out, icma_error *error) {
     memset(out, 0, sizeof *out);
@@ -355,6 +441,8 @@ icma_status icma_basis_choose(const icma_group *group, const icma_ops *ops, cons
     icma_tell(target.progress, "choose", 0, 0, NULL); /* eigenvalues: nobody knows how long */
     for (int role = 0; !status && role < ICMA_ROLE_COUNT; role++)
         status = solve_role(&c, role, error);
+    if (!status)
+        status = listen(&c, target, error);
     if (!status) {
         measure_energy(&c);
         if (target.bound.kind == ICMA_BOUND_NONE || target.components)

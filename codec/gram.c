@@ -4,13 +4,13 @@
 #include "memory.h"
 #include "progress.h"
 #include "rng.h"
+#include "verbatim_why.h"
 
 #include <math.h>
 #include <string.h>
 
 /* A tile's columns: single-precision sums stay this short, longer ones are carried on in double. */
-enum { TILE_COLUMNS = 4096, FEWEST_ELEMENTS = 16 };
-static const uint64_t most_elements = UINT64_C(1) << 26, most_other_elements = UINT64_C(1) << 20;
+enum { TILE_COLUMNS = 4096 };
 enum { TILE_CELLS = 1 << 25 }; /* floats in memory at a time */
 
 typedef struct scan {
@@ -24,6 +24,7 @@ typedef struct scan {
     icma_tensor *x, *g;   /* the same on the device, where it is added up */
     float *lowest, *highest; /* of each row, over a tensor */
     bool *finite;
+    uint8_t *why; /* icma_why, one a tensor */
 } scan;
 
 static void scan_free(scan *s) {
@@ -32,6 +33,7 @@ static void scan_free(scan *s) {
     icma_free(s->lowest);
     icma_free(s->highest);
     icma_free(s->finite);
+    icma_free(s->why);
     s->ops->release(s->ops->device, s->x);
     s->ops->release(s->ops->device, s->g);
 }
@@ -44,20 +46,11 @@ static icma_status scan_allocate(scan *s, icma_error *error) {
     s->lowest = icma_alloc_array(n, sizeof *s->lowest);
     s->highest = icma_alloc_array(n, sizeof *s->highest);
     s->finite = icma_alloc_array(n, sizeof *s->finite);
-    if (!s->tile || !s->tensor || !s->lowest || !s->highest || !s->finite)
+    s->why = icma_alloc_zeroed(s->group->signature.tensor_count + 1, sizeof *s->why);
+    if (!s->why || !s->tile || !s->tensor || !s->lowest || !s->highest || !s->finite)
         return icma_fail(error, ICMA_E_MEMORY, NULL, "no memory for the Gram matrix of %zu checkpoints", n);
     icma_status status = s->ops->alloc(s->ops->device, ICMA_ELEMENT_F32, n * s->columns, &s->x, error);
     return status ? status : s->ops->alloc(s->ops->device, ICMA_ELEMENT_F64, n * n, &s->g, error);
-}
-
-/* What is neither a factor of a pair nor named as a part of a low-rank adapter (DoRA's magnitudes are) is a module that was trained whole (PEFT's
- * modules_to_save): its owner wants it as it is. */
-static bool may_be_modelled(const icma_tensor_info *info, icma_role role) {
-    if (!icma_dtype_is_modelled(info->dtype) || info->count < FEWEST_ELEMENTS)
-        return false;
-    if (role == ICMA_ROLE_OTHER)
-        return info->count <= most_other_elements && (strstr(info->name, "lora_") || strstr(info->name, "dora_"));
-    return info->count <= most_elements;
 }
 
 /* Notes the range of each row and zeroes rows that are not finite, so that they do not spoil the products. */
@@ -181,7 +174,8 @@ static icma_status scan_tensor(scan *s, size_t t, icma_error *error) {
     icma_role role = s->group->pairs.roles[t];
     size_t n = s->gram->count;
     s->generator->treatment[t] = ICMA_TREAT_VERBATIM;
-    if (!may_be_modelled(info, role))
+    s->why[t] = (uint8_t)icma_why_verbatim(info, role);
+    if (s->why[t] != ICMA_WHY_NOT)
         return ICMA_OK;
     for (size_t i = 0; i < n; i++) {
         s->lowest[i] = INFINITY;
@@ -197,6 +191,7 @@ static icma_status scan_tensor(scan *s, size_t t, icma_error *error) {
         energy += s->tensor[i * n + i];
     float scale = stay ? (float)sqrt(energy / ((double)stay * ICMA_SCALE_WEIGHTS)) : 0;
     if (!isnormal(scale) || is_constant(s)) {
+        s->why[t] = isnormal(scale) ? ICMA_WHY_CONSTANT : ICMA_WHY_EMPTY;
         forget_exceptions(s, t);
         return ICMA_OK;
     }
@@ -251,6 +246,8 @@ icma_status icma_gram_compute(icma_group *group, const icma_ops *ops, size_t lim
             status = scan_tensor(&s, t, error);
         done += (double)group->signature.tensors[t].size * (double)group->count;
     }
+    if (!status)
+        icma_explain_verbatim(progress, group, s.why);
     scan_free(&s);
     if (status)
         icma_gram_free(out);

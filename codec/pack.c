@@ -206,7 +206,13 @@ static icma_status learn_basis(icma_packer *p, icma_pack_group *g, icma_error *e
     double now = 0;
     icma_lap(&now);
     icma_status status = ICMA_OK;
-    if (o->generator != ICMA_CHOOSE_NONE && !(o->tier == ICMA_TIER_LOSSLESS && o->generator == ICMA_CHOOSE_AUTO))
+    bool pays = !(o->tier == ICMA_TIER_LOSSLESS && o->generator == ICMA_CHOOSE_AUTO);
+    if (!pays)
+        icma_explain(&o->progress, "basis", "none: files are predicted from later checkpoints of their task, up to %d of them in chains of %zu, and what a basis would save there is less than it takes",
+                     ICMA_CHAIN_TAPS, o->restart);
+    else if (o->generator == ICMA_CHOOSE_NONE)
+        icma_explain(&o->progress, "basis", "none, as asked for with the generator");
+    if (o->generator != ICMA_CHOOSE_NONE && pays)
         status = icma_basis_choose(g->group, p->ops, &g->gram, &g->generator, target_of(o), &g->basis, error);
     if (status)
         return status;
@@ -338,10 +344,34 @@ static icma_status encode_tasks(icma_packer *p, icma_pack_group *g, icma_error *
     return status;
 }
 
+static void explain_group(const icma_packer *p, uint32_t index) {
+    const icma_group *group = &p->dataset.groups[index];
+    size_t tasks = 0;
+    uint64_t numbers = 0;
+    for (size_t i = 0; i < group->count; i++)
+        tasks += i == 0 || group->sources[i].task != group->sources[i - 1].task;
+    for (size_t t = 0; t < group->signature.tensor_count; t++)
+        numbers += group->signature.tensors[t].count;
+    icma_explain(&p->options->progress, "group", "%u of %zu: %zu checkpoints of %zu tasks have the same tensors (%zu, in %zu LoRA pairs; %llu numbers) and are learned together", index + 1,
+                 p->dataset.count, group->count, tasks, group->signature.tensor_count, group->pairs.count, (unsigned long long)numbers);
+}
+
+static void explain_misses(icma_packer *p) {
+    const icma_progress *progress = &p->options->progress;
+    if (p->missed_tensors)
+        icma_explain(progress, "verbatim", "%zu tensor%s of single checkpoints kept bit for bit: no residual holds the bound", p->missed_tensors,
+                     p->missed_tensors == 1 ? "" : "s");
+    if (p->missed_checkpoints)
+        icma_explain(progress, "verbatim", "%zu checkpoint%s kept bit for bit: a decoded number left its dtype's range, or the bound was missed", p->missed_checkpoints,
+                     p->missed_checkpoints == 1 ? "" : "s");
+    p->missed_tensors = p->missed_checkpoints = 0;
+}
+
 static icma_status pack_group(icma_packer *p, uint32_t index, double *standard_error, double *within, icma_error *error) {
     icma_group *group = &p->dataset.groups[index];
     icma_pack_group g = {.index = index, .group = group, .generator = {.tensor_count = group->signature.tensor_count}};
     double now = 0;
+    explain_group(p, index);
     icma_status status = icma_generator_allocate(&g.generator, error);
     g.measures.tensors = icma_alloc_zeroed(group->signature.tensor_count + 1, sizeof(icma_distance));
     g.measures.pairs = icma_alloc_zeroed(group->pairs.count + 1, sizeof(icma_distance));
@@ -362,6 +392,8 @@ static icma_status pack_group(icma_packer *p, uint32_t index, double *standard_e
     }
     if (!status)
         status = icma_pack_record(p, &g, error);
+    if (!status)
+        explain_misses(p);
     p->result->seconds.encode += icma_lap(&now);
     if (g.measures.checkpoints) {
         *standard_error += g.measures.standard_error / (double)g.measures.checkpoints * (double)g.gram.count;
@@ -475,6 +507,8 @@ static icma_status pack_all(icma_packer *p, const char *path, icma_error *error)
         status = pack_group(p, (uint32_t)g, &standard_error, &within, error);
     p->result->within_task_explained = within > 0 ? 1 - standard_error / within : NAN;
     icma_lap(&now);
+    if (!status && p->dataset.count > 1)
+        icma_explain(&p->options->progress, "group", "%zu groups in all: adapters of other ranks, modules or dtypes have nothing to share", p->dataset.count);
     if (!status)
         status = finish_container(p, error);
     p->result->seconds.write = icma_lap(&now);
@@ -619,6 +653,8 @@ static icma_status pack_to_size(const icma_inputs *inputs, const char *path, con
         }
         o.resume |= now.trained; /* a network does not depend on the bound: it is trained once */
         double bits = bits_of(&now);
+        icma_explain(&o.progress, "target", "try %d: %s=%.4g takes %.4f bits a parameter, %s", i + 1, icma_bound_name(o.bound.kind), value, bits,
+                     bits <= options->target_bits ? "which fits" : "which is too many");
         bool good = bits <= options->target_bits;
         *(good ? &fits : &misses) = (trial){value, bits};
         if (good) {

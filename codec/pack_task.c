@@ -112,8 +112,10 @@ static icma_status bound_checkpoint(icma_part_writer *w, size_t i, size_t size, 
         memcpy(decoded, w->data[i], (size_t)signature->data_size);
         status = icma_bound_encode(&b, &w->residual, error);
     }
+    size_t before = c->exception_count;
     if (!status)
         status = list_exceptions(w, c, error);
+    w->packer->missed_tensors += c->exception_count > before ? c->exception_count - before : 0;
     icma_free(prediction);
     icma_free(decoded);
     return status;
@@ -122,6 +124,7 @@ static icma_status bound_checkpoint(icma_part_writer *w, size_t i, size_t size, 
 /* Nothing of the model is good enough: all of the checkpoint's tensors are kept as they are. */
 static icma_status keep_all(icma_part_writer *w, size_t i, icma_error *error) {
     icma_residual_free(&w->residual);
+    w->packer->missed_checkpoints++;
     mark_exceptions(w, w->source_index[i], true);
     return list_exceptions(w, &w->table.list[i], error);
 }

@@ -46,6 +46,7 @@ typedef struct icma_packer {
     icma_dataset dataset;
     icma_container_writer *writer;
     icma_pack_result *result;
+    size_t missed_tensors, missed_checkpoints; /* kept bit for bit, because the model does not hold the bound */
     size_t encoded; /* checkpoints, kept or not */
     bool trained; /* a network: not to be done again for want of memory elsewhere */
 } icma_packer;

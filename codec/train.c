@@ -105,6 +105,8 @@ static void make_plan(trainer *t, uint64_t head_bytes) {
     t->plan.epochs = o->epochs ? o->epochs : automatic;
     t->plan.encoder_hidden = 64;
     t->plan.hidden = widest_trunk(t, t->generator->coordinates, head_bytes);
+    icma_explain(&o->progress, "train", "%zu epochs of %zu steps (%s), %zu latent dimensions, %zu hidden units (%s)", t->plan.epochs, steps,
+                 o->epochs ? "as asked for" : "4,000 steps are enough, in 50 to 500 epochs", t->plan.latent, t->plan.hidden, "the most that stay under 5 % of the rows' bytes");
     t->training->theta = t->plan.theta;
     t->training->epochs = t->plan.epochs;
     t->training->batch = t->plan.batch;
@@ -431,6 +433,8 @@ icma_status icma_train(const icma_group *group, const icma_basis *basis, const i
         status = run_epochs(&t, error);
     if (!status)
         status = finish(&t, error);
+    if (!status)
+        icma_explain(&options->progress, "train", "%zu of %zu latent dimensions vary between checkpoints and are kept", generator->latent, t.plan.latent);
     trainer_free(&t);
     if (status)
         icma_training_free(out);

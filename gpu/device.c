@@ -82,12 +82,15 @@ static int device_index(const char *name) {
     return index >= 0 && index < 1024 && *end == '\0' ? (int)index : -1;
 }
 
+static bool is_worth_waking(icma_device_work work) {
+    return work.operations >= worth_operations || work.bytes >= worth_bytes;
+}
+
 icma_status icma_device_open(const char *name, icma_precision precision, icma_device_work work,
                              const icma_ops **out, icma_error *error) {
     *out = NULL;
     if (strcmp(name, "auto") == 0) {
-        if ((work.operations < worth_operations && work.bytes < worth_bytes) ||
-            open_cuda(0, precision, out, NULL))
+        if (!is_worth_waking(work) || open_cuda(0, precision, out, NULL))
             *out = icma_ops_cpu();
     } else if (strcmp(name, "cpu") == 0) {
         *out = icma_ops_cpu();
@@ -100,6 +103,25 @@ icma_status icma_device_open(const char *name, icma_precision precision, icma_de
                          "unknown device \"%s\"; there are auto, cpu, reference and cuda[:N]", name);
     }
     return ICMA_OK;
+}
+
+void icma_device_explain(const char *name, icma_device_work work, const icma_ops *opened, char *text,
+                         size_t size) {
+    icma_error reason = {0};
+    const icma_ops *cuda;
+    if (strcmp(name, "auto") != 0)
+        snprintf(text, size, "%s, as asked for", opened->name);
+    else if (!is_worth_waking(work))
+        snprintf(text, size,
+                 "%s: about %.2g billion multiply-adds and %.2g GB to move; a GPU is woken for %.0f billion "
+                 "or %.0f GB",
+                 opened->name, work.operations / 1e9, work.bytes / 1e9, worth_operations / 1e9,
+                 worth_bytes / 1e9);
+    else if (icma_ops_on_host(opened) && open_cuda(0, ICMA_PRECISION_F32, &cuda, &reason))
+        snprintf(text, size, "%s: the work would be worth a GPU, but %s", opened->name, reason.message);
+    else
+        snprintf(text, size, "%s: about %.3g billion multiply-adds and %.3g GB to move are worth waking it",
+                 opened->name, work.operations / 1e9, work.bytes / 1e9);
 }
 
 icma_status icma_precision_from_name(const char *name, icma_precision *out, icma_error *error) {

@@ -37,6 +37,8 @@ typedef struct icma_device_work {
  * last call said. Not thread-safe. */
 icma_status icma_device_open(const char *name, icma_precision precision, icma_device_work work,
                              const struct icma_ops **out, icma_error *error);
+/* Why `opened` is what icma_device_open(name, ..., work, ...) gave: a sentence for people, at most `size` bytes with its NUL. */
+void icma_device_explain(const char *name, icma_device_work work, const struct icma_ops *opened, char *text, size_t size);
 /* "f32", "tf32", "bf16"; ICMA_E_USAGE for another. */
 icma_status icma_precision_from_name(const char *name, icma_precision *out, icma_error *error);
 
