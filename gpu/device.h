@@ -13,6 +13,8 @@
 
 #include "status.h"
 
+#include <stddef.h>
+
 ICMA_API_BEGIN
 
 struct icma_ops; /* codec/ops.h */
