@@ -23,7 +23,8 @@ typedef struct report_arguments {
 
 static const cli_option report_options[] = {
     CLI_ROW(CLI_TEXT, 'o', "output", "FILE", AT(output),
-            "r.json or r.txt, by its ending; - (the default) is\nstandard output, as text or with --json"),
+            "r.html, r.json or r.txt, by its ending; - (the default) is\nstandard output, as text or with "
+            "--json"),
     CLI_ROW_FLAG('f', "force", AT(force), "replace the output if it exists"),
     CLI_ROW(CLI_TEXT, 0, "against", "DIR", AT(against),
             "measure against the original adapters below DIR, not\nfrom what packing recorded"),
@@ -43,70 +44,6 @@ static icma_status no_memory(icma_error *error) {
     return icma_fail(error, ICMA_E_MEMORY, NULL, "not enough memory for the report");
 }
 
-/* --- gathering -------------------------------------------------------------------------------------------
- */
-
-static icma_status gather_tasks(icma_bundle *bundle, cli_report *report, icma_error *error) {
-    size_t count = icma_bundle_task_count(bundle);
-    report->tasks = icma_alloc_zeroed(count + 1, sizeof *report->tasks);
-    if (!report->tasks)
-        return no_memory(error);
-    for (; report->task_count < count; report->task_count++) {
-        cli_report_task *task = &report->tasks[report->task_count];
-        icma_task_info info;
-        icma_status status = icma_bundle_task(bundle, report->task_count, &info, error);
-        if (status)
-            return status;
-        *task = (cli_report_task){.name = icma_copy_string(info.name),
-                                  .checkpoints = info.checkpoint_count,
-                                  .bytes = info.bytes,
-                                  .stored = cli_stored_of(&info),
-                                  .steps = cli_steps_of(&info),
-                                  .tiers = cli_tiers_of(&info)};
-        icma_bundle_forget_task(bundle, report->task_count);
-        if (!task->name)
-            return no_memory(error);
-    }
-    return ICMA_OK;
-}
-
-static icma_status gather_groups(icma_bundle *bundle, cli_report *report, icma_error *error) {
-    size_t count = icma_bundle_group_count(bundle);
-    report->groups = icma_alloc_zeroed(count + 1, sizeof *report->groups);
-    if (!report->groups)
-        return no_memory(error);
-    for (; report->group_count < count; report->group_count++) {
-        cli_report_group *group = &report->groups[report->group_count];
-        uint32_t index = (uint32_t)report->group_count;
-        icma_status status = icma_bundle_generator(bundle, index, &group->generator, error);
-        if (!status)
-            status = cli_record_load(bundle, index, &group->record, error);
-        if (status)
-            return status;
-    }
-    return ICMA_OK;
-}
-
-static icma_status gather(icma_bundle *bundle, cli_report *report, icma_error *error) {
-    report->bytes = icma_bundle_bytes(bundle);
-    icma_status status = cli_totals_of(bundle, &report->totals, error);
-    report->balance = cli_balance_of(&report->bytes, &report->totals);
-    if (!status)
-        status = gather_tasks(bundle, report, error);
-    if (!status)
-        status = gather_groups(bundle, report, error);
-    return status;
-}
-
-static void free_report(cli_report *report) {
-    for (size_t i = 0; report->tasks && i <= report->task_count; i++)
-        icma_free(report->tasks[i].name); /* one more: a task that failed while it was gathered */
-    for (size_t i = 0; i < report->group_count; i++)
-        cJSON_Delete(report->groups[i].record);
-    icma_free(report->tasks);
-    icma_free(report->groups);
-}
-
 /* --- where it goes ---------------------------------------------------------------------------------------
  */
 
@@ -119,21 +56,27 @@ static bool to_stdout(const report_arguments *a) {
     return !a->output || strcmp(a->output, "-") == 0;
 }
 
-static icma_status check_options(const report_arguments *a, bool *json, icma_error *error) {
-    *json = a->common.json;
+typedef enum form { AS_TEXT, AS_JSON, AS_HTML } form;
+
+static icma_status check_options(const report_arguments *a, form *as, icma_error *error) {
+    *as = a->common.json ? AS_JSON : AS_TEXT;
     if ((a->zstd || a->deep) && !a->against)
         return icma_fail(error, ICMA_E_USAGE, NULL,
                          "--zstd and --deep look at the originals; add --against DIR");
-    if (to_stdout(a) || ends_with(a->output, ".json")) {
-        *json |= !to_stdout(a);
+    if (to_stdout(a))
+        return ICMA_OK;
+    if (ends_with(a->output, ".json")) {
+        *as = AS_JSON;
         return ICMA_OK;
     }
-    if (ends_with(a->output, ".txt") && a->common.json)
-        return icma_fail(error, ICMA_E_USAGE, a->output, "--json does not go with .txt; name it .json");
-    if (ends_with(a->output, ".txt"))
-        return ICMA_OK;
-    return icma_fail(error, ends_with(a->output, ".html") ? ICMA_E_UNSUPPORTED : ICMA_E_USAGE, a->output,
-                     "a report ends in .json or .txt in this version; name it so");
+    if (ends_with(a->output, ".html") || ends_with(a->output, ".htm"))
+        *as = AS_HTML;
+    else if (!ends_with(a->output, ".txt"))
+        return icma_fail(error, ICMA_E_USAGE, a->output, "a report ends in .html, .json or .txt; name it so");
+    if (a->common.json)
+        return icma_fail(error, ICMA_E_USAGE, a->output,
+                         "--json does not go with this name; let it end in .json");
+    return ICMA_OK;
 }
 
 static icma_status write_out(const char *path, bool overwrite, const char *text, size_t size,
@@ -149,18 +92,26 @@ static icma_status write_out(const char *path, bool overwrite, const char *text,
     return status;
 }
 
-static icma_status tell(const cli_report *report, bool json, FILE *out, icma_error *error) {
-    return json ? cli_report_json(report, out, error) : cli_report_text(report, out, error);
+static icma_status tell(const cli_report *report, form as, FILE *out, icma_error *error) {
+    switch (as) {
+    case AS_JSON:
+        return cli_report_json(report, out, error);
+    case AS_HTML:
+        return cli_report_html(report, out, error);
+    case AS_TEXT:
+        break;
+    }
+    return cli_report_text(report, out, error);
 }
 
-static icma_status tell_to_file(const report_arguments *a, const cli_report *report, bool json,
+static icma_status tell_to_file(const report_arguments *a, const cli_report *report, form as,
                                 icma_error *error) {
     char *text = NULL;
     size_t size = 0;
     FILE *out = open_memstream(&text, &size);
     if (!out)
         return no_memory(error);
-    icma_status status = tell(report, json, out, error);
+    icma_status status = tell(report, as, out, error);
     bool failed = ferror(out);
     if (fclose(out) != 0 || failed)
         status = status ? status : no_memory(error);
@@ -175,13 +126,13 @@ static icma_status tell_to_file(const report_arguments *a, const cli_report *rep
     return status;
 }
 
-static icma_status report_bundle(const report_arguments *a, icma_bundle *bundle, const char *path, bool json,
+static icma_status report_bundle(const report_arguments *a, icma_bundle *bundle, const char *path, form as,
                                  icma_error *error) {
     cli_report report = {.path = path};
     cli_measure measure = {.deep = a->deep, .zstd = a->zstd};
     icma_status status = to_stdout(a) ? ICMA_OK : cli_try_output(a->output, a->force, error);
     if (!status)
-        status = gather(bundle, &report, error);
+        status = cli_report_gather(bundle, &report, error);
     if (!status && a->against)
         status = cli_bundle_choose_device(bundle, &a->decoding, SIZE_MAX, error);
     if (!status && a->against) {
@@ -190,15 +141,15 @@ static icma_status report_bundle(const report_arguments *a, icma_bundle *bundle,
     }
     cli_progress_clear();
     if (!status && to_stdout(a))
-        status = tell(&report, json, stdout, error);
+        status = tell(&report, as, stdout, error);
     else if (!status)
-        status = tell_to_file(a, &report, json, error);
+        status = tell_to_file(a, &report, as, error);
     if (!status && measure.damaged)
         status = ICMA_E_CORRUPT; /* named already */
     else if (!status && (measure.unmatched || measure.skipped || measure.worse))
         status = ICMA_E_PARTIAL;
     cli_measure_free(&measure);
-    free_report(&report);
+    cli_report_free(&report);
     return status;
 }
 
@@ -206,14 +157,14 @@ static icma_status run_report(const void *arguments, const cli_list *operands, i
     const report_arguments *a = arguments;
     icma_bundle *bundle;
     char *path;
-    bool json;
-    icma_status status = check_options(a, &json, error);
+    form as;
+    icma_status status = check_options(a, &as, error);
     if (status)
         return status;
     status = cli_bundle_open(operands, &a->decoding, &bundle, &path, error);
     if (status)
         return status;
-    status = report_bundle(a, bundle, path, json, error);
+    status = report_bundle(a, bundle, path, as, error);
     if (status)
         icma_error_set_file(error, path);
     icma_bundle_close(bundle);
@@ -223,18 +174,20 @@ static icma_status run_report(const void *arguments, const cli_list *operands, i
 
 const cli_verb cli_verb_report = {
     .name = "report",
-    .operands = "[B.icma] [-o r.json|r.txt|-]",
+    .operands = "[B.icma] [-o r.html|r.json|r.txt|-]",
     .summary = "write the fidelity report",
     .description =
         "Tells where an archive's bytes went, how far each task, module and tensor is from its original,\n"
         "and what the generator cost and saved. Without --against the errors are those that were\n"
         "measured and recorded when packing.",
     .options = report_options,
-    .examples = (const char *const[]){"icma report loras.icma", "on the terminal",
-                                      "icma report loras.icma -o r.json --against loras",
-                                      "measured on the originals, for a script",
-                                      "icma report loras.icma -o r.txt --against loras --zstd",
-                                      "beside what zstd -19 makes of the same files", NULL},
+    .examples =
+        (const char *const[]){"icma report loras.icma", "on the terminal", "icma report loras.icma -o r.html",
+                              "one page with pictures, complete in itself",
+                              "icma report loras.icma -o r.json --against loras",
+                              "measured on the originals, for a script",
+                              "icma report loras.icma -o r.txt --against loras --zstd",
+                              "beside what zstd -19 makes of the same files", NULL},
     .exits = (const int[]){0, 1, 2, 3, 4, 6, 7, 8, 9, 10, -1},
     .most_operands = 1,
     .arguments_size = sizeof(report_arguments),

@@ -1,6 +1,21 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "report.h"
 
+static void timeline_to_json(const cli_report_task *task, cJSON *object) {
+    cJSON *list = cli_json_add_array(object, "timeline");
+    for (size_t i = 0; i < task->checkpoints; i++) {
+        const cli_report_checkpoint *c = &task->list[i];
+        cJSON *point = cli_json_add_object(list, NULL);
+        if (c->has_step)
+            cli_json_whole(point, "step", c->step);
+        else
+            cli_json_null(point, "step");
+        cli_json_real(point, "bytes", c->bytes);
+        cli_json_dw_error(point, c->dw_mean, c->dw_max);
+        cli_json_real(point, "relative_error", c->relative_error);
+    }
+}
+
 static void tasks_to_json(const cli_report *r, cJSON *root) {
     cJSON *list = cli_json_add_array(root, "tasks");
     for (size_t i = 0; i < r->task_count; i++) {
@@ -13,6 +28,8 @@ static void tasks_to_json(const cli_report *r, cJSON *root) {
         cli_json_whole(object, "original_bytes", task->stored.file_bytes);
         cli_json_dw_error(object, task->stored.dw_mean, task->stored.dw_max);
         cli_json_real(object, "relative_error", task->stored.relative_error);
+        cli_json_real(object, "bits_per_parameter", cli_report_bits(r, task));
+        timeline_to_json(task, object);
     }
 }
 
@@ -40,6 +57,9 @@ static void groups_to_json(const cli_report *r, cJSON *root) {
         cli_json_whole(object, "latent_dim", g->latent_dim);
         cli_json_whole(object, "tensors", g->tensors);
         cli_json_whole(object, "tensors_verbatim", g->tensors_verbatim);
+        cJSON *verbatim = cli_json_add_array(object, "verbatim");
+        for (size_t j = 0; j < r->groups[i].verbatim_count; j++)
+            cli_json_text(verbatim, NULL, r->groups[i].verbatim[j]);
         cli_json_copy(object, "record", r->groups[i].record);
     }
 }

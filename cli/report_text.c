@@ -2,11 +2,8 @@
 #include "report.h"
 
 #include "memory.h"
-#include "sort.h"
 
-#include <inttypes.h>
 #include <math.h>
-#include <string.h>
 
 static void heading(const char *text, FILE *out) {
     fprintf(out, "\n%s%s%s\n", cli_style(out, CLI_BOLD), text, cli_style(out, CLI_PLAIN));
@@ -49,7 +46,8 @@ static void print_losses(const cJSON *record, FILE *out) {
             continue;
         const cJSON *point = cJSON_GetArrayItem(losses, at);
         label(told < 0 ? "training" : "", out);
-        fprintf(out, "epoch %.0f: reconstruction %.3g, KL %.3g\n", cli_record_number(point, "epoch"), cli_record_number(point, "reconstruction"), cli_record_number(point, "kl"));
+        fprintf(out, "epoch %.0f: reconstruction %.3g, KL %.3g\n", cli_record_number(point, "epoch"),
+                cli_record_number(point, "reconstruction"), cli_record_number(point, "kl"));
         told = at;
     }
 }
@@ -66,10 +64,12 @@ static void print_generator(const cli_report_group *group, size_t index, FILE *o
     }
     fprintf(out, "%s: ", g->kind);
     if (components)
-        fprintf(out, "%zu components (%zu A, %zu B, %zu other)", components, g->components_a, g->components_b, g->components_other);
+        fprintf(out, "%zu components (%zu A, %zu B, %zu other)", components, g->components_a, g->components_b,
+                g->components_other);
     else
         fprintf(out, "%zu layers, %s parameters", g->hidden_layers, cli_whole_text(g->trunk_parameters).text);
-    fprintf(out, ", %zu latent dimension%s; %zu of %zu tensors verbatim\n", g->latent_dim, cli_plural(g->latent_dim), g->tensors_verbatim, g->tensors);
+    fprintf(out, ", %zu latent dimension%s; %zu of %zu tensors verbatim\n", g->latent_dim,
+            cli_plural(g->latent_dim), g->tensors_verbatim, g->tensors);
     print_losses(group->record, out);
     double explained = cli_record_number(group->record, "within_task_explained");
     double active = cli_record_number(group->record, "active_latents");
@@ -120,65 +120,30 @@ static icma_status print_tasks(const cli_report *r, FILE *out, icma_error *error
 /* --- recorded tables -------------------------------------------------------------------------------------
  */
 
-static int compare_recorded(const void *a, const void *b, const void *context) {
-    const cJSON *x = *(const cJSON *const *)a, *y = *(const cJSON *const *)b;
-    double error_x = cli_record_number(x, "relative_error"), error_y = cli_record_number(y, "relative_error");
-    (void)context;
-    if (error_x != error_y && !isnan(error_x) && !isnan(error_y))
-        return error_x > error_y ? -1 : 1;
-    if (isnan(error_x) != isnan(error_y))
-        return isnan(error_x) ? 1 : -1;
-    return (x > y) - (x < y);
-}
-
-static icma_status gather_recorded(const cli_report *r, const char *key, const cJSON ***rows, size_t *count,
-                                   icma_error *error) {
-    *count = 0;
-    *rows = NULL;
-    size_t room = 1;
-    for (size_t i = 0; i < r->group_count; i++)
-        room += (size_t)cJSON_GetArraySize(cli_record_list(r->groups[i].record, key));
-    *rows = icma_alloc_array(room, sizeof **rows);
-    if (!*rows)
-        return icma_fail(error, ICMA_E_MEMORY, NULL, "not enough memory for a table");
-    for (size_t i = 0; i < r->group_count; i++) {
-        const cJSON *list = cli_record_list(r->groups[i].record, key);
-        for (const cJSON *row = list ? list->child : NULL; row; row = row->next)
-            (*rows)[(*count)++] = row;
-    }
-    icma_sort(*rows, *count, sizeof **rows, compare_recorded, NULL);
-    return ICMA_OK;
-}
-
-static icma_status print_recorded(const cli_report *r, const char *key, const char *name, FILE *out,
-                                  icma_error *error) {
-    const cJSON **rows;
+static icma_status print_recorded(const cli_report *r, bool modules, FILE *out, icma_error *error) {
+    cli_report_row *rows;
     size_t count;
-    icma_status status = gather_recorded(r, key, &rows, &count, error);
+    icma_status status = cli_report_rows(r, modules, true, &rows, &count, error);
     if (status)
         return status;
-    cli_table table =
-        cli_table_of((const char *[]){name, ">relative error", ">cosine", ">largest difference", NULL});
+    cli_table table = cli_table_of((const char *[]){modules ? "module" : "name", ">relative error", ">cosine",
+                                                    ">largest difference", NULL});
     for (size_t i = 0; i < count && i < CLI_REPORT_WORST; i++) {
-        const char *text = cli_record_text(rows[i], name);
-        cli_table_cell(&table, "%s", text ? text : "?");
-        cli_table_cell(&table, "%s", cli_deviation(cli_record_number(rows[i], "relative_error")).text);
-        cli_table_cell(&table, "%s", cli_cosine(cli_record_number(rows[i], "cosine")).text);
-        cli_table_cell(&table, "%s", cli_deviation(cli_record_number(rows[i], "maximum")).text);
+        cli_table_cell(&table, "%s", rows[i].name);
+        cli_table_cell(&table, "%s", cli_deviation(rows[i].error).text);
+        cli_table_cell(&table, "%s", cli_cosine(rows[i].cosine).text);
+        cli_table_cell(&table, "%s", cli_deviation(rows[i].maximum).text);
     }
     icma_free(rows);
-    if (count == 0)
-        fputs("nothing was recorded; add --against DIR to measure\n", out);
-    if (count > CLI_REPORT_WORST) {
-        status = cli_table_print(&table, 0, out, error);
-        fprintf(out, "... and %zu better ones\n", count - CLI_REPORT_WORST);
-        return status;
-    }
     if (count == 0) {
+        fputs("nothing was recorded; add --against DIR to measure\n", out);
         cli_table_free(&table);
         return ICMA_OK;
     }
-    return cli_table_print(&table, 0, out, error);
+    status = cli_table_print(&table, 0, out, error);
+    if (!status && count > CLI_REPORT_WORST)
+        fprintf(out, "... and %zu better ones\n", count - CLI_REPORT_WORST);
+    return status;
 }
 
 /* --- the page --------------------------------------------------------------------------------------------
@@ -188,11 +153,11 @@ static icma_status print_details(const cli_report *r, FILE *out, icma_error *err
     icma_status status;
     if (!r->measure) {
         heading("Modules, worst first (dW over all adapters, as recorded when packing)", out);
-        status = print_recorded(r, "modules", "module", out, error);
+        status = print_recorded(r, true, out, error);
         if (status)
             return status;
         heading("Tensors, worst first (over all adapters, as recorded when packing)", out);
-        return print_recorded(r, "tensors", "name", out, error);
+        return print_recorded(r, false, out, error);
     }
     heading("Against the originals", out);
     status = cli_measure_print(r->measure, out, error);

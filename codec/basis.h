@@ -9,6 +9,14 @@
 #include "icma.h"
 #include "gram.h"
 
+/* What packing would take at other bounds on dW: the fewest bits that the rate model finds for rows and residuals, and the error that is left with them. */
+enum { ICMA_RATE_POINTS = 8 };
+typedef struct icma_rate_point {
+    double bound;           /* on the relative error of every module's dW */
+    double bits;            /* a modelled parameter of the sampled sources */
+    double predicted_error; /* mean relative error of dW */
+} icma_rate_point;
+
 typedef struct icma_basis {
     size_t components[ICMA_ROLE_COUNT];
     size_t total;                      /* K */
@@ -20,6 +28,8 @@ typedef struct icma_basis {
     double within;                     /* within-task variance: mean over the sampled sources, all roles */
     double explained;                  /* share of the within-task variance in the span; NAN without any */
     double predicted_error;            /* mean over sources of the predicted relative error of dW */
+    icma_rate_point rate[ICMA_RATE_POINTS]; /* by falling bound */
+    size_t rate_count;
 } icma_basis;
 
 /* What the basis has to reach; as in icma_pack_options. */

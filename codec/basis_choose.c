@@ -293,6 +293,21 @@ static void walk_rows(chooser *c, double step, icma_basis_target target, choice 
     }
 }
 
+/* Tries steps from coarse to fine, every so manyth; told as the progress of `phase`. */
+static icma_status walk_steps(chooser *c, icma_basis_target target, int stride, const char *phase, choice *best, choice *explaining, icma_error *error) {
+    double first = sqrt(c->energy_a_weight * 12 / 2) * (double)target.bound.value;
+    if (target.bound.kind == ICMA_BOUND_ABS) /* no relative error is known: all that rows can be */
+        first = sqrt(c->energy_a_weight);
+    icma_status status = ICMA_OK;
+    for (int i = 0; !status && i < BOUNDED_STEPS; i += stride) {
+        if (phase)
+            icma_tell(target.progress, phase, i, BOUNDED_STEPS, NULL);
+        walk_rows(c, first * coarsest_bounded * pow(step_ratio, i), target, best, explaining);
+        status = icma_check_cancelled(target.progress, error);
+    }
+    return status;
+}
+
 /* "0: 70123, 6: 40321, ...": bytes that none, halves and doubles of the rows chosen were predicted to take. */
 static void list_candidates(const chooser *c, size_t chosen, char *text, size_t size) {
     size_t candidates[] = {0, chosen / 4, chosen / 2, chosen * 2, chosen * 4}, last = SIZE_MAX;
@@ -324,19 +339,44 @@ static void explain_bounded(chooser *c, icma_basis_target target, const choice *
 
 static icma_status choose_bounded(chooser *c, icma_basis_target target, icma_error *error) {
     choice best = {.cost = INFINITY}, explaining = {.cost = INFINITY};
-    double first = sqrt(c->energy_a_weight * 12 / 2) * (double)target.bound.value;
-    if (target.bound.kind == ICMA_BOUND_ABS) /* no relative error is known: all that rows can be */
-        first = sqrt(c->energy_a_weight);
-    icma_status status = ICMA_OK;
-    for (int i = 0; !status && i < BOUNDED_STEPS; i++) {
-        icma_tell(target.progress, "choose", i, BOUNDED_STEPS, NULL);
-        walk_rows(c, first * coarsest_bounded * pow(step_ratio, i), target, &best, &explaining);
-        status = icma_check_cancelled(target.progress, error);
-    }
+    icma_status status = walk_steps(c, target, 1, "choose", &best, &explaining, error);
     bool explain = target.explain > 0 ? explaining.cost < INFINITY : explaining.cost <= worth_meaning * best.cost;
     take_choice(c, explain ? &explaining : &best);
     if (c->cheapest && !status)
         explain_bounded(c, target, explain ? &explaining : &best, &best, explain);
+    return status;
+}
+
+/* --- what other bounds would take ------------------------------------------------------------------------------- */
+
+enum { CURVE_STRIDE = 4, CURVE_SOURCES = 32 }; /* a curve to look at: a thirtieth of the work of a choice, each point */
+
+/* Replaces the choice and the residual model that are there. */
+static icma_status predict_point(chooser *c, const icma_group *group, const icma_generator *generator, const icma_progress *progress, double bound,
+                                 icma_rate_point *out, icma_error *error) {
+    icma_basis_target target = {.bound = {ICMA_BOUND_DW, (float)bound}, .progress = progress};
+    choice best = {.cost = INFINITY}, explaining = {.cost = INFINITY};
+    icma_residual_model_free(c->residuals);
+    c->residuals = NULL;
+    icma_status status = icma_residual_model_create(group, c->gram, generator, target.bound, CURVE_SOURCES, &c->residuals, error);
+    if (!status)
+        status = walk_steps(c, target, CURVE_STRIDE, NULL, &best, &explaining, error);
+    if (status)
+        return status;
+    take_choice(c, &best);
+    double weights = 0;
+    for (int role = 0; role < ICMA_ROLE_COUNT; role++)
+        weights += (double)c->gram->weights[role] * (double)c->gram->count;
+    *out = (icma_rate_point){bound, weights > 0 ? best.cost / weights : 0, icma_residual_model_error(c->residuals, c->leftover, c->noise)};
+    return ICMA_OK;
+}
+
+static icma_status predict_rates(chooser *c, const icma_group *group, const icma_generator *generator, const icma_progress *progress, icma_basis *out,
+                                 icma_error *error) {
+    static const double bounds[ICMA_RATE_POINTS] = {0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 0.005, 0.002};
+    icma_status status = ICMA_OK;
+    for (; !status && out->rate_count < ICMA_RATE_POINTS; out->rate_count += !status)
+        status = predict_point(c, group, generator, progress, bounds[out->rate_count], &out->rate[out->rate_count], error);
     return status;
 }
 
@@ -447,12 +487,13 @@ icma_status icma_basis_choose(const icma_group *group, const icma_ops *ops, cons
         measure_energy(&c);
         if (target.bound.kind == ICMA_BOUND_NONE || target.components)
             status = choose_step(&c, target, error);
-        else if (!(status = icma_residual_model_create(group, gram, generator, target.bound, &c.residuals, error)))
+        else if (!(status = icma_residual_model_create(group, gram, generator, target.bound, ICMA_RATE_SOURCES, &c.residuals, error)))
             status = choose_bounded(&c, target, error);
     }
-    if (!status) {
+    if (!status)
         status = keep(group, &c, out, error);
-    }
+    if (!status)
+        status = predict_rates(&c, group, generator, target.progress, out, error);
     chooser_free(&c);
     icma_free(task);
     if (status)

@@ -592,6 +592,24 @@ icma_status icma_bundle_generator(icma_bundle *b, uint32_t index, icma_generator
     return ICMA_OK;
 }
 
+icma_status icma_bundle_verbatim_tensors(icma_bundle *b, uint32_t group, icma_adapter_tensor **list, size_t *count, icma_error *error) {
+    *list = NULL;
+    *count = 0;
+    icma_status status = load_group(b, group, error);
+    if (status)
+        return status;
+    const icma_group_state *g = &b->groups[group];
+    *list = icma_alloc_array(g->signature.tensor_count + 1, sizeof **list);
+    if (!*list)
+        return icma_fail(error, ICMA_E_MEMORY, NULL, "no memory for a list of tensors");
+    for (size_t i = 0; i < g->signature.tensor_count; i++) {
+        const icma_tensor_info *t = &g->signature.tensors[i];
+        if (!icma_generator_is_modelled(&g->generator, i))
+            (*list)[(*count)++] = (icma_adapter_tensor){t->name, t->dtype, t->rank, t->shape, t->begin, t->size};
+    }
+    return ICMA_OK;
+}
+
 icma_status icma_bundle_record(icma_bundle *b, uint32_t index, char **text, icma_error *error) {
     const icma_section *section;
     uint8_t *raw;

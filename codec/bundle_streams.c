@@ -106,6 +106,38 @@ icma_status icma_part_find_block(icma_bundle *b, uint32_t task, icma_part *p, ui
     return ICMA_OK;
 }
 
+/* An even share of a section of several checkpoints; 0 without one. */
+static double share_of(const icma_section *section, size_t checkpoints) {
+    return section && checkpoints ? (double)section->stored_size / (double)checkpoints : 0;
+}
+
+/* A block is coded already: where zstd has squeezed the section of several a little more, all are taken to have shrunk alike. */
+static double block_bytes(const icma_section *section, size_t size) {
+    return section && section->raw_size ? (double)size * (double)section->stored_size / (double)section->raw_size : 0;
+}
+
+icma_status icma_bundle_checkpoint_bytes(icma_bundle *b, size_t task, size_t checkpoint, double *bytes, icma_error *error) {
+    static const uint16_t blocks[] = {ICMA_SECTION_RESIDUAL, ICMA_SECTION_LINK};
+    icma_place place;
+    *bytes = 0;
+    icma_status status = icma_bundle_find_checkpoint(b, task, checkpoint, &place, error);
+    if (status)
+        return status;
+    icma_part *p = &b->tasks[task].parts[place.part];
+    *bytes += share_of(icma_container_find(b->container, ICMA_SECTION_TASK, p->group, (uint32_t)task), p->table.count);
+    *bytes += share_of(icma_container_find(b->container, ICMA_SECTION_TEXTS, p->group, (uint32_t)task), p->table.count);
+    const icma_section *verbatim = icma_bundle_covering(b, ICMA_SECTION_VERBATIM, p->group, (uint32_t)task, place.index);
+    *bytes += share_of(verbatim, verbatim ? verbatim->count : 0);
+    for (size_t i = 0; !status && i < sizeof blocks / sizeof *blocks; i++) {
+        const uint8_t *data;
+        size_t size;
+        status = icma_part_find_block(b, (uint32_t)task, p, blocks[i], place.index, &data, &size, error);
+        if (!status)
+            *bytes += block_bytes(icma_bundle_covering(b, blocks[i], p->group, (uint32_t)task, place.index), size);
+    }
+    return status;
+}
+
 /* *out is owned by the caller; NULL where the generator predicts no spreads. */
 static icma_status make_classes(const icma_group_state *g, const float *code, uint8_t **out, icma_error *error) {
     *out = NULL;

@@ -335,7 +335,12 @@ typedef struct icma_adapter_tensor {
 
 /* The tensors of a checkpoint, in the order of their offsets: what decoding it gives, and nothing is decoded. *list is owned by the caller (icma_free). */
 icma_status icma_bundle_tensors(icma_bundle *bundle, size_t task, size_t checkpoint, icma_adapter_tensor **list, size_t *count, icma_error *error);
-/* Decodes one tensor, an index into that list, to host memory: `size` bytes, as many as the tensor has (ICMA_E_USAGE). Below tier lossless a modelled tensor costs its chunk of the basis and the streams of the
+/* Those of a group that are kept as they are, in every checkpoint: as above. */
+icma_status icma_bundle_verbatim_tensors(icma_bundle *bundle, uint32_t group, icma_adapter_tensor **list, size_t *count, icma_error *error);
+/* Bytes that the archive stores for one checkpoint: its residual or link, and an even share of what it has in common with others of its task (tables,
+ * texts, verbatim tensors). Over a task's checkpoints they add up to about icma_task_info.bytes, less its condition. Reads the sections that hold them. */
+icma_status icma_bundle_checkpoint_bytes(icma_bundle *bundle, size_t task, size_t checkpoint, double *bytes, icma_error *error);
+/* Decodes one tensor, an index into icma_bundle_tensors' list, to host memory: `size` bytes, as many as the tensor has (ICMA_E_USAGE). Below tier lossless a modelled tensor costs its chunk of the basis and the streams of the
  * residual that hold it, and the chunk is kept for the next call; a convolutional decoder runs as a whole, once as long as the checkpoint is the same. A lossless checkpoint is decoded as a whole and kept too. The
  * whole file's checksum is not compared: damage that the sections' checksums and the decoder do not see goes unnoticed. On failure `data` may have been written. */
 icma_status icma_bundle_decode_tensor(icma_bundle *bundle, size_t task, size_t checkpoint, size_t tensor, void *data, size_t size, icma_error *error);

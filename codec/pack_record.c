@@ -110,6 +110,19 @@ static void add_eigen(cJSON *root, const icma_pack_group *g, bool *whole) {
     add_number(eigen, "theta", g->training.theta, whole);
 }
 
+static void add_rate(cJSON *root, const icma_basis *b, bool *whole) {
+    if (b->rate_count == 0)
+        return;
+    cJSON *rate = cJSON_AddArrayToObject(root, "rate");
+    note(whole, rate);
+    for (size_t i = 0; i < b->rate_count; i++) {
+        cJSON *point = add_object(rate, whole);
+        add_short(point, "bound", b->rate[i].bound, whole);
+        add_short(point, "bits_per_parameter", b->rate[i].bits, whole);
+        add_short(point, "predicted_error", b->rate[i].predicted_error, whole);
+    }
+}
+
 static void add_losses(cJSON *root, const icma_training *t, bool *whole) {
     cJSON *losses = cJSON_AddArrayToObject(root, "losses");
     note(whole, losses);
@@ -147,6 +160,7 @@ icma_status icma_pack_record(icma_packer *p, const icma_pack_group *g, icma_erro
     add_options(root, p, g, &whole);
     if (icma_generator_predicts(&g->generator))
         add_eigen(root, g, &whole);
+    add_rate(root, &g->basis, &whole);
     add_losses(root, &g->training, &whole);
     add_errors(root, g, &whole);
     char *text = whole ? cJSON_PrintUnformatted(root) : NULL;

@@ -101,13 +101,10 @@ class Usage(Case):
                           ['unpack', 'x', '--seed', '1'], ['unpack', 'x', '--sample', '--checkpoint', 'last'],
                           ['unpack', 'x', '-f', '-k'], ['unpack', 'x', '-o', '-', '--json'],
                           ['unpack', 'x', '--checkpoint', 'first'], ['unpack', 'x', '-C', ''],
-                          ['report', 'x', '-o', 'r.pdf'], ['report', 'x', '--zstd'], ['help', 'a', 'b']):
+                          ['report', 'x', '-o', 'r.pdf'], ['report', 'x', '-o', 'r.html', '--json'], ['report', 'x', '--zstd'], ['help', 'a', 'b']):
             arguments = [str(self.tree) if a == 'x' and arguments[0] == 'pack' else a for a in arguments]
             self.fails(2, *arguments)
         self.assertNothingLeft(self.here)
-
-    def test_what_later_versions_will_do(self):
-        self.fails(6, 'report', self.bundle(), '-o', 'r.html', saying='this version')
 
 
 class Errors(Case):

@@ -1,0 +1,224 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""report -o r.html: every section is there, pictures are well-formed, names are a stranger's, numbers are the JSON report's."""
+import html.parser
+import json
+import pathlib
+import re
+import struct
+import xml.etree.ElementTree as xml
+
+from harness import Case, QUICK, floats, lora, main, safetensors, write_adapter, write_tree
+
+SECTIONS = ['sizes', 'rates', 'modules', 'timeline', 'tasks', 'training', 'tensors', 'verbatim', 'method']
+VOID = {'meta', 'br', 'hr', 'img', 'link', 'input', 'base'}
+
+
+class Page(html.parser.HTMLParser):
+    """Elements by name with their attributes, text by section, tables as lists of rows; asserts that what opens closes."""
+
+    def __init__(self, text):
+        super().__init__(convert_charrefs=True)
+        self.open, self.elements, self.sections, self.tables, self.styles = [], [], {}, {}, ''
+        self.section = None
+        self.feed(text)
+        self.close()
+        assert not self.open, self.open
+        self.pictures = [xml.fromstring(part) for part in re.findall(r'<svg.*?</svg>', text, re.S)]
+
+    def handle_starttag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+        if tag not in VOID and not self.get_starttag_text().endswith('/>'):
+            self.open.append(tag)
+        if tag == 'section':
+            self.section = dict(attributes)['id']
+            self.sections[self.section], self.tables[self.section] = '', []
+        if tag == 'table':
+            self.tables[self.section].append([])
+        if tag == 'tr':
+            self.tables[self.section][-1].append([])
+        if tag in ('td', 'th'):
+            self.tables[self.section][-1][-1].append('')
+
+    def handle_startendtag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag, tag
+        if tag == 'section':
+            self.section = None
+
+    def handle_data(self, data):
+        if 'style' in self.open:
+            self.styles += data
+        elif self.section:
+            self.sections[self.section] += data
+            if 'td' in self.open or 'th' in self.open:
+                self.tables[self.section][-1][-1][-1] += data
+
+    def row(self, section, first):
+        """The row of a section's tables that starts so."""
+        return next(row for table in self.tables[section] for row in table if row[0] == first)
+
+
+def deviation(error):
+    """As the program writes errors for people."""
+    return '0' if error == 0 else f'{error:.4f}' if 1e-4 <= abs(error) < 1e4 else f'{error:.1e}'
+
+
+class Html(Case):
+    def page(self, *arguments, code=0):
+        self.run_icma(code, 'report', *arguments, '-o', 'r.html', '-f')
+        self.text = (self.here / 'r.html').read_text()
+        page = Page(self.text)
+        self.assertHarmless(page)
+        self.assertEqual([s for s in page.sections if s in SECTIONS], SECTIONS)
+        self.assertTrue(all(text.strip() for text in page.sections.values()))
+        return page
+
+    def assertHarmless(self, page):
+        """Nothing runs, nothing is fetched, nothing hides."""
+        tags = {tag for tag, _ in page.elements}
+        self.assertFalse(tags & {'script', 'link', 'iframe', 'object', 'embed', 'img', 'image', 'base', 'form', 'foreignobject', 'a', 'use', 'animate'}, tags)
+        for tag, attributes in page.elements:
+            for name, value in attributes.items():
+                self.assertFalse(name.startswith('on') or name in ('src', 'href', 'xlink:href', 'style', 'action'), (tag, name))
+        policy = next(a['content'] for t, a in page.elements if t == 'meta' and a.get('http-equiv') == 'Content-Security-Policy')
+        self.assertIn("default-src 'none'", policy)
+        self.assertEqual(re.findall(r"([a-z]+-src) 'unsafe-inline'", policy), ['style-src'])
+        self.assertNotRegex(page.styles, r'url\(|@import|expression')
+        self.assertNotIn('http', self.text.replace('xmlns="http://www.w3.org/2000/svg"', '').replace('http-equiv', ''))
+        self.assertNotRegex(self.text, '[\0-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2066-\u2069\ufeff]')
+        for picture in page.pictures:
+            self.assertPlaced(picture)
+
+    def assertPlaced(self, picture):
+        """No number is NaN, and shapes are inside the picture."""
+        width, height = map(float, picture.get('viewBox').split()[2:])
+        name = '{http://www.w3.org/2000/svg}'
+        self.assertTrue(picture.find(name + 'title').text)
+        for element in picture.iter():
+            box = {k: float(element.get(k)) for k in ('x', 'y', 'width', 'height', 'x1', 'x2', 'y1', 'y2', 'cx', 'cy', 'r') if element.get(k) is not None and element is not picture}
+            for key, value in box.items():
+                self.assertTrue(-0.1 <= value <= (height if 'y' in key or key == 'height' else width) + 0.1, (element.tag, box))
+            if element.tag == name + 'path':
+                numbers = [float(n) for n in re.findall(r'-?[\d.]+', element.get('d'))]
+                self.assertRegex(element.get('d'), r'^([ML]-?[\d.]+ -?[\d.]+)*$')
+                self.assertTrue(all(-0.1 <= n <= max(width, height) + 0.1 for n in numbers))
+
+    def test_numbers_are_those_of_json(self):
+        bundle = self.bundle()
+        for arguments in ([], ['--against', self.tree, '--zstd']):
+            page = self.page(bundle, *arguments)
+            facts = self.run_icma(0, 'report', bundle, *arguments, '--json').json
+            for task in facts['tasks']:
+                row = page.row('tasks', task['task'])
+                self.assertEqual(row[1], str(task['checkpoints']))
+                self.assertEqual(row[5], f'{task["bits_per_parameter"]:.3f}')
+                self.assertEqual(row[6:9], [deviation(task['dw_error']['mean']), deviation(task['dw_error']['max']), deviation(task['relative_error'])])
+            self.assertIn(f'{facts["bytes"]["generator"]} B' if facts['bytes']['generator'] < 1024 else f'{facts["bytes"]["generator"] / 1024:.2f} KiB', page.sections['sizes'])
+            self.assertIn('smaller than 16-bit casts from' if facts['generator']['break_even'] else 'never', page.sections['rates'])
+            if arguments:
+                modules = facts['against']['groups'][0]['modules']
+                self.assertIn('zstd -19', page.sections['sizes'])
+                for module in modules:
+                    self.assertEqual(page.row('modules', module['module'])[1:3], [deviation(module['worst_error']), deviation(module['relative_error'])])
+            else:
+                for module in facts['groups'][0]['record']['modules']:
+                    self.assertEqual(page.row('modules', module['module'])[1], deviation(module['relative_error']))
+            losses = facts['groups'][0]['record']['losses']
+            self.assertIn(f'Epoch {losses[-1]["epoch"]}: reconstruction {losses[-1]["reconstruction"]:.3g}', page.sections['training'])
+            # One dot a task, and one for what is kept alike.
+            dots = [c for p in page.pictures for c in p.iter('{http://www.w3.org/2000/svg}circle') if c.get('class') == 'faint h0']
+            self.assertEqual(len(dots), len(facts['tasks']))
+
+    def test_timeline_of_json(self):
+        facts = self.run_icma(0, 'report', self.bundle(), '--json').json
+        for task in facts['tasks']:
+            self.assertEqual([c['step'] for c in task['timeline']], [10, 20, 30, 100])
+            # The condition's section is the rest.
+            self.assertTrue(0 < sum(c['bytes'] for c in task['timeline']) < task['bytes'])
+            self.assertEqual(max(c['dw_error']['max'] for c in task['timeline']), task['dw_error']['max'])
+
+    def test_both_themes_and_print(self):
+        page = self.page(self.bundle())
+        light, dark = re.search(r':root\{(.*?)\}', page.styles, re.S).group(1), re.search(r'prefers-color-scheme:dark\)\{:root\{(.*?)\}', page.styles, re.S).group(1)
+        names = lambda text: set(re.findall(r'--\w+', text))
+        self.assertEqual(names(light), names(dark))
+        self.assertIn('@media print', page.styles)
+        used = {c for _, a in page.elements for c in a.get('class', '').split()}
+        self.assertFalse({c for c in used if re.fullmatch(r'[hm][\dx]', c) and f'.{c}' not in page.styles}, 'classes without a style')
+
+    def test_deterministic(self):
+        bundle = self.bundle()
+        first = (self.page(bundle), self.text)[1]
+        self.assertEqual((self.page(bundle), self.text)[1], first)
+
+    def test_hostile_names(self):
+        tasks = ['<script>alert(1)<script>', '"onload="alert(1)', "'&lt;&#x3c;", ']]><svg onload=x>', 'bidi\u202eevil\u2066', 'zero\u200bwidth', 'x-->', 'a' * 200]
+        modules = ['<img src=x onerror=alert(1)>', '"\'></text></svg><script>', 'layers.0.</title>', 'layers.0.\u202eproj', '{{7*7}}']
+        extra = {'<b>kept</b>': ('I64', (1,), struct.pack('<q', 7))}
+        for number, task in enumerate(tasks):
+            for step in (1, 2):
+                write_adapter(self.here / 'in' / task.replace('/', '_'), lora(f'{number}', step, modules=modules, extra=extra))
+        self.run_icma(0, 'pack', self.here / 'in', '-o', 'h.icma', '--tier', 'latent', *QUICK)
+        for arguments in ([], ['--against', self.here / 'in']):
+            page = self.page('h.icma', *arguments)
+            self.assertIn('<img src=x onerror=alert(1)>', page.sections['modules'])
+            self.assertIn('<b>kept</b>', page.sections['verbatim'])
+            self.assertIn('<script>alert(1)<script>', page.sections['tasks'])
+            self.assertIn('bidi\\xE2\\x80\\xAEevil', page.sections['tasks'])
+
+    def test_name_of_the_archive(self):
+        page = self.page(self.bundle('a<b>&".icma'))
+        self.assertIn('<title>a&lt;b&gt;&amp;&quot;.icma', self.text)
+        self.assertNotIn(str(self.here), self.text)
+        self.assertTrue(page.pictures)
+
+    def test_every_kind(self):
+        kinds = {'none': ['--generator', 'none', '--max-error', 'dw=0.1'], 'lossless': ['--tier', 'lossless'], 'generate': ['--tier', 'generate'], 'soup': ['--generator', 'soup', '--tier', 'latent'],
+                 'conv': ['--generator', 'conv', '--tier', 'latent', '--layers', '2', '--epochs', '2', '-T', '1'], 'bounded': ['--max-error', 'rel=0.01']}
+        for kind, options in kinds.items():
+            with self.subTest(kind):
+                self.run_icma(0, 'pack', self.tree, '-o', f'{kind}.icma', *options)
+                page = self.page(f'{kind}.icma', '--against', self.tree)
+                self.assertEqual(page.row('training', 'kind')[1], {'none': 'none', 'lossless': 'none', 'conv': 'conv'}.get(kind, 'basis'))
+                if kind == 'lossless':
+                    self.assertIn('0, exact', page.sections['rates'])
+
+    def test_several_groups_one_checkpoint_and_many_tasks(self):
+        for i in range(70):
+            write_adapter(self.here / 'many' / f'task-{i:02}', lora(f'{i}', 0, rank=2 + i % 2, modules=('q_proj',)))
+        self.run_icma(0, 'pack', self.here / 'many', '-o', 'many.icma', '--tier', 'bounded', *QUICK)
+        page = self.page('many.icma')
+        self.assertIn('and 10 more tasks', page.sections['tasks'])
+        self.assertIn('group 1', page.sections['modules'])
+        self.assertIn('nothing to follow', page.sections['timeline'])
+
+    def test_errors_that_are_not_finite(self):
+        # One element of an original is NaN: the checkpoint's own exception. Against another original, it is infinitely wrong.
+        write_tree(self.here / 'in', tasks=('cat', 'dog'))
+        self.run_icma(0, 'pack', self.here / 'in', '-o', 'n.icma', '--tier', 'latent', *QUICK)
+        path = self.here / 'in/cat/checkpoint-20/adapter_model.safetensors'
+        image = path.read_bytes()
+        path.write_bytes(image[:-4] + struct.pack('<f', float('nan')))
+        page = self.page('n.icma', '--against', self.here / 'in', code=3)
+        self.assertIn('inf', page.row('modules', 'base_model.model.layers.0.v_proj'))
+        self.assertIn('mx', {c for _, a in page.elements for c in a.get('class', '').split()})
+
+    def test_without_a_record(self):
+        self.run_icma(0, 'report', VECTORS / 'basis-given.icma', '-o', 'v.html')
+        for path in sorted(VECTORS.glob('*.icma')):
+            page = self.page(path)
+            self.assertTrue(page.pictures, path)
+
+    def test_files(self):
+        self.run_icma(0, 'report', self.bundle(), '-o', 'r.html')
+        self.fails(8, 'report', self.here / 'small.icma', '-o', 'r.html', saying='exists')
+        self.fails(2, 'report', self.here / 'small.icma', '-o', 'r.htmlx', saying='.html')
+
+
+VECTORS = pathlib.Path(__file__).resolve().parent.parent / 'vectors'
+
+if __name__ == '__main__':
+    main()
