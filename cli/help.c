@@ -8,6 +8,10 @@
 
 enum { HELP_COLUMN = 26 }; /* where the explanations start */
 
+const char *const cli_help_purpose =
+    "Packs many LoRA adapters into one archive with a trained conditional VAE, and\n"
+    "gets working adapters back.";
+
 static const struct {
     int code;
     const char *meaning;
@@ -43,26 +47,37 @@ static void print_help_text(const char *help, size_t used, FILE *out) {
     fputc('\n', out);
 }
 
+void cli_help_option(const cli_verb *verb, const cli_option *option, char *text, size_t size) {
+    char standard[64] = "";
+    if (verb->tell_default)
+        verb->tell_default(option, standard, sizeof standard);
+    snprintf(text, size, standard[0] ? "%s (default %s)" : "%s", option->help, standard);
+}
+
 static void print_option(const cli_verb *verb, const cli_option *option, FILE *out) {
-    char left[80], help[400], standard[64] = "";
+    char left[80], help[CLI_HELP_SIZE];
     char letter[8] = "    ";
     if (option->letter)
         snprintf(letter, sizeof letter, "-%c, ", option->letter);
     int used = snprintf(left, sizeof left, "  %s--%s%s%s", letter, option->name, option->argument ? " " : "",
                         option->argument ? option->argument : "");
     fputs(left, out);
-    if (verb->tell_default)
-        verb->tell_default(option, standard, sizeof standard);
-    snprintf(help, sizeof help, standard[0] ? "%s (default %s)" : "%s", option->help, standard);
+    cli_help_option(verb, option, help, sizeof help);
     print_help_text(help, (size_t)used, out);
+}
+
+const char *cli_exit_meaning(int code) {
+    for (size_t i = 0; i < sizeof exit_meanings / sizeof exit_meanings[0]; i++)
+        if (exit_meanings[i].code == code)
+            return exit_meanings[i].meaning;
+    return NULL;
 }
 
 static void print_exits(const int *exits, FILE *out) {
     print_heading("Exit codes", out);
     for (; *exits >= 0; exits++)
-        for (size_t i = 0; i < sizeof exit_meanings / sizeof exit_meanings[0]; i++)
-            if (exit_meanings[i].code == *exits)
-                fprintf(out, "  %-6d%s\n", *exits, exit_meanings[i].meaning);
+        if (cli_exit_meaning(*exits))
+            fprintf(out, "  %-6d%s\n", *exits, cli_exit_meaning(*exits));
     fprintf(out, "  128+N ended by signal N\n");
 }
 
@@ -85,10 +100,7 @@ void cli_help_verb(const cli_verb *verb, FILE *out) {
 }
 
 void cli_help_all(const cli_verb *const *verbs, FILE *out) {
-    fputs("Usage: icma VERB [options] ...\n\n"
-          "Packs many LoRA adapters into one archive with a trained conditional VAE, and\n"
-          "gets working adapters back.\n",
-          out);
+    fprintf(out, "Usage: icma VERB [options] ...\n\n%s\n", cli_help_purpose);
     print_heading("Verbs", out);
     for (; *verbs; verbs++) {
         char name[32];

@@ -10,11 +10,13 @@ typedef struct list_arguments {
     cli_common common;
     cli_decoding decoding; /* nothing is decoded: all defaults */
     cli_list tasks;
+    bool names;
 } list_arguments;
 
 static const cli_option list_options[] = {
     CLI_ROW(CLI_LIST, 0, "task", "TASK", offsetof(list_arguments, tasks),
             "only this task, checkpoint by checkpoint; may be repeated"),
+    CLI_ROW_FLAG(0, "names", offsetof(list_arguments, names), "only the names of tasks, one a line"),
     CLI_ROW_VERBOSE("every checkpoint on its own line"),
     CLI_ROW_JSON,
     CLI_ROW_NO_COLOR,
@@ -113,12 +115,25 @@ static listing start_listing(const list_arguments *a, const char *path) {
     return out;
 }
 
+/* Of their sections nothing is read. */
+static void print_names(const icma_bundle *bundle, const size_t *tasks, size_t count) {
+    for (size_t i = 0; i < count; i++) {
+        cli_print_safe(stdout, icma_bundle_task_name(bundle, tasks[i]));
+        putchar('\n');
+    }
+}
+
 static icma_status list_tasks(const list_arguments *a, icma_bundle *bundle, const char *path,
                               icma_error *error) {
     size_t *tasks, count;
     icma_status status = cli_choose_tasks(bundle, path, &a->tasks, &tasks, &count, error);
     if (status)
         return status;
+    if (a->names) {
+        print_names(bundle, tasks, count);
+        icma_free(tasks);
+        return ICMA_OK;
+    }
     listing out = start_listing(a, path);
     for (size_t i = 0; !status && i < count; i++) {
         icma_task_info info;
@@ -141,6 +156,9 @@ static icma_status run_list(const void *arguments, const cli_list *operands, icm
     const list_arguments *a = arguments;
     icma_bundle *bundle;
     char *path;
+    if (a->names && (a->common.json || a->common.verbose))
+        return icma_fail(error, ICMA_E_USAGE, NULL,
+                         "--names prints nothing but names; leave out --json and --verbose");
     cli_sandbox_want(a->common.verbose);
     icma_status status = cli_bundle_open(operands, &a->decoding, &bundle, &path, error);
     if (status)

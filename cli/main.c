@@ -75,10 +75,29 @@ static icma_status run_verb(const cli_verb *verb, int argc, char **argv, icma_er
     return status;
 }
 
+/* `icma help --man`, `icma help --completion SHELL`: what an installation is given of the tables. False if it
+ * is neither. */
+static bool run_tables(int argc, char **argv, icma_status *status, icma_error *error) {
+    bool completion = argc > 0 && strcmp(argv[0], "--completion") == 0;
+    *status = ICMA_OK;
+    if (argc == 1 && strcmp(argv[0], "--man") == 0)
+        cli_manual(verbs, stdout);
+    else if (completion && argc == 2)
+        *status = cli_completion(verbs, argv[1], stdout, error);
+    else if (completion)
+        *status = icma_fail(error, ICMA_E_USAGE, NULL, "usage: icma help --completion bash|zsh|fish");
+    else
+        return false;
+    return true;
+}
+
 /* `icma help [VERB]` */
 static icma_status run_help(int argc, char **argv, icma_error *error) {
     cli_terminal_setup(false);
     const cli_verb *verb = argc > 0 ? find_verb(argv[0]) : NULL;
+    icma_status status;
+    if (run_tables(argc, argv, &status, error))
+        return status;
     if (argc > 1)
         return icma_fail(error, ICMA_E_USAGE, NULL,
                          "\"%s\" is one argument too many; usage: icma help [VERB]", argv[1]);

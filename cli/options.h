@@ -51,6 +51,7 @@ typedef struct cli_option {
     const char *help;     /* may hold newlines */
     size_t target;        /* offset of the field in the verb's arguments */
     double least, most;   /* of CLI_WHOLE and CLI_REAL; both 0: any */
+    const char *values;   /* what completion offers, "a|b"; NULL: what `argument` tells (completion.c) */
 } cli_option;
 
 #define CLI_ROW_HEADING(text)                                                                                \
@@ -61,6 +62,11 @@ typedef struct cli_option {
     {                                                                                                        \
         .kind = (kind_), .letter = (letter_), .name = (name_), .argument = (argument_), .target = (target_), \
         .help = (help_)                                                                                      \
+    }
+#define CLI_ROW_CHOICE(letter_, name_, argument_, values_, target_, help_)                                   \
+    {                                                                                                        \
+        .kind = CLI_TEXT, .letter = (letter_), .name = (name_), .argument = (argument_),                     \
+        .values = (values_), .target = (target_), .help = (help_)                                            \
     }
 #define CLI_ROW_RANGE(kind_, letter_, name_, argument_, target_, least_, most_, help_)                       \
     {                                                                                                        \
@@ -129,7 +135,16 @@ size_t cli_edit_distance(const char *a, const char *b);
 bool cli_is_near(const char *a, const char *b);
 
 /* help.c */
+enum { CLI_HELP_SIZE = 800 };
+extern const char *const cli_help_purpose; /* what icma is for */
+/* An option's help with its default; at most CLI_HELP_SIZE. */
+void cli_help_option(const cli_verb *verb, const cli_option *option, char *text, size_t size);
+const char *cli_exit_meaning(int code); /* NULL: none */
 void cli_help_verb(const cli_verb *verb, FILE *out);
 void cli_help_all(const cli_verb *const *verbs, FILE *out);
+/* manual.c: the manual page icma(1), for man */
+void cli_manual(const cli_verb *const *verbs, FILE *out);
+/* completion.c: a script for "bash", "zsh" or "fish"; ICMA_E_USAGE for another shell */
+icma_status cli_completion(const cli_verb *const *verbs, const char *shell, FILE *out, icma_error *error);
 
 #endif

@@ -34,7 +34,7 @@ static const cli_option pack_options[] = {
     CLI_ROW_FLAG('f', "force", AT(force), "replace the output if it exists"),
     CLI_ROW_FLAG('n', "dry-run", AT(dry_run), "show what was found; write nothing"),
     CLI_ROW_HEADING("What to keep"),
-    CLI_ROW(CLI_TEXT, 0, "tier", "TIER", AT(tier),
+    CLI_ROW_CHOICE(0, "tier", "TIER", "bounded|lossless|latent|generate", AT(tier),
             "bounded: to an error bound, checked (default)\n"
             "lossless: the very files\n"
             "latent: each checkpoint's latent and small corrections\n"
@@ -57,7 +57,7 @@ static const cli_option pack_options[] = {
     CLI_ROW_RANGE(CLI_WHOLE, 0, "components", "N", AT(components), 1, 4096,
                   "basis rows a role, instead of --explain and, in tiers latent and\n"
                   "generate, --max-error"),
-    CLI_ROW(CLI_TEXT, 0, "generator", "KIND", AT(generator),
+    CLI_ROW_CHOICE(0, "generator", "KIND", "auto|basis|none|conv|diffusion|soup", AT(generator),
             "auto: a basis where it pays (default); basis; none: residuals alone;\n"
             "conv: the convolutional CVAE of the ICM-LoRA paper; diffusion: latent\n"
             "diffusion after COND P-DIFF; soup: each task's average"),
@@ -65,7 +65,7 @@ static const cli_option pack_options[] = {
             "soup: a greedy one, by the number that COMMAND prints last (lower is\n"
             "better), with {adapter} and {task} replaced"),
     CLI_ROW_HEADING("Training"),
-    CLI_ROW(CLI_TEXT, 0, "preset", "NAME", AT(preset),
+    CLI_ROW_CHOICE(0, "preset", "NAME", "paper", AT(preset),
             "paper: --generator conv with the ICM-LoRA paper's loss and numbers;\n"
             "with --generator basis, its loss"),
     CLI_ROW_RANGE(CLI_WHOLE, 0, "epochs", "N", AT(epochs), 1, 1e9, "passes over the checkpoints"),
@@ -83,7 +83,7 @@ static const cli_option pack_options[] = {
     CLI_ROW_RANGE(CLI_WHOLE, 0, "layers", "N", AT(layers), 1, 16, "convolutions of the encoder, and of the decoder"),
     CLI_ROW(CLI_TEXT, 0, "channels", "N,N,...", AT(channels), "channels of the encoder's layers (default 8,16,32 ... 256 ... 16,8)"),
     CLI_ROW_RANGE(CLI_WHOLE, 0, "kernel", "N", AT(kernel), 1, 31, "taps of a convolution, an odd number"),
-    CLI_ROW(CLI_TEXT, 0, "weights", "KIND", AT(weights),
+    CLI_ROW_CHOICE(0, "weights", "KIND", "auto|bf16|f32", AT(weights),
             "how the decoder's weights are stored: auto (quantised, as coarsely as\n"
             "its error hardly shows; default), bf16, f32"),
     CLI_ROW_FLAG(0, "variance", AT(variance), "conv: predict the variance of every weight as well (the paper's equation\n6), and code residuals by it"),
@@ -92,8 +92,8 @@ static const cli_option pack_options[] = {
     CLI_ROW(CLI_TEXT, 0, "training", "FILE", AT(training), "where its state is kept (default: the archive's name with .training);\nit is removed when the archive is there"),
     CLI_ROW_RANGE(CLI_REAL, 0, "save-every", "SECONDS", AT(save_every), 0, 1e9, "time between saves"),
     CLI_ROW_HEADING("Machine"),
-    CLI_ROW(CLI_TEXT, 0, "device", "NAME", AT(device), "auto, cpu, cuda or cuda:N (default auto: a GPU if there is one and\nenough to train)"),
-    CLI_ROW(CLI_TEXT, 0, "precision", "KIND", AT(precision),
+    CLI_ROW_CHOICE(0, "device", "NAME", "auto|cpu|cuda", AT(device), "auto, cpu, cuda or cuda:N (default auto: a GPU if there is one and\nenough to train)"),
+    CLI_ROW_CHOICE(0, "precision", "KIND", "f32|tf32|bf16", AT(precision),
             "of products in training on a GPU: f32 (default), tf32 or bf16, which\nare faster; decoding is exact whatever this says"),
     CLI_ROW_RANGE(CLI_WHOLE, 'T', "threads", "N", AT(threads), 1, 4096,
                   "threads (default: as many as the machine has)"),

@@ -16,12 +16,12 @@ typedef struct cli_decoding {
 
 /* Rows for a verb that decodes; `member` is the cli_decoding in `type`. */
 #define CLI_ROWS_DECODING(type, member)                                                                      \
-    CLI_ROW(CLI_TEXT, 0, "device", "NAME", offsetof(type, member.device),                                    \
-            "auto, cpu, cuda or cuda:N (default auto: a GPU if there is\none and enough to decode)"),        \
+    CLI_ROW_CHOICE(0, "device", "NAME", "auto|cpu|cuda", offsetof(type, member.device),                      \
+                   "auto, cpu, cuda or cuda:N (default auto: a GPU if there is\none and enough to decode)"), \
         CLI_ROW_FLAG(0, "scalar", offsetof(type, member.scalar),                                             \
                      "compute with the scalar reference: the same bits, slowly"),                            \
         CLI_ROW(CLI_SIZE, 0, "max-output", "SIZE", offsetof(type, member.max_output),                        \
-                "refuse an adapter larger than this (default 4G)"),                                         \
+                "refuse an adapter larger than this (default 4G)"),                                          \
         CLI_ROW(CLI_WHOLE, 0, "max-work", "N", offsetof(type, member.max_work),                              \
                 "refuse an adapter that takes more than N multiply-adds\n(default 2^40)")
 

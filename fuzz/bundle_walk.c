@@ -7,6 +7,7 @@
 #include "ops.h"
 
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -54,6 +55,30 @@ static void check_decoded(icma_status status, icma_decoded *decoded, const icma_
     icma_decoded_free(decoded);
 }
 
+/* Tensors one by one, of a checkpoint whose first decoding ended with `whole`; where it did not fail they do
+ * not, and are what it gave. */
+static void check_tensors(icma_bundle *bundle, size_t task, size_t checkpoint, icma_status whole,
+                          const icma_decoded *decoded) {
+    icma_adapter_tensor *list;
+    size_t count, size = 0;
+    icma_error error = {0};
+    EXPECT(icma_bundle_tensors(bundle, task, checkpoint, &list, &count, &error) == ICMA_OK);
+    for (size_t t = 0; t < count; t++)
+        size += (size_t)list[t].size;
+    for (size_t t = 0; t < count && size <= MOST_OUTPUT; t++) {
+        uint8_t *data = malloc((size_t)list[t].size + 1);
+        EXPECT(data);
+        error = (icma_error){0};
+        icma_status status =
+            icma_bundle_decode_tensor(bundle, task, checkpoint, t, data, (size_t)list[t].size, &error);
+        EXPECT(status == error.status && (status == ICMA_OK || (is_refusal(status) && whole)));
+        EXPECT(whole || memcmp(data, decoded->data + decoded->size - size + list[t].offset,
+                               (size_t)list[t].size) == 0);
+        free(data);
+    }
+    icma_free(list);
+}
+
 static void walk_task(icma_bundle *bundle, size_t task) {
     icma_task_info info;
     icma_error error = {0};
@@ -75,8 +100,11 @@ static void walk_task(icma_bundle *bundle, size_t task) {
     size_t count = status ? 0 : info.checkpoint_count;
     icma_bundle_forget_task(bundle, task);
     error = (icma_error){0};
-    if (count && count <= MOST_CHECKPOINTS)
-        check_decoded(icma_bundle_decode(bundle, task, 0, &decoded, &error), &decoded, &error);
+    if (count && count <= MOST_CHECKPOINTS) {
+        icma_status whole = icma_bundle_decode(bundle, task, 0, &decoded, &error);
+        check_tensors(bundle, task, 0, whole, &decoded);
+        check_decoded(whole, &decoded, &error);
+    }
     error = (icma_error){0};
     if (count)
         check_decoded(icma_bundle_sample(bundle, task, 1, &decoded, &error), &decoded, &error);
