@@ -185,6 +185,15 @@ icma_status cli_bundle_sample(icma_bundle *bundle, size_t task, uint64_t seed, i
     return status ? icma_fail(error, status, detail.file, "%s", detail.message) : ICMA_OK;
 }
 
+icma_status cli_bundle_generate(icma_bundle *bundle, const icma_generation *what, icma_decoded *out,
+                                icma_generated *told, icma_error *error) {
+    icma_error detail = {0};
+    icma_status status = icma_bundle_generate(bundle, what, out, told, &detail);
+    if (leave_device(bundle, status))
+        return icma_bundle_generate(bundle, what, out, told, error);
+    return status ? icma_fail(error, status, detail.file, "%s", detail.message) : ICMA_OK;
+}
+
 void cli_near_tasks(const icma_bundle *bundle, const char *name, char *text, size_t size) {
     size_t count = icma_bundle_task_count(bundle), told = 0;
     text[0] = '\0';
@@ -206,6 +215,12 @@ static icma_status unknown_task(const icma_bundle *bundle, const char *path, con
                          icma_bundle_task_count(bundle));
     return icma_fail(error, ICMA_E_NOT_FOUND, path, "no task \"%s\"; %s %s", name,
                      icma_bundle_task_count(bundle) > NAMES_TOLD ? "near ones:" : "the tasks are", near);
+}
+
+icma_status cli_choose_task(const icma_bundle *bundle, const char *path, const char *name, size_t *task,
+                          icma_error *error) {
+    *task = icma_bundle_find_task(bundle, name);
+    return *task == SIZE_MAX ? unknown_task(bundle, path, name, error) : ICMA_OK;
 }
 
 /* Insertion keeps the order of the archive and drops repetitions. */
@@ -230,12 +245,13 @@ icma_status cli_choose_tasks(const icma_bundle *bundle, const char *path, const 
     for (size_t i = 0; !names->count && i < all; i++)
         (*tasks)[(*count)++] = i;
     for (size_t i = 0; i < names->count; i++) {
-        size_t found = icma_bundle_find_task(bundle, names->items[i]);
-        if (found == SIZE_MAX) {
+        size_t found;
+        icma_status status = cli_choose_task(bundle, path, names->items[i], &found, error);
+        if (status) {
             icma_free(*tasks);
             *tasks = NULL;
             *count = 0;
-            return unknown_task(bundle, path, names->items[i], error);
+            return status;
         }
         *count = insert_index(*tasks, *count, found);
     }

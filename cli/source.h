@@ -39,16 +39,21 @@ size_t cli_bundle_checkpoints(const icma_bundle *bundle);
  * left that to us. */
 icma_status cli_bundle_choose_device(icma_bundle *bundle, const cli_decoding *decoding, size_t adapters,
                                      icma_error *error);
-/* icma_bundle_decode and icma_bundle_sample; on the CPU from then on, with a note, where a device's memory is
+/* icma_bundle_decode, icma_bundle_sample and icma_bundle_generate; on the CPU from then on, with a note, where a device's memory is
  * too small. */
 icma_status cli_bundle_decode(icma_bundle *bundle, size_t task, size_t checkpoint, icma_decoded *out,
                               icma_error *error);
 icma_status cli_bundle_sample(icma_bundle *bundle, size_t task, uint64_t seed, icma_decoded *out,
                               icma_error *error);
+icma_status cli_bundle_generate(icma_bundle *bundle, const icma_generation *what, icma_decoded *out,
+                                icma_generated *told, icma_error *error);
 
 /* "its name, or that of a near one" for messages: the tasks of `bundle` most like `name`, as "a", "a or b".
  */
 void cli_near_tasks(const icma_bundle *bundle, const char *name, char *text, size_t size);
+/* The task of that name; ICMA_E_NOT_FOUND, with near ones, if there is none. */
+icma_status cli_choose_task(const icma_bundle *bundle, const char *path, const char *name, size_t *task,
+                          icma_error *error);
 /* The tasks that were asked for, or all: indices in archive order, without repetition; owned by the caller.
  */
 icma_status cli_choose_tasks(const icma_bundle *bundle, const char *path, const cli_list *names,

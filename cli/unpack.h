@@ -33,6 +33,8 @@ typedef struct cli_unpack_plan {
 
 /* Before anything is written: ICMA_E_EXISTS if something is in the way; marks what -k keeps. */
 icma_status cli_unpack_look_first(const cli_unpack *a, cli_unpack_plan *plan, icma_error *error);
+/* Where its safetensors file goes; owned by the caller, NULL when memory is short. */
+char *cli_unpack_path(const cli_unpack *a, const cli_unpack_item *item);
 /* Writes an adapter and its side files into its folder. */
 icma_status cli_unpack_folder(const cli_unpack *a, cli_unpack_item *item, const icma_decoded *decoded,
                               icma_error *error);

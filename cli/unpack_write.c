@@ -41,6 +41,10 @@ static int is_there(const char *first, const char *second, const char *third) {
     return there;
 }
 
+char *cli_unpack_path(const cli_unpack *a, const cli_unpack_item *item) {
+    return a->output ? icma_copy_string(a->output) : join(a->folder, item->folder, model_name);
+}
+
 icma_status cli_unpack_look_first(const cli_unpack *a, cli_unpack_plan *plan, icma_error *error) {
     for (size_t i = 0; i < plan->count && !a->force; i++) {
         cli_unpack_item *item = &plan->items[i];
@@ -156,7 +160,7 @@ static icma_status tell_json(const cli_unpack *a, const char *path, const cli_un
     for (size_t i = 0; i < plan->count; i++) {
         const cli_unpack_item *item = &plan->items[i];
         cJSON *object = cli_json_add_object(list, NULL);
-        char *file = a->output ? icma_copy_string(a->output) : join(a->folder, item->folder, model_name);
+        char *file = cli_unpack_path(a, item);
         size_t task = strcspn(item->folder, "/");
         char *name = icma_copy_text(item->folder, task);
         cli_json_text(object, "task", name);
@@ -178,8 +182,7 @@ static icma_status print_files(const cli_unpack *a, const cli_unpack_plan *plan,
                                icma_error *error) {
     cli_table table = cli_table_of((const char *[]){"", "", ">", NULL});
     for (size_t i = 0; i < plan->count; i++) {
-        char *file =
-            a->output ? icma_copy_string(a->output) : join(a->folder, plan->items[i].folder, model_name);
+        char *file = cli_unpack_path(a, &plan->items[i]);
         cli_table_cell(&table, "%s", state_of(a, &plan->items[i]));
         cli_table_cell(&table, "%s", file ? file : "?");
         cli_table_cell(&table, "%s", cli_size(plan->items[i].size).text);

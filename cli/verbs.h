@@ -7,6 +7,7 @@
 
 extern const cli_verb cli_verb_pack;
 extern const cli_verb cli_verb_unpack;
+extern const cli_verb cli_verb_generate;
 extern const cli_verb cli_verb_list;
 extern const cli_verb cli_verb_info;
 extern const cli_verb cli_verb_verify;

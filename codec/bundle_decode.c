@@ -142,29 +142,31 @@ static icma_status assemble(icma_bundle *b, uint32_t task_index, icma_part *p, s
     return status;
 }
 
-typedef icma_status (*coefficient_source)(icma_group_state *g, const icma_part *p, const icma_checkpoint *c, const void *context, float *q, icma_error *error);
-
 static icma_status stored_coefficients(icma_group_state *g, const icma_part *p, const icma_checkpoint *c, const void *context, float *q, icma_error *error) {
     (void)context;
     return icma_decoder_code(g->decoder, &p->table, c, q, error);
 }
 
+void icma_bundle_draw(const icma_generator *g, uint64_t seed, float *noise) {
+    icma_rng rng = icma_rng_seed(seed);
+    for (size_t j = 0; j < g->latent; j++)
+        noise[j] = icma_rng_normal(&rng);
+}
+
 /* spec 4.8: z from the seed alone, one normal variate a dimension, in order. */
 static icma_status sampled_coefficients(icma_group_state *g, const icma_part *p, const icma_checkpoint *c, const void *context, float *q, icma_error *error) {
     (void)c;
-    icma_rng rng = icma_rng_seed(*(const uint64_t *)context);
     float *z = icma_alloc_array(g->generator.latent + 1, sizeof *z);
     if (!z)
         return icma_fail(error, ICMA_E_MEMORY, NULL, "no memory for a latent");
-    for (size_t j = 0; j < g->generator.latent; j++)
-        z[j] = icma_rng_normal(&rng);
+    icma_bundle_draw(&g->generator, *(const uint64_t *)context, z);
     icma_status status = icma_decoder_sample(g->decoder, z, p->table.condition, p->table.origin == ICMA_CONDITION_LEARNED, q, error);
     icma_free(z);
     return status;
 }
 
-static icma_status decode_place(icma_bundle *b, size_t task_index, icma_place at, coefficient_source source, const void *context, bool stored,
-                                icma_decoded *out, icma_error *error) {
+icma_status icma_bundle_decode_place(icma_bundle *b, size_t task_index, icma_place at, icma_code_source source, const void *context, bool stored, icma_decoded *out,
+                                     icma_error *error) {
     icma_part *p = &b->tasks[task_index].parts[at.part];
     icma_group_state *g = &b->groups[p->group];
     const icma_checkpoint *c = &p->table.list[at.index];
@@ -213,7 +215,7 @@ icma_status icma_bundle_decode(icma_bundle *b, size_t task_index, size_t checkpo
     memset(out, 0, sizeof *out);
     icma_status status = icma_bundle_find_checkpoint(b, task_index, checkpoint, &place, error);
     if (!status)
-        status = decode_place(b, task_index, place, stored_coefficients, NULL, true, out, error);
+        status = icma_bundle_decode_place(b, task_index, place, stored_coefficients, NULL, true, out, error);
     if (!status)
         status = icma_bundle_check_hash(b, task_index, checkpoint, out->data, out->size, error);
     return finish_decode(b, status, out, error);
@@ -226,6 +228,6 @@ icma_status icma_bundle_sample(icma_bundle *b, size_t task_index, uint64_t seed,
     if (!status && b->groups[t->infos[t->count - 1].group].generator.kind == ICMA_GENERATOR_NONE)
         status = icma_fail(error, ICMA_E_UNSUPPORTED, NULL, "task %s has no generator to sample from; pack it with --generator basis, or unpack what is there without --sample", icma_bundle_task_name(b, task_index));
     if (!status)
-        status = decode_place(b, task_index, t->places[t->count - 1], sampled_coefficients, &seed, false, out, error);
+        status = icma_bundle_decode_place(b, task_index, t->places[t->count - 1], sampled_coefficients, &seed, false, out, error);
     return finish_decode(b, status, out, error);
 }

@@ -75,6 +75,13 @@ const icma_section *icma_bundle_covering(const icma_bundle *bundle, uint16_t kin
 icma_status icma_bundle_open_decoder(icma_bundle *bundle, uint32_t group, icma_error *error);
 /* Where a task's checkpoint is; ICMA_E_NOT_FOUND if there are not so many. */
 icma_status icma_bundle_find_checkpoint(icma_bundle *bundle, size_t task, size_t checkpoint, icma_place *out, icma_error *error);
+/* What gives a checkpoint's adapter its code. */
+typedef icma_status (*icma_code_source)(icma_group_state *group, const icma_part *part, const icma_checkpoint *checkpoint, const void *context, float *code, icma_error *error);
+/* Header, data and side files of a checkpoint, its modelled tensors by `source`. `stored`: with all that makes it what was packed; else what its generator makes of the code. On failure `out` is the caller's to free. */
+icma_status icma_bundle_decode_place(icma_bundle *bundle, size_t task, icma_place at, icma_code_source source, const void *context, bool stored, icma_decoded *out,
+                                     icma_error *error);
+/* noise[latent] from a seed (spec 4.8). */
+void icma_bundle_draw(const icma_generator *generator, uint64_t seed, float *noise);
 /* Compares the checksum of a decoded file of a checkpoint that was found. */
 icma_status icma_bundle_check_hash(const icma_bundle *bundle, size_t task, size_t checkpoint, const uint8_t *file, size_t size, icma_error *error);
 /* What comes before decoding a checkpoint: its limits are checked, its group's decoder is there. *code, room for its code, is owned by the caller (also on failure); NULL without a generator. */

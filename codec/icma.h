@@ -367,6 +367,57 @@ icma_status icma_bundle_decode_on_device(icma_bundle *bundle, size_t task, size_
 icma_status icma_bundle_sample(icma_bundle *bundle, size_t task, uint64_t seed, icma_decoded *out,
                                icma_error *error);
 
+/* --- generating
+ * ------------------------------------------------------------------------------------------------ */
+
+/* What to generate an adapter from that was never packed: a condition, or a mix of packed tasks. */
+typedef struct icma_generation {
+    size_t size; /* of this struct, as the program was compiled with it; icma_generation_defaults fills it in */
+    const float *condition; /* of the encoder that the packed tasks' vectors are from; finite, not all zero. It is rounded as packing rounds it (spec 2.7). NULL: a mix */
+    size_t condition_size;
+    const size_t *tasks;   /* a mix: the condition's coordinates are the sum of each task's, times its weight, */
+    const double *weights; /* used as they are: those that add up to 1 lie between the tasks, others beyond. Finite */
+    size_t task_count;
+    size_t like;   /* the task whose last checkpoint gives the shape of the adapter, the tensors that are not modelled, the header and the side files; SIZE_MAX: of a condition the nearest
+                      task, of a mix the one of the greatest weight (the first of several) */
+    bool drawn;    /* z ~ N(0, I) from `seed`, as icma_bundle_sample; else z = 0, the mean: what tier generate restores */
+    uint64_t seed;
+    const char *origin; /* for people, into the file's metadata: "dog.safetensors", "cat:0.5,dog:0.5" */
+    const char *bundle; /* likewise: the archive's name. Both may be NULL */
+} icma_generation;
+
+enum { ICMA_GENERATION_LEAST = offsetof(icma_generation, bundle) + sizeof(const char *) };
+
+/* Fills the first `size` bytes: no condition, no mix, any task, the mean. */
+void icma_generation_init(icma_generation *what, size_t size);
+static inline icma_generation icma_generation_defaults(void) {
+    icma_generation what;
+    icma_generation_init(&what, sizeof what);
+    return what;
+}
+
+/* Where it lies among what was packed. A condition is compared with given ones of its length, a mix in coordinates (spec 4.5), in one group each. */
+typedef struct icma_generated {
+    size_t like;      /* as used */
+    uint32_t group;
+    size_t nearest;   /* task, by Euclidean distance */
+    double cosine;    /* between the condition and its; NAN where one is zero */
+    double distance;  /* |condition - its| / |its|; NAN likewise */
+    double seen;      /* share of the condition's square that lies in the span of the packed ones, about: the generator sees nothing of the rest. 1 for a mix */
+    uint64_t hash;    /* XXH3-64 of the rounded condition, or of a mix's coordinates, as little-endian f32 */
+    uint64_t archive; /* the hash of the archive's footer */
+} icma_generated;
+
+/*
+ * Generates an adapter (spec 4.8). *out is as icma_bundle_sample's, but its header's `__metadata__` says what it is: icma_generated "true", icma_from, icma_like, icma_nearest, icma_condition_xxh3,
+ * icma_seed and icma_bundle. With `out` NULL only *told is filled in. For a task's own condition, or a mix of it alone with weight 1, the tensors are those of icma_bundle_sample with the same seed.
+ *
+ * ICMA_E_USAGE: neither a condition nor a mix, or numbers that are not finite. ICMA_E_UNSUPPORTED: the group predicts nothing; its conditions were learned, so that no vector means anything to
+ * it, or have another length; the condition is zero, or too far from all that was packed to compute with; tasks of a mix, or like, that are not in one group.
+ */
+icma_status icma_bundle_generate(icma_bundle *bundle, const icma_generation *what, icma_decoded *out,
+                                 icma_generated *told, icma_error *error);
+
 ICMA_API_END
 
 #endif

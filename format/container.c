@@ -210,6 +210,7 @@ struct icma_container {
     const uint8_t *memory; /* borrowed */
     const char *path;
     uint64_t size;
+    uint64_t hash; /* of the footer */
     uint64_t sections_end; /* where the index begins */
     icma_section *sections;
     size_t section_count;
@@ -305,6 +306,7 @@ static icma_status read_footer(icma_container *container, index_place *place, ic
         icma_load_u64(footer + FRAME_HASHED) != icma_hash(footer, FRAME_HASHED))
         return icma_fail(error, ICMA_E_CORRUPT, path,
                          "no footer at its end: truncated or damaged; get it again");
+    container->hash = icma_load_u64(footer + FRAME_HASHED);
     *place = (index_place){icma_load_u64(footer), icma_load_u64(footer + 8), icma_load_u64(footer + 16),
                            icma_load_u64(footer + 24), footer[40]};
     if (!all_zero(footer + 41, 7))
@@ -564,6 +566,10 @@ void icma_container_close(icma_container *container) {
 
 const char *icma_container_path(const icma_container *container) {
     return container->path;
+}
+
+uint64_t icma_container_hash(const icma_container *container) {
+    return container->hash;
 }
 
 uint64_t icma_container_size(const icma_container *container) {

@@ -76,6 +76,8 @@ void icma_container_close(icma_container *container); /* NULL is fine */
 
 const char *icma_container_path(const icma_container *container);    /* "(memory)" for open_memory */
 uint64_t icma_container_size(const icma_container *container);       /* of the whole file */
+/* The footer's hash, by which an archive can be told from others: the footer has the index's hash, and the index those of all sections. */
+uint64_t icma_container_hash(const icma_container *container);
 uint64_t icma_container_index_size(const icma_container *container); /* header, index, footer and padding:
                                                                         everything that is not a section */
 size_t icma_container_section_count(const icma_container *container);

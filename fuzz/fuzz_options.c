@@ -10,7 +10,7 @@
 enum { MOST_WORDS = 32 };
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
-    static const cli_verb *const verbs[] = {&cli_verb_pack, &cli_verb_unpack, &cli_verb_list, &cli_verb_info, &cli_verb_verify, &cli_verb_diff, &cli_verb_report};
+    static const cli_verb *const verbs[] = {&cli_verb_pack, &cli_verb_unpack, &cli_verb_generate, &cli_verb_list, &cli_verb_info, &cli_verb_verify, &cli_verb_diff, &cli_verb_report};
     if (size == 0)
         return 0;
     const cli_verb *verb = verbs[data[0] % (sizeof verbs / sizeof *verbs)];

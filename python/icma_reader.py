@@ -523,6 +523,12 @@ def fma32_quietly(a, b, c):
     return numpy.where(numpy.isfinite(total) & (rest != 0) & even, odd, total).astype(numpy.float32)
 
 
+def coarse_round(values):
+    """2.7: as a writer rounds a vector"""
+    e = next(e for e in range(-126, 121) if numpy.rint(numpy.abs(values).max().astype(float) * 2.0 ** -e) <= 127)
+    return (numpy.rint(values.astype(float) * 2.0 ** -e) * 2.0 ** e).astype(numpy.float32)
+
+
 def linear(x, matrix, y):
     for value, row in zip(x, matrix):
         y = fma32(value, row, y)
@@ -1322,11 +1328,15 @@ class Part:
 
     def sample(self, row, seed):
         """4.8"""
-        generator = self.group.generator
-        if not generator.kind:
+        if not self.group.generator.kind:
             unsupported('the task has no generator to sample from')
-        a = generator.coordinates(self.origin, self.condition)
-        q = generator.coefficients(generator.draw(normals(seed, generator.d), a), a)
+        return self.generate(row, self.group.generator.coordinates(self.origin, self.condition), seed)
+
+    def generate(self, row, a, seed):
+        """4.8: of condition coordinates; without a seed the mean"""
+        generator = self.group.generator
+        noise = numpy.zeros(generator.d, numpy.float32) if seed is None else normals(seed, generator.d)
+        q = generator.coefficients(generator.draw(noise, a), a)
         if row.tier != LOSSLESS:
             return self.file(row, self.tensors(row, q, {}))
         data, out = self.original(row), []
@@ -1402,6 +1412,17 @@ class Archive:
     def sample(self, task, seed):
         row = self.find(task, 'last')
         return row.part.sample(row, seed)
+
+    def generate(self, like, condition=None, mix=None, seed=None):
+        """4.8: for a vector, or for {task: weight}, in the shape of task `like`; without the metadata that marks it."""
+        row = self.find(like, 'last')
+        generator = row.part.group.generator
+        if condition is not None:
+            a = generator.coordinates(1, coarse_round(numpy.asarray(condition, numpy.float32)))
+        else:
+            own = [self.find(task, 'last').part for task in mix]
+            a = sum(weight * generator.coordinates(part.origin, part.condition).astype(float) for weight, part in zip(mix.values(), own)).astype(numpy.float32)
+        return row.part.generate(row, a, seed)
 
     def check(self):
         """Loads every section that is known and decodes everything; the number of checkpoints."""

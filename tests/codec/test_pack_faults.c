@@ -150,7 +150,28 @@ static void memory_may_end_anywhere_in_packing(void **state) {
         print_message("           %zu of them did not matter\n", tolerated);
 }
 
-/* Opens, decodes and samples everything. */
+/* A mix of one task, and a vector. */
+static icma_status generate_two(icma_bundle *bundle, size_t task, icma_error *error) {
+    const double one = 1;
+    const float vector[3] = {1, -2, 4};
+    icma_generation list[] = {icma_generation_defaults(), icma_generation_defaults()};
+    list[0].tasks = &task;
+    list[0].weights = &one;
+    list[0].task_count = 1;
+    list[1].condition = vector;
+    list[1].condition_size = 3;
+    icma_status status = ICMA_OK;
+    for (size_t i = 0; !status && i < 2; i++) {
+        icma_decoded decoded;
+        icma_generated told;
+        status = icma_bundle_generate(bundle, &list[i], &decoded, &told, error);
+        assert_true((status == ICMA_OK) == (decoded.data != NULL));
+        icma_decoded_free(&decoded);
+    }
+    return status;
+}
+
+/* Opens, decodes and samples everything, and generates more. */
 static icma_status read_all(const char *root, const char *name) {
     char *path = support_path(root, name);
     icma_bundle *bundle = NULL;
@@ -170,6 +191,8 @@ static icma_status read_all(const char *root, const char *name) {
             status = icma_bundle_sample(bundle, t, 3, &decoded, &error);
         if (!status)
             icma_decoded_free(&decoded);
+        if (!status)
+            status = generate_two(bundle, t, &error);
     }
     for (uint32_t g = 0; !status && g < icma_bundle_group_count(bundle); g++) {
         icma_generator_info info;

@@ -46,8 +46,9 @@ class Cuda(Case):
     def test_samples_are_the_same(self):
         bundle = self.here / 'conv.icma'
         self.run_icma(0, 'pack', self.tree, '-o', bundle, *SMALL_NETWORK)
-        one, other = (self.run_icma(0, 'unpack', bundle, '--task', 'cat', '--sample', '--seed', '7', '-o', '-', '--device', device).out for device in ('cpu', 'cuda'))
-        self.assertEqual(one, other)
+        for words in (['unpack', bundle, '--task', 'cat', '--sample'], ['generate', bundle, '--mix', 'cat:0.7,dog:0.3', '-q']):
+            one, other = (self.run_icma(0, *words, '--seed', '7', '-o', '-', '--device', device).out for device in ('cpu', 'cuda'))
+            self.assertEqual(one, other)
 
     def test_memory_that_runs_out_costs_a_line(self):
         bundle = self.here / 'little.icma'

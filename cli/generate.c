@@ -1,0 +1,268 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* icma generate: an adapter for a condition that was never packed. */
+#include "generate.h"
+
+#include "condition_file.h"
+#include "facts.h"
+#include "memory.h"
+#include "message.h"
+#include "progress.h"
+#include "verbs.h"
+
+#include <math.h>
+#include <string.h>
+#include <unistd.h>
+
+typedef struct generate_arguments {
+    cli_unpack write; /* where to, and the common options; of its others none is offered */
+    const char *condition, *like;
+    cli_list mix;
+} generate_arguments;
+
+#define AT(field) offsetof(generate_arguments, field)
+
+static const cli_option generate_options[] = {
+    CLI_ROW_HEADING("From what"),
+    CLI_ROW(CLI_TEXT, 0, "condition", "FILE", AT(condition),
+            "a task vector (.safetensors or .npy), of the encoder\nthat the packed tasks' vectors came from"),
+    CLI_ROW(CLI_LIST, 0, "mix", "TASK[:W],...", AT(mix),
+            "packed tasks, with weights or in equal shares; weights\nare used as they are and should add up "
+            "to 1"),
+    CLI_ROW(CLI_WHOLE, 0, "seed", "S", AT(write.seed),
+            "draw a latent from this seed (default: the mean, z = 0)"),
+    CLI_ROW(CLI_TEXT, 0, "like", "TASK", AT(like),
+            "take the shape, the tensors that are not modelled and\nthe files beside it from this task's "
+            "last checkpoint\n(default: the nearest task; of a mix the heaviest)"),
+    CLI_ROW_HEADING("Where to"),
+    CLI_ROW(CLI_TEXT, 'C', "directory", "DIR", AT(write.folder),
+            "adapter_model.safetensors and adapter_config.json into\nthis folder"),
+    CLI_ROW(CLI_TEXT, 'o', "output", "FILE", AT(write.output),
+            "the safetensors alone, into FILE or, with -, to\nstandard output"),
+    CLI_ROW_FLAG('f', "force", AT(write.force), "replace what exists"),
+    CLI_ROW_FLAG('n', "dry-run", AT(write.dry_run), "only tell how far it is from what was packed"),
+    CLI_ROW_HEADING("Machine"),
+    CLI_ROWS_DECODING(generate_arguments, write.decoding),
+    CLI_ROW_HEADING("Talk"),
+    CLI_ROW_QUIET,
+    CLI_ROW_JSON,
+    CLI_ROW_NO_COLOR,
+    CLI_ROW_HELP,
+    CLI_ROW_END,
+};
+
+/* The part of the condition below which it is said that the generator misses some. */
+static const double seen_enough = 0.9;
+/* Weights of a mix are typed by hand: thirds are 0.33. */
+static const double sum_tolerance = 0.02;
+
+typedef struct job {
+    const generate_arguments *a;
+    const char *path;
+    icma_bundle *bundle;
+    icma_generation what;
+    icma_generated told;
+    float *condition; /* owned */
+    cli_mix mix;      /* owned */
+    cli_unpack_item item;
+} job;
+
+static icma_status check_options(const generate_arguments *a, icma_error *error) {
+    const cli_unpack *w = &a->write;
+    const char *wrong = NULL;
+    bool to_stdout = w->output && strcmp(w->output, "-") == 0;
+    if (!a->condition == !a->mix.count)
+        wrong = a->condition ? "--condition and --mix both say what to generate; choose one"
+                             : "from what? --condition names a task vector, --mix packed tasks";
+    else if (!w->folder && !w->output && !w->dry_run)
+        wrong = "where to? -C names a folder for the adapter and its config, -o a file";
+    else if (w->folder && w->output)
+        wrong = "-o names the file; leave out -C";
+    else if ((w->folder && !w->folder[0]) || (w->output && !w->output[0]) ||
+             (a->condition && !a->condition[0]))
+        wrong = "a name is empty; name a folder with -C, a file with -o or --condition";
+    else if (to_stdout && w->common.json)
+        wrong = "-o - and --json both want standard output; choose one";
+    else if (to_stdout && !w->dry_run && isatty(STDOUT_FILENO))
+        wrong = "an adapter is not for reading on a terminal; redirect standard output or name a file";
+    return wrong ? icma_fail(error, ICMA_E_USAGE, NULL, "%s", wrong) : ICMA_OK;
+}
+
+static const char *last_segment(const char *path) {
+    const char *slash = strrchr(path, '/');
+    return slash && slash[1] ? slash + 1 : path;
+}
+
+/* --- from what -------------------------------------------------------------------------------------------
+ */
+
+static icma_status read_what(job *j, icma_error *error) {
+    const generate_arguments *a = j->a;
+    icma_status status;
+    j->what = icma_generation_defaults();
+    j->what.drawn = a->write.seed.given;
+    j->what.seed = a->write.seed.value;
+    j->what.bundle = last_segment(j->path);
+    if (a->condition) {
+        status = icma_condition_load(a->condition, &j->condition, &j->what.condition_size, error);
+        icma_error_set_file(error, a->condition);
+        j->what.condition = j->condition;
+        j->what.origin = last_segment(a->condition);
+    } else {
+        status = cli_mix_read(j->bundle, j->path, &a->mix, &j->mix, error);
+        j->what.tasks = j->mix.tasks;
+        j->what.weights = j->mix.weights;
+        j->what.task_count = j->mix.count;
+        j->what.origin = j->mix.text;
+    }
+    if (!status && a->like)
+        status = cli_choose_task(j->bundle, j->path, a->like, &j->what.like, error);
+    return status;
+}
+
+/* --- what is told ----------------------------------------------------------------------------------------
+ */
+
+/* Of a generated adapter nobody has measured anything. */
+static void warn(const job *j) {
+    const icma_generated *told = &j->told;
+    double sum = cli_mix_sum(&j->mix);
+    char seen[80] = "";
+    if (j->mix.count && fabs(sum - 1) > sum_tolerance)
+        cli_warning(
+            NULL,
+            "the weights of --mix add up to %g: the condition lies not between these tasks but beyond them",
+            sum);
+    if (told->seen < seen_enough)
+        snprintf(seen, sizeof seen, "; the generator sees %.0f %% of the condition", 100 * told->seen);
+    if (told->distance > 0 || isnan(told->distance))
+        cli_warning(NULL,
+                    "never packed, so never checked: the nearest condition is that of \"%.100s\" (cosine "
+                    "%.3f, distance %.2f of its length)%s; evaluate the adapter before you use it",
+                    icma_bundle_task_name(j->bundle, told->nearest), told->cosine, told->distance, seen);
+    else
+        cli_note("the condition is that of \"%.100s\", as it was packed",
+                 icma_bundle_task_name(j->bundle, told->nearest));
+}
+
+static icma_status tell_json(const job *j, icma_error *error) {
+    const cli_unpack *w = &j->a->write;
+    const icma_generated *told = &j->told;
+    cJSON *root = cli_json_object();
+    cli_json_text(root, "bundle", j->path);
+    cli_json_bool(root, "dry_run", w->dry_run);
+    cJSON *from = cli_json_add_object(root, "from");
+    cli_json_text(from, "condition", j->a->condition);
+    cJSON *mix = j->mix.count ? cli_json_add_array(from, "mix") : NULL;
+    if (!mix)
+        cli_json_null(from, "mix");
+    for (size_t i = 0; i < j->mix.count; i++) {
+        cJSON *part = cli_json_add_object(mix, NULL);
+        cli_json_text(part, "task", icma_bundle_task_name(j->bundle, j->mix.tasks[i]));
+        cli_json_real(part, "weight", j->mix.weights[i]);
+    }
+    cli_json_hash(root, "condition_xxh3", told->hash);
+    if (j->what.drawn)
+        cli_json_whole(root, "seed", j->what.seed);
+    else
+        cli_json_null(root, "seed");
+    cli_json_text(root, "like", icma_bundle_task_name(j->bundle, told->like));
+    cli_json_whole(root, "group", told->group);
+    cJSON *nearest = cli_json_add_object(root, "nearest");
+    cli_json_text(nearest, "task", icma_bundle_task_name(j->bundle, told->nearest));
+    cli_json_real(nearest, "cosine", told->cosine);
+    cli_json_real(nearest, "distance", told->distance);
+    cli_json_real(root, "seen", told->seen);
+    cJSON *adapter = cli_json_add_object(root, "adapter");
+    char *path = w->folder || w->output ? cli_unpack_path(w, &j->item) : NULL; /* neither: a dry run */
+    cli_json_text(adapter, "path", path);
+    cli_json_whole(adapter, "bytes", j->item.size);
+    cli_json_whole(adapter, "side_files", j->item.side_files);
+    cli_json_text(adapter, "state", j->item.written ? "written" : "planned");
+    icma_free(path);
+    return cli_json_print(root, stdout, error);
+}
+
+static icma_status tell(const job *j, icma_error *error) {
+    const cli_unpack *w = &j->a->write;
+    cli_progress_clear();
+    warn(j);
+    if (w->common.json)
+        return tell_json(j, error);
+    if (w->common.quiet || w->dry_run || (w->output && strcmp(w->output, "-") == 0))
+        return ICMA_OK;
+    fprintf(stderr, "%sgenerated%s an adapter, %s, like ", cli_style(stderr, CLI_GREEN),
+            cli_style(stderr, CLI_PLAIN), cli_size(j->item.size).text);
+    cli_print_safe(stderr, icma_bundle_task_name(j->bundle, j->told.like));
+    fputs(", into ", stderr);
+    cli_print_safe(stderr, w->output ? w->output : w->folder);
+    fputc('\n', stderr);
+    return ICMA_OK;
+}
+
+/* --- the work --------------------------------------------------------------------------------------------
+ */
+
+static icma_status look_first(job *j, icma_error *error) {
+    cli_unpack_plan plan = {&j->item, 1};
+    return j->a->write.folder || j->a->write.output ? cli_unpack_look_first(&j->a->write, &plan, error)
+                                                    : ICMA_OK;
+}
+
+static icma_status generate(job *j, icma_error *error) {
+    const cli_unpack *w = &j->a->write;
+    icma_decoded decoded = {0};
+    icma_status status = look_first(j, error);
+    if (!status && !w->dry_run)
+        status = cli_bundle_choose_device(j->bundle, &w->decoding, 1, error);
+    if (!status)
+        status = cli_bundle_generate(j->bundle, &j->what, w->dry_run ? NULL : &decoded, &j->told, error);
+    if (!status && !w->dry_run)
+        status = w->output ? cli_unpack_one(w, &j->item, &decoded, error)
+                           : cli_unpack_folder(w, &j->item, &decoded, error);
+    icma_decoded_free(&decoded);
+    return status;
+}
+
+static icma_status run_generate(const void *arguments, const cli_list *operands, icma_error *error) {
+    const generate_arguments *a = arguments;
+    char *path = NULL, nothing[] = "";
+    job j = {.a = a, .item.folder = nothing};
+    icma_status status = check_options(a, error);
+    if (!status)
+        status = cli_bundle_open(operands, &a->write.decoding, &j.bundle, &path, error);
+    j.path = path;
+    if (!status)
+        status = read_what(&j, error);
+    if (!status)
+        status = generate(&j, error);
+    if (!status)
+        status = tell(&j, error);
+    if (status && path)
+        icma_error_set_file(error, path);
+    icma_free(j.condition);
+    cli_mix_free(&j.mix);
+    icma_bundle_close(j.bundle);
+    icma_free(path);
+    return status;
+}
+
+const cli_verb cli_verb_generate = {
+    .name = "generate",
+    .operands = "[B.icma]",
+    .summary = "make an adapter for a task that was not packed",
+    .description =
+        "Generates an adapter from a task vector that is not in the archive, or from a mix of packed\n"
+        "tasks. Its file says so in its metadata, and how far its condition is from the nearest packed\n"
+        "one is told: whether such an adapter works, only an evaluation can tell.",
+    .options = generate_options,
+    .examples = (const char *const[]){"icma generate loras.icma --condition bird.safetensors -C bird",
+                                      "for a vector of the encoder that made the others",
+                                      "icma generate --mix cat:0.7,dog:0.3 -C catdog",
+                                      "between two tasks of the only .icma file here",
+                                      "icma generate --mix cat,dog --seed 7 -o - | sha256sum",
+                                      "drawn, to standard output", NULL},
+    .exits = (const int[]){0, 1, 2, 4, 6, 7, 8, 9, 10, -1},
+    .most_operands = 1,
+    .arguments_size = sizeof(generate_arguments),
+    .run = run_generate,
+};

@@ -1,0 +1,23 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The parts of the verb generate. */
+#ifndef CLI_GENERATE_H
+#define CLI_GENERATE_H
+
+#include "unpack.h"
+
+/* --mix, read: packed tasks, each with its weight. */
+typedef struct cli_mix {
+    size_t *tasks;   /* owned */
+    double *weights; /* owned */
+    size_t count;
+    char *text; /* "cat:0.5,dog:0.5"; owned */
+} cli_mix;
+
+/* Each item is TASK[:WEIGHT][,TASK[:WEIGHT]]... All have weights, or none: then they are equal and add up
+ * to 1. A task whose name has a comma stands alone in its item. ICMA_E_NOT_FOUND names an unknown task. */
+icma_status cli_mix_read(const icma_bundle *bundle, const char *path, const cli_list *items, cli_mix *mix,
+                         icma_error *error);
+double cli_mix_sum(const cli_mix *mix); /* of its weights */
+void cli_mix_free(cli_mix *mix);        /* leaves it zeroed */
+
+#endif
