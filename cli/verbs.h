@@ -13,5 +13,6 @@ extern const cli_verb cli_verb_info;
 extern const cli_verb cli_verb_verify;
 extern const cli_verb cli_verb_diff;
 extern const cli_verb cli_verb_report;
+extern const cli_verb cli_verb_embed;
 
 #endif

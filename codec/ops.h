@@ -88,6 +88,15 @@ typedef struct icma_assembly {
     size_t place;     /* of its first byte in the output; any alignment */
 } icma_assembly;
 
+/*
+ * Who looks at whom in attention. Query i of q sees rows seen[first[i]] .. seen[first[i] + length[i] - 1] of k and v, in this order; length[i] is from 1 to ICMA_MOST_SEEN. All three are U32.
+ */
+enum { ICMA_MOST_SEEN = 1024 };
+typedef struct icma_attention {
+    size_t heads; /* of columns / heads columns each */
+    const icma_tensor *seen, *first, *length;
+} icma_attention;
+
 /* Ops that were recorded once, to be run again (CUDA: a graph). */
 typedef struct icma_recording icma_recording;
 
@@ -170,6 +179,14 @@ typedef struct icma_ops {
     void (*gaussian_nll_backward)(void *device, icma_matrix x, icma_matrix y, float scale, icma_matrix dy);
     /* y = keep * y + add * x */
     void (*blend)(void *device, float keep, float add, icma_matrix x, icma_matrix y);
+
+    /* --- transformers: like training ops, to rounding; NULL where a device cannot --------------------------- */
+    /* y[i, :] = gamma (x[i, :] - mean) / sqrt(variance + epsilon) + beta, with mean and biased variance of the row (Ba et al. 2016); in place is fine. */
+    void (*layer_norm)(void *device, icma_matrix x, icma_matrix gamma, icma_matrix beta, float epsilon, icma_matrix y);
+    /* y = gelu(y + bias), bias one row for all: z (1 + erf(z / sqrt 2)) / 2 (Hendrycks and Gimpel 2016), or, `quick`, z / (1 + exp(-1.702 z)). */
+    void (*gelu)(void *device, bool quick, icma_matrix bias, icma_matrix y);
+    /* Of each head h, y[i] = sum over what i sees, j, of p_j v[j], p = softmax(scale q[i] . k[j]) (Vaswani et al. 2017). */
+    void (*attention)(void *device, icma_attention who, float scale, icma_matrix q, icma_matrix k, icma_matrix v, icma_matrix y);
 
     /* --- exact (spec 4.5): the same bits on every device --------------------------------------------------- */
     /* y = x / (1 + |x|): one addition, one division; in place is fine. */

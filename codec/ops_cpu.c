@@ -155,6 +155,7 @@ const icma_ops *icma_ops_cpu(void) {
         fast.dequantise = cpu_dequantise;
         icma_conv_ops(&fast, kernels.conv);
         icma_decode_ops(&fast, kernels);
+        icma_text_ops(&fast);
         fast.name = "cpu";
         table = fast;
     }

@@ -31,6 +31,11 @@ static inline const int16_t *icma_row_i16(icma_matrix m, size_t i) {
     return (const int16_t *)m.tensor->data + m.offset + i * m.stride;
 }
 
+static inline const uint32_t *icma_u32(const icma_tensor *tensor) {
+    assert(tensor->element == ICMA_ELEMENT_U32);
+    return tensor->data;
+}
+
 /* Outputs first .. first + count - 1 of one row of a basis product (count is at most ICMA_BASIS_BLOCK): a[k] = q[k] * step[k] is given. */
 enum { ICMA_BASIS_BLOCK = 1024 };
 typedef void (*icma_basis_kernel)(const float *a, size_t rows, const int16_t *head, size_t stride, size_t count, float scale, float *y);
@@ -126,6 +131,14 @@ enum { ICMA_CONV_CHUNKS = 16, ICMA_CONV_FEW_WEIGHTS = 1 << 14 };
 /* Entries of the reference table that live in ops_decode_ref.c. */
 icma_status icma_decode_integers_reference(void *device, const icma_coded *list, size_t count, icma_tensor *integers, size_t first, icma_error *error);
 icma_status icma_assemble_reference(void *device, const icma_assembly *list, size_t count, icma_tensor *out, uint8_t *host, size_t *bad, icma_error *error);
+
+/* Entries of the reference table that live in ops_text_ref.c. */
+void icma_layer_norm_reference(void *device, icma_matrix x, icma_matrix gamma, icma_matrix beta, float epsilon, icma_matrix y);
+void icma_gelu_reference(void *device, bool quick, icma_matrix bias, icma_matrix y);
+void icma_attention_reference(void *device, icma_attention who, float scale, icma_matrix q, icma_matrix k, icma_matrix v, icma_matrix y);
+
+/* Sets the entries of ops_text.c; after icma_conv_ops, whose kernel set tells which is used. */
+void icma_text_ops(icma_ops *table);
 
 /* The entry `eigen` of both tables: LAPACK's dsyevd. */
 icma_status icma_eigen_host(void *device, size_t n, double *a, double *values, icma_error *error);
