@@ -5,6 +5,7 @@
 #include "file.h"
 #include "memory.h"
 #include "progress.h"
+#include "report_map.h"
 #include "source.h"
 #include "verbs.h"
 
@@ -15,7 +16,7 @@
 typedef struct report_arguments {
     cli_common common;
     cli_decoding decoding;
-    const char *output, *against;
+    const char *output, *against, *vectors;
     bool force, zstd, deep;
 } report_arguments;
 
@@ -31,6 +32,9 @@ static const cli_option report_options[] = {
     CLI_ROW_FLAG(0, "zstd", AT(zstd),
                  "with --against: compress the originals with zstd -19,\nto compare; slow"),
     CLI_ROW_FLAG(0, "deep", AT(deep), "with --against: the largest element of each dW\ndifference too"),
+    CLI_ROW(CLI_TEXT, 0, "vectors", "DIR", AT(vectors),
+            "map the vectors of samples in DIR/TASK.safetensors or\n.npy, a row a sample, not the archive's "
+            "conditions"),
     CLI_ROWS_DECODING(report_arguments, decoding),
     CLI_ROW_QUIET,
     CLI_ROW_JSON,
@@ -139,6 +143,10 @@ static icma_status report_bundle(const report_arguments *a, icma_bundle *bundle,
         status = cli_measure_bundle(bundle, path, a->against, &measure, error);
         report.measure = &measure;
     }
+    cli_map *map = NULL;
+    if (!status)
+        status = cli_map_make(&report, a->vectors, &map, error);
+    report.map = map;
     cli_progress_clear();
     if (!status && to_stdout(a))
         status = tell(&report, as, stdout, error);
@@ -149,6 +157,7 @@ static icma_status report_bundle(const report_arguments *a, icma_bundle *bundle,
     else if (!status && (measure.unmatched || measure.skipped || measure.worse))
         status = ICMA_E_PARTIAL;
     cli_measure_free(&measure);
+    cli_map_free(map);
     cli_report_free(&report);
     return status;
 }

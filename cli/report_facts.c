@@ -42,7 +42,8 @@ static icma_status gather_checkpoints(icma_bundle *bundle, size_t index, const i
     return cli_check_signal(error);
 }
 
-static icma_status gather_verbatim(icma_bundle *bundle, uint32_t index, cli_report_group *group, icma_error *error) {
+static icma_status gather_verbatim(icma_bundle *bundle, uint32_t index, cli_report_group *group,
+                                   icma_error *error) {
     icma_adapter_tensor *list;
     size_t count;
     icma_status status = icma_bundle_verbatim_tensors(bundle, index, &list, &count, error);

@@ -142,6 +142,8 @@ icma_status cli_report_html(const cli_report *r, FILE *out, icma_error *error) {
     if (!status)
         cli_page_tasks(r, out);
     if (!status)
+        status = cli_page_map(r, out, error);
+    if (!status)
         status = cli_page_training(r, out, error);
     if (!status)
         status = cli_page_tensors(r, out, error);

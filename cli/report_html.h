@@ -35,6 +35,7 @@ icma_status cli_page_tensors(const cli_report *report, FILE *out, icma_error *er
 void cli_page_verbatim(const cli_report *report, FILE *out);
 icma_status cli_page_timeline(const cli_report *report, FILE *out, icma_error *error);
 void cli_page_tasks(const cli_report *report, FILE *out);
+icma_status cli_page_map(const cli_report *report, FILE *out, icma_error *error);
 icma_status cli_page_training(const cli_report *report, FILE *out, icma_error *error);
 
 #endif

@@ -1,5 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-#include "report.h"
+#include "report_map.h"
+
+#include <math.h>
 
 static void timeline_to_json(const cli_report_task *task, cJSON *object) {
     cJSON *list = cli_json_add_array(object, "timeline");
@@ -64,6 +66,46 @@ static void groups_to_json(const cli_report *r, cJSON *root) {
     }
 }
 
+static void place_to_json(cJSON *object, const char *key, const double place[2]) {
+    cJSON *list = cli_json_add_array(object, key);
+    cli_json_real(list, NULL, place[0]);
+    cli_json_real(list, NULL, place[1]);
+}
+
+static void map_to_json(const cli_report *r, cJSON *root) {
+    const cli_map *m = r->map;
+    if (!m) {
+        cli_json_null(root, "map");
+        return;
+    }
+    cJSON *object = cli_json_add_object(root, "map");
+    cli_json_text(object, "vectors", m->samples ? "samples" : "conditions");
+    cli_json_whole(object, "dims", m->dims);
+    cli_json_whole(object, "all", m->all);
+    place_to_json(object, "explained", m->share);
+    cli_json_real(object, "perplexity", m->has_tsne ? m->perplexity : NAN);
+    cli_json_real(object, "kl_divergence", m->has_tsne ? m->divergence : NAN);
+    cli_json_real(object, "silhouette", m->silhouette);
+    cJSON *silhouettes = cli_json_add_array(object, "silhouettes"),
+          *points = cli_json_add_array(object, "points");
+    for (size_t i = 0; i < r->task_count; i++) {
+        if (isnan(m->by_task[i]))
+            continue;
+        cJSON *task = cli_json_add_object(silhouettes, NULL);
+        cli_json_text(task, "task", r->tasks[i].name);
+        cli_json_real(task, "silhouette", m->by_task[i]);
+    }
+    for (size_t i = 0; i < m->count; i++) {
+        cJSON *point = cli_json_add_object(points, NULL);
+        cli_json_text(point, "task", r->tasks[m->points[i].task].name);
+        place_to_json(point, "pca", m->points[i].pca);
+        if (m->has_tsne)
+            place_to_json(point, "tsne", m->points[i].tsne);
+        else
+            cli_json_null(point, "tsne");
+    }
+}
+
 icma_status cli_report_json(const cli_report *r, FILE *out, icma_error *error) {
     cJSON *root = cli_json_object();
     cli_json_text(root, "bundle", r->path);
@@ -84,6 +126,7 @@ icma_status cli_report_json(const cli_report *r, FILE *out, icma_error *error) {
     generator_to_json(r, root);
     groups_to_json(r, root);
     tasks_to_json(r, root);
+    map_to_json(r, root);
     if (r->measure)
         cli_measure_to_json(r->measure, root);
     else

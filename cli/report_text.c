@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-#include "report.h"
+#include "report_map.h"
 
 #include "memory.h"
 
@@ -117,6 +117,17 @@ static icma_status print_tasks(const cli_report *r, FILE *out, icma_error *error
     return cli_table_print(&table, 0, out, error);
 }
 
+/* Only what words can tell of a map. */
+static void print_map(const cli_report *r, FILE *out) {
+    const cli_map *m = r->map;
+    if (!m || isnan(m->silhouette))
+        return;
+    heading("Task vectors", out);
+    label("silhouette", out);
+    fprintf(out, "%.3f over %s samples of %s tasks (1: every sample is nearest to its own task)\n",
+            m->silhouette, cli_whole_text(m->count).text, cli_whole_text(m->tasks).text);
+}
+
 /* --- recorded tables -------------------------------------------------------------------------------------
  */
 
@@ -186,5 +197,7 @@ icma_status cli_report_text(const cli_report *r, FILE *out, icma_error *error) {
     print_balance(r, out);
     heading("Tasks (errors as stored when packing)", out);
     status = print_tasks(r, out, error);
+    if (!status)
+        print_map(r, out);
     return status ? status : print_details(r, out, error);
 }

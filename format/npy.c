@@ -25,7 +25,7 @@ static icma_status refuse(icma_error *error, const char *problem) {
 }
 
 static icma_status unsupported(icma_error *error, const char *problem) {
-    return icma_fail(error, ICMA_E_UNSUPPORTED, NULL, "%s; save a one-dimensional array of '<f4'", problem);
+    return icma_fail(error, ICMA_E_UNSUPPORTED, NULL, "%s; save an array of '<f4' in C order", problem);
 }
 
 static void skip_space(icma_cursor *cursor) {
@@ -138,7 +138,8 @@ static icma_status read_dict(icma_cursor *cursor, npy_header *header, icma_error
 }
 
 /* *width gets the bytes an element. */
-static icma_status check_header(const npy_header *header, size_t *width, icma_error *error) {
+static icma_status check_header(const npy_header *header, size_t most_rank, size_t *width,
+                                icma_error *error) {
     const char *descr = header->descr;
     *width = strcmp(descr, "<f2") == 0   ? 2
              : strcmp(descr, "<f4") == 0 ? 4
@@ -148,9 +149,10 @@ static icma_status check_header(const npy_header *header, size_t *width, icma_er
         return unsupported(error, "its elements are not little-endian floats");
     if (header->fortran)
         return unsupported(error, "it is in Fortran order");
-    if (header->rank != 1)
-        return unsupported(error, "it is not one-dimensional");
-    if (header->sizes[0] == 0)
+    if (header->rank == 0 || header->rank > most_rank)
+        return unsupported(error,
+                           most_rank == 1 ? "it is not one-dimensional" : "it has not one or two dimensions");
+    if (header->sizes[0] == 0 || (header->rank == 2 && header->sizes[1] == 0))
         return unsupported(error, "it is empty");
     return ICMA_OK;
 }
@@ -220,22 +222,23 @@ static icma_status convert(const uint8_t *bytes, size_t count, size_t width, flo
     return ICMA_OK;
 }
 
-static icma_status read_vector(icma_file *file, size_t max_count, float **values, size_t *count,
-                               icma_error *error) {
-    npy_header header = {0};
+/* What an array of `most_rank` dimensions at most holds; *header tells its shape. */
+static icma_status read_array(icma_file *file, size_t most_rank, size_t max_count, npy_header *header,
+                              float **values, icma_error *error) {
     uint64_t data = 0;
     size_t width = 0;
     uint8_t *bytes = NULL;
     float *floats = NULL;
-    icma_status status = read_header(file, &header, &data, error);
+    icma_status status = read_header(file, header, &data, error);
     if (status == ICMA_OK)
-        status = check_header(&header, &width, error);
+        status = check_header(header, most_rank, &width, error);
     if (status != ICMA_OK)
         return status;
-    uint64_t number = header.sizes[0], room = icma_file_size(file) - data;
-    if (number > max_count)
-        return icma_fail(error, ICMA_E_LIMIT, NULL, "%llu values; the limit is %zu",
-                         (unsigned long long)number, max_count);
+    uint64_t rows = header->sizes[0], columns = header->rank == 2 ? header->sizes[1] : 1;
+    if (rows > max_count || columns > max_count / rows)
+        return icma_fail(error, ICMA_E_LIMIT, NULL, "%llu times %llu values; the limit is %zu",
+                         (unsigned long long)rows, (unsigned long long)columns, max_count);
+    uint64_t number = rows * columns, room = icma_file_size(file) - data;
     if (room % width || room / width != number)
         return icma_fail(error, ICMA_E_CORRUPT, NULL, "its data is not as long as its shape tells");
     bytes = icma_alloc((size_t)room);
@@ -251,21 +254,36 @@ static icma_status read_vector(icma_file *file, size_t max_count, float **values
         return status;
     }
     *values = floats;
-    *count = (size_t)number;
     return ICMA_OK;
+}
+
+static icma_status read_path(const char *path, size_t most_rank, size_t max_count, npy_header *header,
+                             float **values, icma_error *error) {
+    icma_file *file;
+    *values = NULL;
+    icma_status status = icma_file_open(path, &file, error);
+    if (status != ICMA_OK)
+        return status;
+    status = read_array(file, most_rank, max_count, header, values, error);
+    icma_file_close(file);
+    if (status != ICMA_OK)
+        icma_error_set_file(error, path);
+    return status;
 }
 
 icma_status icma_npy_read_vector(const char *path, size_t max_count, float **values, size_t *count,
                                  icma_error *error) {
-    icma_file *file;
-    *values = NULL;
-    *count = 0;
-    icma_status status = icma_file_open(path, &file, error);
-    if (status != ICMA_OK)
-        return status;
-    status = read_vector(file, max_count, values, count, error);
-    icma_file_close(file);
-    if (status != ICMA_OK)
-        icma_error_set_file(error, path);
+    npy_header header = {0};
+    icma_status status = read_path(path, 1, max_count, &header, values, error);
+    *count = status ? 0 : (size_t)header.sizes[0];
+    return status;
+}
+
+icma_status icma_npy_read_matrix(const char *path, size_t max_count, float **values, size_t *rows,
+                                 size_t *columns, icma_error *error) {
+    npy_header header = {0};
+    icma_status status = read_path(path, 2, max_count, &header, values, error);
+    *rows = status ? 0 : header.rank == 2 ? (size_t)header.sizes[0] : 1;
+    *columns = status ? 0 : (size_t)header.sizes[header.rank - 1];
     return status;
 }

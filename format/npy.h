@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* A strict reader for the one kind of .npy file that icma takes: a one-dimensional little-endian float array
- * ('<f2', '<f4' or '<f8'), as a task's condition vector. */
+/* A strict reader for the kinds of .npy file that icma takes: little-endian float arrays ('<f2', '<f4' or
+ * '<f8') of one dimension, as a task's condition vector, or of two, as the vectors of its samples. */
 #ifndef ICMA_NPY_H
 #define ICMA_NPY_H
 
@@ -11,5 +11,8 @@
  * more than `max_count` values: ICMA_E_LIMIT. */
 icma_status icma_npy_read_vector(const char *path, size_t max_count, float **values, size_t *count,
                                  icma_error *error);
+/* The same with one row a sample; one dimension is one row. *values has rows * columns of them. */
+icma_status icma_npy_read_matrix(const char *path, size_t max_count, float **values, size_t *rows,
+                                 size_t *columns, icma_error *error);
 
 #endif

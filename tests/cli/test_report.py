@@ -2,15 +2,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """report -o r.html: every section is there, pictures are well-formed, names are a stranger's, numbers are the JSON report's."""
 import html.parser
-import json
+import math
 import pathlib
+import random
 import re
 import struct
 import xml.etree.ElementTree as xml
 
 from harness import Case, QUICK, floats, lora, main, safetensors, write_adapter, write_tree
 
-SECTIONS = ['sizes', 'rates', 'modules', 'timeline', 'tasks', 'training', 'tensors', 'verbatim', 'method']
+SECTIONS = ['sizes', 'rates', 'modules', 'timeline', 'tasks', 'map', 'training', 'tensors', 'verbatim', 'method']
 VOID = {'meta', 'br', 'hr', 'img', 'link', 'input', 'base'}
 
 
@@ -139,6 +140,64 @@ class Html(Case):
             # The condition's section is the rest.
             self.assertTrue(0 < sum(c['bytes'] for c in task['timeline']) < task['bytes'])
             self.assertEqual(max(c['dw_error']['max'] for c in task['timeline']), task['dw_error']['max'])
+
+    def write_vectors(self, values, name='vectors'):
+        """{task: rows} as .npy files."""
+        (self.here / name).mkdir()
+        for task, rows in values.items():
+            header = f"{{'descr': '<f4', 'fortran_order': False, 'shape': ({len(rows)}, {len(rows[0])}), }}\n".encode()
+            image = b'\x93NUMPY\x01\0' + struct.pack('<H', len(header)) + header + floats([x for row in rows for x in row])
+            (self.here / name / f'{task}.npy').write_bytes(image)
+
+    def test_map_of_conditions(self):
+        bundle = self.bundle()
+        facts = self.run_icma(0, 'report', bundle, '--json').json['map']
+        self.assertEqual((facts['vectors'], facts['all'], facts['dims'], facts['silhouette']), ('conditions', 3, 8, None))
+        self.assertEqual([p['task'] for p in facts['points']], ['bird', 'cat', 'dog'])
+        self.assertEqual([p['tsne'] for p in facts['points']], [None] * 3)
+        self.assertAlmostEqual(sum(facts['explained']), 1)  # three points span a plane
+        page = self.page(bundle)
+        for point in facts['points']:
+            self.assertEqual([float(x) for x in page.row('map', point['task'])[1:]], [float(f'{x:.4g}') for x in point['pca']])
+
+    def test_map_of_samples(self):
+        draw = random.Random(5)
+        tasks = {task: [[4 * (k == i) + draw.gauss(0, 1) for k in range(5)] for _ in range(10)] for i, task in enumerate(('bird', 'cat', 'dog'))}
+        self.write_vectors(tasks)
+        bundle = self.bundle()
+        facts = self.run_icma(0, 'report', bundle, '--vectors', 'vectors', '--json').json['map']
+        points = [(task, [struct.unpack('<f', struct.pack('<f', x))[0] for x in row]) for task, rows in tasks.items() for row in rows]
+        silhouettes = {task: [] for task in tasks}
+        for i, (task, row) in enumerate(points):
+            means = {other: [math.dist(row, x) for j, (t, x) in enumerate(points) if t == other and j != i] for other in tasks}
+            means = {other: sum(list) / len(list) for other, list in means.items()}
+            a, b = means[task], min(mean for other, mean in means.items() if other != task)
+            silhouettes[task].append((b - a) / max(a, b))
+        self.assertEqual([s['task'] for s in facts['silhouettes']], list(tasks))
+        for entry in facts['silhouettes']:
+            self.assertAlmostEqual(entry['silhouette'], sum(silhouettes[entry['task']]) / 10, 9)
+        self.assertAlmostEqual(facts['silhouette'], sum(sum(s) for s in silhouettes.values()) / 30, 9)
+        self.assertAlmostEqual(facts['perplexity'], 29 / 3)
+        self.assertTrue(0 < facts['kl_divergence'] < 2 and all(len(p['tsne']) == 2 for p in facts['points']))
+        self.assertIn(f'{facts["silhouette"]:.3f}', self.run_icma(0, 'report', bundle, '--vectors', 'vectors').text)
+        page = self.page(bundle, '--vectors', 'vectors')
+        for entry in facts['silhouettes']:
+            self.assertEqual(page.row('map', entry['task'])[1:], ['10', f'{entry["silhouette"]:.3f}'])
+        shapes = [e for p in page.pictures for e in p.iter() if e.get('class', '').startswith('dot h') and 'Map' in p.find('{http://www.w3.org/2000/svg}title').text]
+        self.assertEqual(len(shapes), 2 * 30)
+
+    def test_vectors_that_do_not_fit(self):
+        bundle = self.bundle()
+        self.fails(7, 'report', bundle, '--vectors', 'nowhere', saying='TASK.npy')
+        self.write_vectors({'cat': [[1, 2], [3, 4]], 'dog': [[1, 2, 3]]}, 'two')
+        self.fails(6, 'report', bundle, '--vectors', 'two', saying='one encoder')
+        self.write_vectors({'cat': [[1, 2]], 'dog': [[3, 5]]}, 'one')
+        result = self.run_icma(0, 'report', bundle, '--vectors', 'one', '--json')
+        self.assertIn('neither bird.safetensors nor .npy', result.words)
+        self.assertEqual([p['task'] for p in result.json['map']['points']], ['cat', 'dog'])
+        self.write_vectors({'cat': [[i, j] for i in range(40) for j in range(40)], 'dog': [[0, 0]] * 5}, 'many')
+        points = self.run_icma(0, 'report', bundle, '--vectors', 'many', '--json').json['map']
+        self.assertEqual((points['all'], len(points['points'])), (1605, 333 + 5))
 
     def test_both_themes_and_print(self):
         page = self.page(self.bundle())

@@ -103,6 +103,43 @@ static void every_vector(void **state) {
     }
 }
 
+static void matrices(void **state) {
+    static const struct {
+        const char *header;
+        size_t data_size;
+        icma_status wanted;
+        size_t rows, columns;
+    } cases[] = {
+        {HEADER("'<f4'", "False", "(2, 3)"), 24, ICMA_OK, 2, 3},
+        {HEADER("'<f4'", "False", "(1, 2)"), 8, ICMA_OK, 1, 2},
+        {HEADER("'<f4'", "False", "(3,)"), 12, ICMA_OK, 1, 3},
+        {HEADER("'<f4'", "False", "(2, 4)"), 32, ICMA_E_LIMIT, 0, 0},
+        {HEADER("'<f4'", "False", "(2, 9223372036854775808)"), 32, ICMA_E_LIMIT, 0, 0},
+        {HEADER("'<f4'", "False", "(2, 3)"), 20, ICMA_E_CORRUPT, 0, 0},
+        {HEADER("'<f4'", "False", "(2, 0)"), 0, ICMA_E_UNSUPPORTED, 0, 0},
+        {HEADER("'<f4'", "False", "(0, 2)"), 0, ICMA_E_UNSUPPORTED, 0, 0},
+        {HEADER("'<f4'", "True", "(2, 3)"), 24, ICMA_E_UNSUPPORTED, 0, 0},
+        {HEADER("'<f4'", "False", "(1, 2, 3)"), 24, ICMA_E_UNSUPPORTED, 0, 0},
+        {HEADER("'<f4'", "False", "()"), 4, ICMA_E_UNSUPPORTED, 0, 0},
+    };
+    const char *path = scratch_path(state, "x.npy");
+    static const float numbers[] = {1, 2, 3, 4, 5, 6, 7, 8};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        icma_error error = {0};
+        float *values;
+        size_t rows, columns;
+        put_npy(path, 1, cases[i].header, numbers, cases[i].data_size);
+        icma_status status = icma_npy_read_matrix(path, 6, &values, &rows, &columns, &error);
+        if (status != cases[i].wanted)
+            fail_msg("%s: %s, %s", cases[i].header, icma_status_name(status), error.message);
+        assert_int_equal(rows, cases[i].rows);
+        assert_int_equal(columns, cases[i].columns);
+        for (size_t k = 0; k < rows * columns; k++)
+            assert_true(values[k] == numbers[k]);
+        icma_free(values);
+    }
+}
+
 static void three_widths(void **state) {
     const char *path = scratch_path(state, "x.npy");
     static const uint8_t f2[] = {0, 0x3c, 0, 0xc0},
@@ -205,7 +242,7 @@ static void every_allocation_may_fail(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        WITH_SCRATCH(every_vector), WITH_SCRATCH(three_widths), WITH_SCRATCH(only_finite_values),
+        WITH_SCRATCH(every_vector), WITH_SCRATCH(matrices), WITH_SCRATCH(three_widths), WITH_SCRATCH(only_finite_values),
         WITH_SCRATCH(framing),      WITH_SCRATCH(long_headers), WITH_SCRATCH(every_allocation_may_fail),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
