@@ -296,11 +296,13 @@ static icma_status run_unpack(const void *arguments, const cli_list *operands, i
 
 const cli_verb cli_verb_unpack = {
     .name = "unpack",
+    .also = "extract decompress decode restore unzip x get",
+    .surplus = "a folder to unpack into is -C DIR, a task to unpack --task TASK",
     .operands = "[B.icma]",
     .summary = "get adapters back, ready for PEFT",
     .description =
         "Decodes adapters into <task>/adapter_model.safetensors with the files that were packed beside\n"
-        "them, or <task>/checkpoint-N/... with --checkpoint all. Without a bundle it takes the only\n"
+        "them, or <task>/checkpoint-N/... with --checkpoint all. Without an archive it takes the only\n"
         ".icma file in the current folder. Nothing that exists is touched without -f.",
     .options = unpack_options,
     .examples = (const char *const[]){"icma unpack loras.icma -C out", "every task's last checkpoint",
