@@ -7,17 +7,22 @@
 #include "memory.h"
 #include "message.h"
 #include "progress.h"
+#include "source.h"
 #include "verbs.h"
+#include "writing.h"
 
 #include <math.h>
 #include <string.h>
 #include <unistd.h>
 
 typedef struct generate_arguments {
-    cli_unpack write; /* where to, and the common options; of its others none is offered */
-    const char *condition, *like, *text, *encoder;
+    cli_common common;
+    cli_decoding decoding;
+    cli_writing_options writing;
+    const char *condition, *like;
     cli_list mix;
-    bool projection;
+    cli_whole seed;
+    bool dry_run;
 } generate_arguments;
 
 #define AT(field) offsetof(generate_arguments, field)
@@ -26,27 +31,24 @@ static const cli_option generate_options[] = {
     CLI_ROW_HEADING("From what"),
     CLI_ROW(CLI_TEXT, 0, "condition", "FILE", AT(condition),
             "a task vector (.safetensors or .npy), of the encoder\nthat the packed tasks' vectors came from"),
-    CLI_ROW(CLI_TEXT, 0, "text", "TEXT", AT(text),
-            "what the task is; for archives whose vectors icma embed\nmade of texts, with the same encoder"),
-    CLI_ROW(CLI_TEXT, 0, "encoder", "DIR", AT(encoder), "CLIP text encoder of --text; see icma embed --help"),
-    CLI_ROW_FLAG(0, "projection", AT(projection), "multiply with its text projection"),
     CLI_ROW(CLI_LIST, 0, "mix", "TASK[:W],...", AT(mix),
             "packed tasks, with weights or in equal shares; weights\nare used as they are and should add up "
             "to 1"),
-    CLI_ROW(CLI_WHOLE, 0, "seed", "S", AT(write.seed),
-            "draw a latent from this seed (default: the mean, z = 0)"),
+    CLI_ROW(CLI_WHOLE, 0, "seed", "S", AT(seed), "draw a latent from this seed (default: the mean, z = 0)"),
     CLI_ROW(CLI_TEXT, 0, "like", "TASK", AT(like),
             "take the shape, the tensors that are not modelled and\nthe files beside it from this task's "
             "last checkpoint\n(default: the nearest task; of a mix the heaviest)"),
     CLI_ROW_HEADING("Where to"),
-    CLI_ROW(CLI_TEXT, 'C', "directory", "DIR", AT(write.folder),
+    CLI_ROW(CLI_TEXT, 'C', "directory", "DIR", AT(writing.folder),
             "adapter_model.safetensors and adapter_config.json into\nthis folder"),
-    CLI_ROW(CLI_TEXT, 'o', "output", "FILE", AT(write.output),
+    CLI_ROW(CLI_TEXT, 'o', "output", "FILE", AT(writing.output),
             "the safetensors alone, into FILE or, with -, to\nstandard output"),
-    CLI_ROW_FLAG('f', "force", AT(write.force), "replace what exists"),
-    CLI_ROW_FLAG('n', "dry-run", AT(write.dry_run), "only tell how far it is from what was packed"),
+    CLI_ROW_FLAG('f', "force", AT(writing.force), "replace what exists"),
+    CLI_ROW_FLAG('n', "dry-run", AT(dry_run), "only tell how far it is from what was packed"),
+    CLI_ROW_HEADING("As what"),
+    CLI_ROWS_FORM(generate_arguments, writing),
     CLI_ROW_HEADING("Machine"),
-    CLI_ROWS_DECODING(generate_arguments, write.decoding),
+    CLI_ROWS_DECODING(generate_arguments, decoding),
     CLI_ROW_HEADING("Talk"),
     CLI_ROW_QUIET,
     CLI_ROW_JSON,
@@ -66,37 +68,26 @@ typedef struct job {
     icma_bundle *bundle;
     icma_generation what;
     icma_generated told;
-    float *condition;        /* of a file; owned */
-    cli_text_condition text; /* owned */
-    cli_mix mix;             /* owned */
-    cli_unpack_item item;
+    float *condition; /* owned */
+    cli_mix mix;      /* owned */
+    cli_writing writing;
+    cli_writing_place place; /* owned; of no parts where nothing says where to */
 } job;
 
 static icma_status check_options(const generate_arguments *a, icma_error *error) {
-    const cli_unpack *w = &a->write;
+    const cli_writing_options *w = &a->writing;
     const char *wrong = NULL;
     bool to_stdout = w->output && strcmp(w->output, "-") == 0;
-    int sources = (a->condition != NULL) + (a->text != NULL) + (a->mix.count > 0);
-    if (sources == 0)
-        wrong =
-            "from what? --condition names a task vector, --text says it in words, --mix names packed tasks";
-    else if (sources > 1)
-        wrong = "--condition, --text and --mix each say what to generate; choose one";
-    else if (!a->text != !a->encoder)
-        wrong = a->text ? "--text needs --encoder DIR, the one that made the packed vectors"
-                        : "--encoder belongs to --text";
-    else if (a->projection && !a->text)
-        wrong = "--projection belongs to --text";
-    else if (!w->folder && !w->output && !w->dry_run)
+    if (!a->condition == !a->mix.count)
+        wrong = a->condition ? "--condition and --mix both say what to generate; choose one"
+                             : "from what? --condition names a task vector, --mix packed tasks";
+    else if (!w->folder && !w->output && !a->dry_run)
         wrong = "where to? -C names a folder for the adapter and its config, -o a file";
-    else if (w->folder && w->output)
-        wrong = "-o names the file; leave out -C";
-    else if ((w->folder && !w->folder[0]) || (w->output && !w->output[0]) ||
-             (a->condition && !a->condition[0]) || (a->encoder && !a->encoder[0]))
-        wrong = "a name is empty; name a folder with -C or --encoder, a file with -o or --condition";
-    else if (to_stdout && w->common.json)
+    else if (a->condition && !a->condition[0])
+        wrong = "the condition's name is empty; name a file with --condition";
+    else if (to_stdout && a->common.json)
         wrong = "-o - and --json both want standard output; choose one";
-    else if (to_stdout && !w->dry_run && isatty(STDOUT_FILENO))
+    else if (to_stdout && !a->dry_run && isatty(STDOUT_FILENO))
         wrong = "an adapter is not for reading on a terminal; redirect standard output or name a file";
     return wrong ? icma_fail(error, ICMA_E_USAGE, NULL, "%s", wrong) : ICMA_OK;
 }
@@ -113,19 +104,14 @@ static icma_status read_what(job *j, icma_error *error) {
     const generate_arguments *a = j->a;
     icma_status status;
     j->what = icma_generation_defaults();
-    j->what.drawn = a->write.seed.given;
-    j->what.seed = a->write.seed.value;
+    j->what.drawn = a->seed.given;
+    j->what.seed = a->seed.value;
     j->what.bundle = last_segment(j->path);
     if (a->condition) {
         status = icma_condition_load(a->condition, &j->condition, &j->what.condition_size, error);
         icma_error_set_file(error, a->condition);
         j->what.condition = j->condition;
         j->what.origin = last_segment(a->condition);
-    } else if (a->text) {
-        status = cli_text_embed(a->text, a->encoder, a->projection, &j->text, error);
-        j->what.condition = j->text.values;
-        j->what.condition_size = j->text.count;
-        j->what.origin = j->text.origin;
     } else {
         status = cli_mix_read(j->bundle, j->path, &a->mix, &j->mix, error);
         j->what.tasks = j->mix.tasks;
@@ -164,14 +150,12 @@ static void warn(const job *j) {
 }
 
 static icma_status tell_json(const job *j, icma_error *error) {
-    const cli_unpack *w = &j->a->write;
     const icma_generated *told = &j->told;
     cJSON *root = cli_json_object();
     cli_json_text(root, "bundle", j->path);
-    cli_json_bool(root, "dry_run", w->dry_run);
+    cli_json_bool(root, "dry_run", j->a->dry_run);
     cJSON *from = cli_json_add_object(root, "from");
     cli_json_text(from, "condition", j->a->condition);
-    cli_json_text(from, "text", j->a->text);
     cJSON *mix = j->mix.count ? cli_json_add_array(from, "mix") : NULL;
     if (!mix)
         cli_json_null(from, "mix");
@@ -192,26 +176,33 @@ static icma_status tell_json(const job *j, icma_error *error) {
     cli_json_real(nearest, "cosine", told->cosine);
     cli_json_real(nearest, "distance", told->distance);
     cli_json_real(root, "seen", told->seen);
+    cli_writing_to_json(&j->writing, root);
     cJSON *adapter = cli_json_add_object(root, "adapter");
-    char *path = w->folder || w->output ? cli_unpack_path(w, &j->item) : NULL; /* neither: a dry run */
+    const cli_writing_part *part = j->place.count ? j->place.parts : NULL; /* none: a dry run to nowhere */
+    char *path = part ? cli_writing_path(&j->a->writing, part) : NULL;
     cli_json_text(adapter, "path", path);
-    cli_json_whole(adapter, "bytes", j->item.size);
-    cli_json_whole(adapter, "side_files", j->item.side_files);
-    cli_json_text(adapter, "state", j->item.written ? "written" : "planned");
+    cli_json_whole(adapter, "bytes", part ? part->bytes : 0);
+    cli_json_whole(adapter, "side_files", part ? part->side_files : 0);
+    cli_json_text(adapter, "state", j->place.written ? "written" : "planned");
     icma_free(path);
     return cli_json_print(root, stdout, error);
 }
 
 static icma_status tell(const job *j, icma_error *error) {
-    const cli_unpack *w = &j->a->write;
+    const generate_arguments *a = j->a;
+    const cli_writing_options *w = &a->writing;
     cli_progress_clear();
     warn(j);
-    if (w->common.json)
+    cli_writing_tell(&j->writing);
+    if (a->common.json)
         return tell_json(j, error);
-    if (w->common.quiet || w->dry_run || (w->output && strcmp(w->output, "-") == 0))
+    if (a->common.quiet || a->dry_run || (w->output && strcmp(w->output, "-") == 0))
         return ICMA_OK;
+    uint64_t bytes = 0;
+    for (size_t i = 0; i < j->place.count; i++)
+        bytes += j->place.parts[i].bytes;
     fprintf(stderr, "%sgenerated%s an adapter, %s, like ", cli_style(stderr, CLI_GREEN),
-            cli_style(stderr, CLI_PLAIN), cli_size(j->item.size).text);
+            cli_style(stderr, CLI_PLAIN), cli_size(bytes).text);
     cli_print_safe(stderr, icma_bundle_task_name(j->bundle, j->told.like));
     fputs(", into ", stderr);
     cli_print_safe(stderr, w->output ? w->output : w->folder);
@@ -222,34 +213,62 @@ static icma_status tell(const job *j, icma_error *error) {
 /* --- the work --------------------------------------------------------------------------------------------
  */
 
+/* Its header is like that of the last checkpoint in its group of the task that it is like. */
+static icma_status like_header(job *j, icma_decoded *header, icma_error *error) {
+    icma_task_info info;
+    icma_status status = icma_bundle_task(j->bundle, j->told.like, &info, error);
+    size_t last = status ? 0 : info.checkpoint_count;
+    while (last > 1 && info.checkpoints[last - 1].group != j->told.group)
+        last--;
+    return status ? status : icma_bundle_header(j->bundle, j->told.like, last - 1, header, error);
+}
+
+/* Where it will lie, as PEFT and diffusers have it: in the folder itself; and whether something is in the
+ * way. */
 static icma_status look_first(job *j, icma_error *error) {
-    cli_unpack_plan plan = {&j->item, 1};
-    return j->a->write.folder || j->a->write.output ? cli_unpack_look_first(&j->a->write, &plan, error)
-                                                    : ICMA_OK;
+    icma_file_naming naming;
+    icma_decoded header = {0};
+    if (!j->a->writing.folder && !j->a->writing.output)
+        return ICMA_OK;
+    icma_status status = like_header(j, &header, error);
+    if (!status)
+        status = icma_file_naming_guess(&header, false, 0, &naming, error);
+    if (!status && naming.form == ICMA_FORM_PLAIN && j->writing.layout.layout == ICMA_LAYOUT_ORIGINAL)
+        naming.form = ICMA_FORM_PEFT; /* a generated file has no name that could be given back */
+    cli_writing_subject subject = {.header = &header,
+                                   .naming = &naming,
+                                   .task = j->writing.layout.layout == ICMA_LAYOUT_KOHYA ? "generated" : ""};
+    if (!status)
+        status = cli_writing_place_of(&j->writing, &subject, &j->place, error);
+    if (!status)
+        status = cli_writing_look(&j->writing, &j->place, error);
+    icma_decoded_free(&header);
+    return status;
 }
 
 static icma_status generate(job *j, icma_error *error) {
-    const cli_unpack *w = &j->a->write;
+    const generate_arguments *a = j->a;
     icma_decoded decoded = {0};
-    icma_status status = look_first(j, error);
-    if (!status && !w->dry_run)
-        status = cli_bundle_choose_device(j->bundle, &w->decoding, 1, error);
+    icma_status status = a->dry_run ? ICMA_OK : cli_bundle_choose_device(j->bundle, &a->decoding, 1, error);
     if (!status)
-        status = cli_bundle_generate(j->bundle, &j->what, w->dry_run ? NULL : &decoded, &j->told, error);
-    if (!status && !w->dry_run)
-        status = w->output ? cli_unpack_one(w, &j->item, &decoded, error)
-                           : cli_unpack_folder(w, &j->item, &decoded, error);
-    icma_decoded_free(&decoded);
-    return status;
+        status = cli_bundle_generate(j->bundle, &j->what, NULL, &j->told, error);
+    if (!status)
+        status = look_first(j, error);
+    if (status || a->dry_run)
+        return status;
+    status = cli_bundle_generate(j->bundle, &j->what, &decoded, &j->told, error);
+    return status ? status : cli_writing_write(&j->writing, &j->place, &decoded, false, NULL, error);
 }
 
 static icma_status run_generate(const void *arguments, const cli_list *operands, icma_error *error) {
     const generate_arguments *a = arguments;
-    char *path = NULL, nothing[] = "";
-    job j = {.a = a, .item.folder = nothing};
+    char *path = NULL;
+    job j = {.a = a};
     icma_status status = check_options(a, error);
     if (!status)
-        status = cli_bundle_open(operands, &a->write.decoding, &j.bundle, &path, error);
+        status = cli_writing_open(&j.writing, &a->writing, false, error);
+    if (!status)
+        status = cli_bundle_open(operands, &a->decoding, &j.bundle, &path, error);
     j.path = path;
     if (!status)
         status = read_what(&j, error);
@@ -259,8 +278,9 @@ static icma_status run_generate(const void *arguments, const cli_list *operands,
         status = tell(&j, error);
     if (status && path)
         icma_error_set_file(error, path);
+    cli_writing_close(&j.writing, false, NULL); /* it wrote no archive */
+    cli_writing_place_free(&j.place);
     icma_free(j.condition);
-    cli_text_condition_free(&j.text);
     cli_mix_free(&j.mix);
     icma_bundle_close(j.bundle);
     icma_free(path);
@@ -278,8 +298,6 @@ const cli_verb cli_verb_generate = {
     .options = generate_options,
     .examples = (const char *const[]){"icma generate loras.icma --condition bird.safetensors -C bird",
                                       "for a vector of the encoder that made the others",
-                                      "icma generate loras.icma --text \"a bird\" --encoder clip -C bird",
-                                      "for words, where icma embed made the others of words",
                                       "icma generate --mix cat:0.7,dog:0.3 -C catdog",
                                       "between two tasks of the only .icma file here",
                                       "icma generate --mix cat,dog --seed 7 -o - | sha256sum",

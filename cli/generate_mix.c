@@ -3,6 +3,7 @@
 #include "generate.h"
 
 #include "memory.h"
+#include "source.h"
 #include "terminal.h"
 
 #include <stdint.h>

@@ -3,7 +3,6 @@
 #include "pack.h"
 
 #include "facts.h"
-#include "message.h"
 
 #include <math.h>
 #include <string.h>
@@ -95,14 +94,9 @@ static void print_kept(const icma_pack_result *r) {
     if (r->tier == ICMA_TIER_LOSSLESS)
         fputs(": the files come back bit for bit", stderr);
     fputc('\n', stderr);
-}
-
-/* All that a bound asked for had to be kept as it was. */
-static bool is_too_tight(const icma_pack_result *r) {
-    bool exact = r->tier == ICMA_TIER_BOUNDED && r->bytes.residuals == 0 && r->bytes.verbatim > r->bytes.total / 2;
-    for (size_t i = 0; i < r->task_count; i++)
-        exact = exact && r->tasks[i].relative_error == 0;
-    return exact;
+    if (r->hashes_dropped)
+        fprintf(stderr, "%-11shashes of the weights in the metadata of %s file%s, which would not be those of the decoded ones\n", "left out",
+                cli_whole_text(r->hashes_dropped).text, cli_plural(r->hashes_dropped));
 }
 
 static icma_status print_result(const char *path, const icma_pack_result *r, icma_error *error) {
@@ -122,8 +116,6 @@ static icma_status print_result(const char *path, const icma_pack_result *r, icm
     print_kept(r);
     print_generator(r);
     print_time(r);
-    if (is_too_tight(r))
-        cli_note("no weight could be coded to a bound this tight, all are kept bit for bit; --tier lossless is as exact and mostly smaller");
     return status;
 }
 
@@ -166,6 +158,7 @@ static icma_status result_to_json(const char *path, const icma_pack_result *r, i
     cli_json_real(root, "ratio", ratio_of(r));
     cli_json_text(root, "tier", icma_tier_name(r->tier));
     cli_json_bound(root, r->bound);
+    cli_json_whole(root, "hashes_dropped", r->hashes_dropped);
     cli_json_text(root, "device", r->device);
     tasks_to_json(r, root);
     cli_json_whole(root, "groups", r->groups);

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* icma unpack: which adapters, and in what order they are decoded. How they are written: unpack_write.c. */
+/* icma unpack: which adapters, and in what order they are decoded. How they are written: writing.c; what is
+ * told: unpack_told.c. */
 #include "unpack.h"
 
 #include "facts.h"
@@ -7,6 +8,7 @@
 #include "message.h"
 #include "progress.h"
 #include "signals.h"
+#include "sort.h"
 #include "source.h"
 #include "verbs.h"
 
@@ -24,14 +26,12 @@ static const cli_option unpack_options[] = {
     CLI_ROW_FLAG(0, "sample", AT(sample), "draw a new adapter from the task's condition alone"),
     CLI_ROW(CLI_WHOLE, 0, "seed", "S", AT(seed), "seed of --sample (default 0)"),
     CLI_ROW_HEADING("Where to"),
-    CLI_ROW(CLI_TEXT, 'C', "directory", "DIR", AT(folder),
-            "folder to unpack into (default: the current one)"),
-    CLI_ROW(CLI_TEXT, 'o', "output", "FILE", AT(output),
-            "one adapter's safetensors, into FILE or, with -, to\nstandard output"),
-    CLI_ROW_FLAG('f', "force", AT(force), "replace what exists"),
-    CLI_ROW_FLAG('k', "keep-existing", AT(keep_existing), "keep what exists, unpack the rest"),
+    CLI_ROWS_WRITING(cli_unpack, writing),
+    CLI_ROW_HEADING("How"),
     CLI_ROW_FLAG('n', "dry-run", AT(dry_run), "show what would be written; write nothing"),
-    CLI_ROW_FLAG(0, "keep-going", AT(keep_going), "name damaged adapters and unpack the others (exit 3)"),
+    CLI_ROW_FLAG(
+        0, "keep-going", AT(keep_going),
+        "leave out damaged adapters, and tensors that the\nlayout has no place for; name them (exit 3)"),
     CLI_ROW_FLAG(0, "no-check", AT(no_check), "do not compare the checksums of decoded adapters"),
     CLI_ROW_HEADING("Machine"),
     CLI_ROWS_DECODING(cli_unpack, decoding),
@@ -49,7 +49,7 @@ static const cli_option unpack_options[] = {
  */
 
 static icma_status add_to_plan(cli_unpack_plan *plan, const icma_task_info *info, size_t task,
-                               size_t checkpoint, bool in_subfolder, icma_error *error) {
+                               size_t checkpoint, bool in_tree, icma_error *error) {
     cli_unpack_item *items = icma_resize_array(plan->items, plan->count + 1, sizeof *items);
     if (!items)
         return icma_fail(error, ICMA_E_MEMORY, NULL, "not enough memory for the plan");
@@ -58,16 +58,22 @@ static icma_status add_to_plan(cli_unpack_plan *plan, const icma_task_info *info
     cli_unpack_item *item = &items[plan->count++];
     *item = (cli_unpack_item){.task = task,
                               .checkpoint = checkpoint,
+                              .group = kept->group,
                               .has_step = kept->has_step,
+                              .exact = kept->tier == ICMA_TIER_LOSSLESS || kept->tier == ICMA_TIER_VERBATIM,
+                              .in_tree = in_tree,
                               .step = kept->step,
-                              .size = kept->file_size};
-    icma_buffer folder = {0};
-    icma_write_bytes(&folder, info->name, strlen(info->name));
-    if (in_subfolder && kept->has_step)
-        cli_append(&folder, "/checkpoint-%" PRIu64, kept->step);
-    item->folder = folder.failed ? NULL : icma_copy_text((const char *)folder.data, folder.size);
-    icma_buffer_free(&folder);
-    return item->folder ? ICMA_OK : icma_fail(error, ICMA_E_MEMORY, NULL, "not enough memory for the plan");
+                              .size = kept->file_size,
+                              .task_name = icma_copy_string(info->name)};
+    icma_buffer label = {0};
+    icma_write_bytes(&label, info->name, strlen(info->name));
+    if (in_tree && kept->has_step)
+        cli_append(&label, "/checkpoint-%" PRIu64, kept->step);
+    item->label = label.failed ? NULL : icma_copy_text((const char *)label.data, label.size);
+    icma_buffer_free(&label);
+    return item->label && item->task_name
+               ? ICMA_OK
+               : icma_fail(error, ICMA_E_MEMORY, NULL, "not enough memory for the plan");
 }
 
 static icma_status no_such_checkpoint(const char *path, const icma_task_info *info, uint64_t step,
@@ -100,8 +106,11 @@ static icma_status plan_task(const cli_unpack *a, icma_bundle *bundle, const cha
 }
 
 static void free_plan(cli_unpack_plan *plan) {
-    for (size_t i = 0; i < plan->count; i++)
-        icma_free(plan->items[i].folder);
+    for (size_t i = 0; i < plan->count; i++) {
+        icma_free(plan->items[i].label);
+        icma_free(plan->items[i].task_name);
+        cli_writing_place_free(&plan->items[i].place);
+    }
     icma_free(plan->items);
 }
 
@@ -127,6 +136,92 @@ static icma_status make_plan(const cli_unpack *a, icma_bundle *bundle, const cha
         *error = detail;
     }
     icma_free(tasks);
+    return status;
+}
+
+static int compare_items(const void *left, const void *right, const void *context) {
+    (void)context;
+    const cli_unpack_item *a = left, *b = right;
+    int order = icma_compare_natural(a->task_name, b->task_name);
+    if (order == 0)
+        order = (a->checkpoint > b->checkpoint) - (a->checkpoint < b->checkpoint);
+    return order;
+}
+
+/* --- where they will lie --------------------------------------------------------------------------------
+ */
+
+/* How a group's files were named, where its record tells; read once a group. */
+typedef struct names {
+    struct group_names {
+        bool asked, told;
+        icma_file_naming naming;
+    } * groups; /* owned */
+} names;
+
+static icma_status naming_of(icma_bundle *bundle, names *n, const cli_unpack_item *item,
+                             const icma_decoded *header, icma_file_naming *out, icma_error *error) {
+    struct group_names *g = &n->groups[item->group];
+    if (!g->asked) {
+        char *record = NULL;
+        icma_status status = icma_bundle_record(bundle, item->group, &record, NULL);
+        g->told = status == ICMA_OK &&
+                  icma_file_naming_from_record(record, &g->naming); /* a damaged one is not needed */
+        g->asked = true;
+        icma_free(record);
+    }
+    *out = g->naming;
+    return g->told ? ICMA_OK : icma_file_naming_guess(header, item->has_step, item->step, out, error);
+}
+
+static icma_status place_item(const cli_unpack *a, icma_bundle *bundle, const cli_writing *writing, names *n,
+                              cli_unpack_item *item, icma_error *error) {
+    icma_decoded header = {0};
+    icma_file_naming naming;
+    icma_status status = icma_bundle_header(bundle, item->task, item->checkpoint, &header, error);
+    if (!status)
+        status = naming_of(bundle, n, item, &header, &naming, error);
+    cli_writing_subject subject = {.header = &header,
+                                   .naming = &naming,
+                                   .task = item->task_name,
+                                   .in_tree = item->in_tree,
+                                   .has_step = item->has_step && !a->sample,
+                                   .step = item->step};
+    if (!status)
+        status = cli_writing_place_of(writing, &subject, &item->place, error);
+    icma_decoded_free(&header);
+    return status;
+}
+
+/* Finds the places of all, and whether something is in the way. What is damaged is left to the decoding,
+ * which tells of it, unless --keep-going leaves it out here. */
+static icma_status place_items(const cli_unpack *a, icma_bundle *bundle, const char *path,
+                               cli_writing *writing, cli_unpack_plan *plan, bool *partial,
+                               icma_error *error) {
+    names n = {.groups = icma_alloc_zeroed(icma_bundle_group_count(bundle) + 1, sizeof *n.groups)};
+    icma_status status =
+        n.groups ? ICMA_OK : icma_fail(error, ICMA_E_MEMORY, NULL, "not enough memory for the plan");
+    for (size_t i = 0; !status && i < plan->count; i++) {
+        cli_unpack_item *item = &plan->items[i];
+        icma_error detail = {0};
+        icma_status placed = place_item(a, bundle, writing, &n, item, &detail);
+        if (placed && a->keep_going &&
+            (placed == ICMA_E_CORRUPT || placed == ICMA_E_LIMIT || placed == ICMA_E_UNSUPPORTED)) {
+            cli_warning(path, "%s is left out: %s", item->label, detail.message);
+            item->left_out = *partial = true;
+        } else if (placed) {
+            bool named = placed == ICMA_E_CORRUPT || placed == ICMA_E_UNSUPPORTED;
+            status = icma_fail(error, placed, detail.file[0] ? detail.file : path, "%s%s%s",
+                               named ? item->label : "", named ? ": " : "", detail.message);
+        } else {
+            status = cli_writing_look(writing, &item->place, error);
+        }
+        if (!status)
+            status = cli_check_signal(error);
+        if (i + 1 == plan->count || plan->items[i + 1].task != item->task)
+            icma_bundle_forget_task(bundle, item->task);
+    }
+    icma_free(n.groups);
     return status;
 }
 
@@ -166,34 +261,32 @@ static icma_status decode(const cli_unpack *a, icma_bundle *bundle, const cli_un
     return cli_bundle_decode(bundle, item->task, item->checkpoint, decoded, error);
 }
 
-static icma_status unpack_item(const cli_unpack *a, icma_bundle *bundle, cli_unpack_item *item,
-                               icma_error *error) {
+static icma_status unpack_item(const cli_unpack *a, icma_bundle *bundle, cli_writing *writing,
+                               cli_unpack_item *item, icma_error *error) {
     icma_decoded decoded = {0};
     icma_status status = decode(a, bundle, item, &decoded, error);
-    if (!status && a->output)
-        status = cli_unpack_one(a, item, &decoded, error);
-    else if (!status)
-        status = cli_unpack_folder(a, item, &decoded, error);
-    icma_decoded_free(&decoded);
-    return status;
+    return status ? status
+                  : cli_writing_write(writing, &item->place, &decoded, item->exact && !a->sample, item->label,
+                                      error);
 }
 
 static icma_status unpack_all(const cli_unpack *a, icma_bundle *bundle, const char *path,
-                              cli_unpack_plan *plan, bool *partial, icma_error *error) {
+                              cli_writing *writing, cli_unpack_plan *plan, bool *partial, icma_error *error) {
     for (size_t i = 0; i < plan->count; i++) {
         cli_unpack_item *item = &plan->items[i];
-        cli_progress_show("unpack", (double)i, (double)plan->count, "adapters", item->folder);
-        if (item->kept_existing)
+        cli_progress_show("unpack", (double)i, (double)plan->count, "adapters", item->label);
+        if (item->place.kept || item->left_out)
             continue;
         icma_error detail = {0};
-        icma_status status = unpack_item(a, bundle, item, &detail);
+        icma_status status = unpack_item(a, bundle, writing, item, &detail);
         bool damage = status == ICMA_E_CORRUPT || status == ICMA_E_LIMIT || status == ICMA_E_UNSUPPORTED;
         if (status && a->keep_going && damage) {
-            cli_warning(path, "%s is left out: %s", item->folder, detail.message);
+            cli_warning(path, "%s is left out: %s", item->label, detail.message);
             *partial = true;
         } else if (status) {
             if (status == ICMA_E_CORRUPT)
-                icma_fail(error, status, path, "%s: %s%s", item->folder, detail.message, plan->count > 1 ? "; --keep-going unpacks the others" : "");
+                icma_fail(error, status, path, "%s: %s%s", item->label, detail.message,
+                          plan->count > 1 ? "; --keep-going unpacks the others" : "");
             else {
                 icma_error_set_file(&detail, path);
                 *error = detail;
@@ -208,7 +301,7 @@ static icma_status unpack_all(const cli_unpack *a, icma_bundle *bundle, const ch
 
 static bool any_is_there(const cli_unpack_plan *plan) {
     for (size_t i = 0; i < plan->count; i++)
-        if (plan->items[i].written || plan->items[i].kept_existing)
+        if (plan->items[i].place.written || plan->items[i].place.kept)
             return true;
     return false;
 }
@@ -217,51 +310,59 @@ static bool any_is_there(const cli_unpack_plan *plan) {
 static size_t adapters_of(const cli_unpack_plan *plan) {
     size_t count = 0;
     for (size_t i = 0; i < plan->count; i++)
-        count += !plan->items[i].kept_existing;
+        count += !plan->items[i].place.kept && !plan->items[i].left_out;
     return count;
 }
 
+/* Decodes and writes what is planned. */
+static icma_status unpack_planned(const cli_unpack *a, icma_bundle *bundle, const char *path,
+                                  cli_writing *writing, cli_unpack_plan *plan, bool *partial,
+                                  icma_error *error) {
+    icma_status status = cli_bundle_choose_device(bundle, &a->decoding, adapters_of(plan), error);
+    if (!status)
+        status = unpack_all(a, bundle, path, writing, plan, partial, error);
+    cli_progress_clear();
+    *partial |= writing->told.left_out > 0;
+    /* Nothing at all is not a part. */
+    if (!status && *partial && !any_is_there(plan))
+        status = icma_fail(error, ICMA_E_CORRUPT, path, "nothing of it could be unpacked");
+    return status;
+}
+
 static icma_status unpack_plan(const cli_unpack *a, icma_bundle *bundle, const char *path,
-                               cli_unpack_plan *plan, bool *partial, icma_error *error) {
-    if (a->output && plan->count != 1 && !*partial)
-        return icma_fail(
-            error, ICMA_E_USAGE, path,
-            "-o takes one adapter and this would be %zu; choose one with --task and --checkpoint",
-            plan->count);
-    icma_status status = cli_unpack_look_first(a, plan, error);
+                               cli_writing *writing, cli_unpack_plan *plan, bool *partial,
+                               icma_error *error) {
+    if (a->writing.output && !a->writing.format && plan->count != 1 && !*partial)
+        return icma_fail(error, ICMA_E_USAGE, path,
+                         "-o takes one adapter and this would be %zu; choose one with --task and "
+                         "--checkpoint, or add --format tar or zip",
+                         plan->count);
+    if (a->writing.format)
+        icma_sort(plan->items, plan->count, sizeof *plan->items, compare_items, NULL);
+    icma_status status = place_items(a, bundle, path, writing, plan, partial, error);
     if (!status && !a->keep_going)
         status = check_sections(bundle, plan, error);
     if (!status && !a->dry_run)
-        status = cli_bundle_choose_device(bundle, &a->decoding, adapters_of(plan), error);
-    if (!status && !a->dry_run)
-        status = unpack_all(a, bundle, path, plan, partial, error);
-    cli_progress_clear();
+        status = unpack_planned(a, bundle, path, writing, plan, partial, error);
+    icma_status closed = cli_writing_close(writing, status == ICMA_OK && !a->dry_run, error);
     if (!status)
-        status = cli_unpack_tell(a, path, plan, error);
-    /* Nothing at all is not a part. */
-    if (!status && *partial && !a->dry_run && !any_is_there(plan))
-        status = icma_fail(error, ICMA_E_CORRUPT, path, "nothing of it could be unpacked");
-    return status;
+        status = closed;
+    return status ? status : cli_unpack_tell(a, path, writing, plan, error);
 }
 
 static icma_status check_options(const cli_unpack *a, icma_error *error) {
     const char *wrong = NULL;
     uint64_t step;
+    bool to_stdout = a->writing.output && strcmp(a->writing.output, "-") == 0;
     if (a->sample && a->checkpoint)
         wrong = "--sample draws a new adapter; leave out --checkpoint";
     else if (a->seed.given && !a->sample)
         wrong = "--seed belongs to --sample";
     else if (a->sample && a->no_check)
         wrong = "a sample has no checksum; leave out --no-check";
-    else if (a->output && a->folder)
-        wrong = "-o names the file; leave out -C";
-    else if ((a->folder && !a->folder[0]) || (a->output && !a->output[0]))
-        wrong = "the output's name is empty; name a folder with -C or a file with -o";
-    else if (a->force && a->keep_existing)
-        wrong = "-f replaces what exists and -k keeps it; choose one";
-    else if (a->output && strcmp(a->output, "-") == 0 && a->common.json)
+    else if (to_stdout && a->common.json)
         wrong = "-o - and --json both want standard output; choose one";
-    else if (a->output && strcmp(a->output, "-") == 0 && !a->dry_run && isatty(STDOUT_FILENO))
+    else if (to_stdout && !a->dry_run && isatty(STDOUT_FILENO))
         wrong = "an adapter is not for reading on a terminal; redirect standard output or name a file";
     else if (a->checkpoint && strcmp(a->checkpoint, "last") != 0 && strcmp(a->checkpoint, "all") != 0 &&
              !cli_parse_whole(a->checkpoint, &step))
@@ -275,8 +376,11 @@ static icma_status run_unpack(const void *arguments, const cli_list *operands, i
     icma_bundle *bundle = NULL;
     char *path = NULL;
     cli_unpack_plan plan = {0};
+    cli_writing writing;
     bool partial = false;
     icma_status status = check_options(a, error);
+    if (!status)
+        status = cli_writing_open(&writing, &a->writing, a->keep_going, error);
     if (!status)
         status = cli_bundle_open(operands, &a->decoding, &bundle, &path, error);
     if (!status) {
@@ -285,7 +389,7 @@ static icma_status run_unpack(const void *arguments, const cli_list *operands, i
         status = make_plan(a, bundle, path, &plan, &partial, error);
     }
     if (!status)
-        status = unpack_plan(a, bundle, path, &plan, &partial, error);
+        status = unpack_plan(a, bundle, path, &writing, &plan, &partial, error);
     if (status && path)
         icma_error_set_file(error, path);
     free_plan(&plan);
@@ -296,20 +400,24 @@ static icma_status run_unpack(const void *arguments, const cli_list *operands, i
 
 const cli_verb cli_verb_unpack = {
     .name = "unpack",
-    .also = "extract decompress decode restore unzip x get",
-    .surplus = "a folder to unpack into is -C DIR, a task to unpack --task TASK",
     .operands = "[B.icma]",
     .summary = "get adapters back, ready for PEFT",
     .description =
-        "Decodes adapters into <task>/adapter_model.safetensors with the files that were packed beside\n"
-        "them, or <task>/checkpoint-N/... with --checkpoint all. Without an archive it takes the only\n"
-        ".icma file in the current folder. Nothing that exists is touched without -f.",
+        "Decodes adapters to where they came from: PEFT's and diffusers' into <task>/ with the files that\n"
+        "were packed beside them, or <task>/checkpoint-N/ with --checkpoint all; plain files, such as\n"
+        "kohya's, under their names. --layout gives them the names that another program wants; a tensor\n"
+        "that has no place there is an error. Without a bundle it takes the only .icma file in the current\n"
+        "folder. Nothing that exists is touched without -f.",
     .options = unpack_options,
     .examples = (const char *const[]){"icma unpack loras.icma -C out", "every task's last checkpoint",
                                       "icma unpack --task cat --checkpoint 300", "one checkpoint of one task",
                                       "icma unpack --task cat --sample --seed 7 -C drawn",
                                       "a new adapter for the task's condition",
-                                      "icma unpack --task cat -o - | sha256sum", "to standard output", NULL},
+                                      "icma unpack --task cat -o - | sha256sum", "to standard output",
+                                      "icma unpack loras.icma --layout peft --base-model org/model -C loras",
+                                      "folders for vLLM's resolver and LoRAX",
+                                      "icma unpack loras.icma --format tar -o - | ssh host tar x",
+                                      "everything as a tar", NULL},
     .exits = (const int[]){0, 1, 2, 3, 4, 6, 7, 8, 9, 10, -1},
     .most_operands = 1,
     .arguments_size = sizeof(cli_unpack),

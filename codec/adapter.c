@@ -21,7 +21,7 @@ const char *icma_role_name(icma_role role) {
 typedef struct factor_style {
     const char *marker;
     icma_role role;
-    unsigned family;      /* factors pair up within a family only */
+    icma_naming naming;
     bool has_adapter;     /* "<marker>.<adapter>" is fine too */
     bool may_lack_weight; /* parameters that are no module's weight: "lora_embedding_A" */
     bool joined;
@@ -30,28 +30,18 @@ typedef struct factor_style {
 /* kohya's lora_mid (a Tucker core between the two factors) is listed as "other" so that it spoils its pair:
  * dW is not B A there. */
 static const factor_style factor_styles[] = {
-    {"lora_A", ICMA_ROLE_A, 0, true, false, false},
-    {"lora_B", ICMA_ROLE_B, 0, true, false, false},
-    {"lora_embedding_A", ICMA_ROLE_A, 1, true, true, false},
-    {"lora_embedding_B", ICMA_ROLE_B, 1, true, true, false},
-    {"lora_down", ICMA_ROLE_A, 2, false, false, false},
-    {"lora_up", ICMA_ROLE_B, 2, false, false, false},
-    {"lora_mid", ICMA_ROLE_OTHER, 2, false, false, false},
-    {"lora.down", ICMA_ROLE_A, 3, false, false, true},
-    {"lora.up", ICMA_ROLE_B, 3, false, false, true},
-    {"lora_linear_layer.down", ICMA_ROLE_A, 4, false, false, false},
-    {"lora_linear_layer.up", ICMA_ROLE_B, 4, false, false, false},
+    {"lora_A", ICMA_ROLE_A, ICMA_NAMING_PEFT, true, false, false},
+    {"lora_B", ICMA_ROLE_B, ICMA_NAMING_PEFT, true, false, false},
+    {"lora_embedding_A", ICMA_ROLE_A, ICMA_NAMING_EMBEDDING, true, true, false},
+    {"lora_embedding_B", ICMA_ROLE_B, ICMA_NAMING_EMBEDDING, true, true, false},
+    {"lora_down", ICMA_ROLE_A, ICMA_NAMING_KOHYA, false, false, false},
+    {"lora_up", ICMA_ROLE_B, ICMA_NAMING_KOHYA, false, false, false},
+    {"lora_mid", ICMA_ROLE_OTHER, ICMA_NAMING_KOHYA, false, false, false},
+    {"lora.down", ICMA_ROLE_A, ICMA_NAMING_DIFFUSERS, false, false, true},
+    {"lora.up", ICMA_ROLE_B, ICMA_NAMING_DIFFUSERS, false, false, true},
+    {"lora_linear_layer.down", ICMA_ROLE_A, ICMA_NAMING_LINEAR, false, false, false},
+    {"lora_linear_layer.up", ICMA_ROLE_B, ICMA_NAMING_LINEAR, false, false, false},
 };
-
-typedef struct factor_name {
-    const char *module; /* with its separator, so that "q.lora.down" and "q_lora.down" are two modules */
-    size_t module_length;
-    const char *adapter;
-    size_t adapter_length;
-    unsigned family;
-    icma_role role;
-    size_t index; /* of the tensor */
-} factor_name;
 
 static bool ends_with(const char *text, size_t length, const char *tail, size_t *rest) {
     size_t tail_length = strlen(tail);
@@ -72,7 +62,7 @@ static bool ends_in_marker(const char *name, size_t length, const factor_style *
     return before == '.' || (style->joined && before == '_');
 }
 
-static bool parse_factor_name(const char *name, factor_name *out) {
+bool icma_factor_name_parse(const char *name, icma_factor_name *out) {
     size_t length = strlen(name), stem = length;
     bool weight = ends_with(name, length, ".weight", &stem);
     size_t last = stem; /* where the last segment of the stem starts, and its dot before it */
@@ -90,7 +80,7 @@ static bool parse_factor_name(const char *name, factor_name *out) {
         out->module = name;
         out->adapter = named ? name + last : name;
         out->adapter_length = named ? stem - last : 0;
-        out->family = style->family;
+        out->naming = style->naming;
         out->role = style->role;
         return true;
     }
@@ -103,16 +93,16 @@ static int compare_bytes(const char *a, size_t a_length, const char *b, size_t b
     return order != 0 ? order : (a_length > b_length) - (a_length < b_length);
 }
 
-static int compare_factor_keys(const factor_name *a, const factor_name *b) {
+static int compare_factor_keys(const icma_factor_name *a, const icma_factor_name *b) {
     int order = compare_bytes(a->module, a->module_length, b->module, b->module_length);
     if (order == 0)
         order = compare_bytes(a->adapter, a->adapter_length, b->adapter, b->adapter_length);
-    return order != 0 ? order : (a->family > b->family) - (a->family < b->family);
+    return order != 0 ? order : (a->naming > b->naming) - (a->naming < b->naming);
 }
 
 static int compare_factors(const void *left, const void *right, const void *context) {
     (void)context;
-    const factor_name *a = left, *b = right;
+    const icma_factor_name *a = left, *b = right;
     int order = compare_factor_keys(a, b);
     if (order == 0)
         order = (a->role > b->role) - (a->role < b->role);
@@ -134,14 +124,14 @@ static bool shapes_fit(const icma_tensor_info *a, const icma_tensor_info *b) {
 }
 
 /* Sets partner[a] = b for every key that has exactly one A and one B that fit. */
-static void match_factors(const icma_safetensors *tensors, factor_name *factors, size_t count,
+static void match_factors(const icma_safetensors *tensors, icma_factor_name *factors, size_t count,
                           size_t *partner) {
     icma_sort(factors, count, sizeof *factors, compare_factors, NULL);
     for (size_t first = 0, next; first < count; first = next) {
         next = first + 1;
         while (next < count && compare_factor_keys(&factors[first], &factors[next]) == 0)
             next++;
-        const factor_name *a = &factors[first], *b = &factors[next - 1];
+        const icma_factor_name *a = &factors[first], *b = &factors[next - 1];
         if (next - first == 2 && a->role == ICMA_ROLE_A && b->role == ICMA_ROLE_B &&
             shapes_fit(&tensors->tensors[a->index], &tensors->tensors[b->index]))
             partner[a->index] = b->index;
@@ -150,8 +140,8 @@ static void match_factors(const icma_safetensors *tensors, factor_name *factors,
 
 /* The module's name without the separator. */
 static char *copy_module(const char *name) {
-    factor_name factor;
-    if (!parse_factor_name(name, &factor))
+    icma_factor_name factor;
+    if (!icma_factor_name_parse(name, &factor))
         return NULL;
     return icma_copy_text(factor.module, factor.module_length > 0 ? factor.module_length - 1 : 0);
 }
@@ -192,7 +182,7 @@ icma_status icma_pairs_find(const icma_safetensors *tensors, icma_pairs *out, ic
     if (count == 0)
         return ICMA_OK;
     icma_status status = ICMA_E_MEMORY;
-    factor_name *factors = icma_alloc_array(count, sizeof *factors);
+    icma_factor_name *factors = icma_alloc_array(count, sizeof *factors);
     size_t *partner = icma_alloc_array(count, sizeof *partner);
     out->roles = icma_alloc_array(count, sizeof *out->roles);
     if (!factors || !partner || !out->roles) {
@@ -203,7 +193,7 @@ icma_status icma_pairs_find(const icma_safetensors *tensors, icma_pairs *out, ic
     for (size_t i = 0; i < count; i++) {
         partner[i] = SIZE_MAX;
         out->roles[i] = ICMA_ROLE_OTHER;
-        if (!parse_factor_name(tensors->tensors[i].name, &factors[factor_count]))
+        if (!icma_factor_name_parse(tensors->tensors[i].name, &factors[factor_count]))
             continue;
         factors[factor_count++].index = i;
     }

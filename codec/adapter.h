@@ -23,6 +23,28 @@ typedef enum icma_role {
 /* "A", "B", "other". */
 const char *icma_role_name(icma_role role);
 
+/* How a factor is named. Factors pair up within one naming only. */
+typedef enum icma_naming {
+    ICMA_NAMING_PEFT,      /* lora_A.weight, lora_A.<adapter>.weight */
+    ICMA_NAMING_EMBEDDING, /* lora_embedding_A, of PEFT */
+    ICMA_NAMING_KOHYA,     /* lora_down.weight; lora_mid, which is no factor, has role "other" */
+    ICMA_NAMING_DIFFUSERS, /* lora.down.weight, x_lora.down.weight */
+    ICMA_NAMING_LINEAR     /* lora_linear_layer.down.weight, of diffusers */
+} icma_naming;
+
+typedef struct icma_factor_name {
+    const char *module; /* the tensor's name; its first module_length bytes are the module and its separator, "." or "_" */
+    size_t module_length;
+    const char *adapter;
+    size_t adapter_length; /* 0: the name has none */
+    icma_naming naming;
+    icma_role role;
+    size_t index; /* of the tensor: the caller's */
+} icma_factor_name;
+
+/* Takes the name of a factor apart; false for another tensor's. Points into `name`. */
+bool icma_factor_name_parse(const char *name, icma_factor_name *out);
+
 typedef struct icma_pair {
     size_t a, b;                  /* indices of the two tensors */
     uint64_t rank, rows, columns; /* B is rows x rank, A is rank x columns */

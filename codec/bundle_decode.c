@@ -210,6 +210,31 @@ icma_status icma_bundle_check_hash(const icma_bundle *b, size_t task_index, size
     return icma_fail(error, ICMA_E_CORRUPT, NULL, "a decoded checkpoint of task %s is not what was packed (checksum)", icma_bundle_task_name(b, task_index));
 }
 
+icma_status icma_bundle_header(icma_bundle *b, size_t task_index, size_t checkpoint, icma_decoded *out, icma_error *error) {
+    icma_place place = {0};
+    const uint8_t *header;
+    size_t size;
+    memset(out, 0, sizeof *out);
+    icma_status status = icma_bundle_find_checkpoint(b, task_index, checkpoint, &place, error);
+    if (status)
+        return finish_decode(b, status, out, error);
+    icma_part *p = &b->tasks[task_index].parts[place.part];
+    status = icma_part_load_texts(b, (uint32_t)task_index, p, error);
+    if (!status)
+        status = check_cost(b, p, &p->table.list[place.index], error);
+    if (!status)
+        status = icma_part_header(b, p, &p->table.list[place.index], &header, &size, error);
+    if (!status && !(out->data = icma_alloc(8 + size)))
+        status = icma_fail(error, ICMA_E_MEMORY, NULL, "no memory for a header");
+    if (!status) {
+        out->size = 8 + size;
+        icma_store_u64(out->data, size);
+        memcpy(out->data + 8, header, size);
+        status = decode_files(b, p, &p->table.list[place.index], out, error);
+    }
+    return finish_decode(b, status, out, error);
+}
+
 icma_status icma_bundle_decode(icma_bundle *b, size_t task_index, size_t checkpoint, icma_decoded *out, icma_error *error) {
     icma_place place;
     memset(out, 0, sizeof *out);

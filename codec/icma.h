@@ -184,6 +184,7 @@ typedef struct icma_pack_result {
     icma_pack_task *tasks;
     size_t task_count;
     size_t groups;
+    uint64_t hashes_dropped; /* files that had hashes of their weights in their metadata (layout.h), which the decoded weights do not have */
     icma_tier tier;
     icma_bound bound; /* under ICMA_TIER_BOUNDED: as asked for, or as found for target_bits */
     const char *device;           /* that the generator was learned with: "cpu", "cuda:0"; static */
@@ -319,6 +320,9 @@ void icma_decoded_free(icma_decoded *decoded); /* leaves it zeroed */
 /* Whether icma_bundle_decode compares checksums; it does if nothing else is said. Without, what is damaged unnoticed by the sections' own
  * checksums, or decoded by another rule, comes out as it is. */
 void icma_bundle_compare_checksums(icma_bundle *bundle, bool compare);
+
+/* Of a checkpoint what costs nothing: `data` is its file's first bytes, the length and the header, and the side files are all there. */
+icma_status icma_bundle_header(icma_bundle *bundle, size_t task, size_t checkpoint, icma_decoded *out, icma_error *error);
 
 /* Decodes one checkpoint (an index into icma_task_info.checkpoints) and compares the result's checksum with
  * the stored one. */

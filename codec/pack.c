@@ -2,6 +2,8 @@
 /* Packing: the way of a tree of adapters into an archive, group by group. */
 #include "packer.h"
 
+#include "pack_part.h"
+
 #include "coarse.h"
 #include "compress.h"
 #include "condition_file.h"
@@ -331,6 +333,20 @@ static void explain_misses(icma_packer *p) {
     p->missed_tensors = p->missed_checkpoints = 0;
 }
 
+/* The signature comes first, but where hashes may have to be cut out of it: that depends on what is modelled. */
+static icma_status learn_and_sign(icma_packer *p, icma_pack_group *g, icma_error *error) {
+    const icma_safetensors *signature = &g->group->signature;
+    bool waits = icma_pack_has_hashes(signature);
+    icma_status status = waits ? ICMA_OK : add_section(p, g->index, ICMA_SECTION_SIGNATURE, signature->header, signature->header_size, error);
+    if (!status)
+        status = learn(p, g, error);
+    if (!status)
+        status = icma_pack_cut_hashes(p, g, error);
+    if (!status && waits)
+        status = add_section(p, g->index, ICMA_SECTION_SIGNATURE, signature->header, signature->header_size, error);
+    return status;
+}
+
 static icma_status pack_group(icma_packer *p, uint32_t index, double *standard_error, double *within, icma_error *error) {
     icma_group *group = &p->dataset.groups[index];
     icma_pack_group g = {.index = index, .group = group, .generator = {.tensor_count = group->signature.tensor_count}};
@@ -342,9 +358,7 @@ static icma_status pack_group(icma_packer *p, uint32_t index, double *standard_e
     if (!status && (!g.measures.tensors || !g.measures.pairs))
         status = icma_fail(error, ICMA_E_MEMORY, NULL, "no memory for a group");
     if (!status)
-        status = add_section(p, index, ICMA_SECTION_SIGNATURE, group->signature.header, group->signature.header_size, error);
-    if (!status)
-        status = learn(p, &g, error);
+        status = learn_and_sign(p, &g, error);
     icma_lap(&now);
     if (!status)
         status = settle_generator(p, &g, error);

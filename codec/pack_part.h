@@ -39,9 +39,15 @@ static inline int icma_pack_level(size_t size) {
 
 /* pack_texts.c */
 icma_status icma_pack_take_side_files(icma_part_writer *part, const icma_input_checkpoint *input, icma_checkpoint *checkpoint, icma_error *error);
+/* Whether the group's files get back other weights and have hashes of them in their metadata; then, and before anything else of the group's headers is written, the
+ * signature's are cut. Call it when it is known what is modelled. */
+icma_status icma_pack_cut_hashes(icma_packer *packer, icma_pack_group *group, icma_error *error);
+bool icma_pack_has_hashes(const icma_safetensors *header);
 icma_status icma_pack_take_header(icma_part_writer *part, size_t i, const uint8_t *original, icma_error *error);
 /* Text `index` of a checkpoint. */
 const icma_buffer *icma_pack_text(const icma_part_writer *part, uint64_t index);
+/* XXH3 of checkpoint i's file as it will be decoded: `file` but for its header, where that is stored otherwise. */
+icma_status icma_pack_hash(const icma_part_writer *part, size_t i, const uint8_t *file, size_t size, uint64_t *hash, icma_error *error);
 icma_status icma_pack_write_texts(icma_part_writer *part, icma_error *error);
 
 /* pack_task.c */

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The RECORD section (spec 4.9): how a group's generator was trained, and the errors measured by tensor and module. JSON, optional to readers. */
 #include "json.h"
+#include "layout_place.h"
 #include "memory.h"
 #include "packer.h"
 
@@ -154,6 +155,32 @@ static void add_errors(cJSON *root, const icma_pack_group *g, bool *whole) {
         add_distance(modules, "module", g->group->pairs.list[p].module, &g->measures.pairs[p], false, whole);
 }
 
+/* How the files of the group were named, where they were all named alike and not as PEFT does. */
+static void add_naming(cJSON *root, const icma_packer *p, const icma_pack_group *g, bool *whole) {
+    icma_file_naming all = {0}, one;
+    bool any_step = false;
+    for (size_t i = 0; i < g->group->count; i++) {
+        const icma_source *source = &g->group->sources[i];
+        const icma_input_checkpoint *c = source->input;
+        if (!icma_file_naming_of(c->path, p->inputs->tasks[source->task].name, c->has_step, c->step, &one))
+            return;
+        if (i > 0 && one.form != all.form)
+            return;
+        if (any_step && c->has_step && (one.by_step != all.by_step || one.digits != all.digits))
+            return;
+        if (i == 0 || c->has_step)
+            all = one;
+        any_step |= c->has_step;
+    }
+    if (all.form == ICMA_FORM_PEFT)
+        return;
+    cJSON *files = cJSON_AddObjectToObject(root, "files");
+    note(whole, files);
+    add_text(files, "form", icma_file_form_name(all.form), whole);
+    if (all.by_step)
+        add_number(files, "step_digits", all.digits, whole);
+}
+
 icma_status icma_pack_record(icma_packer *p, const icma_pack_group *g, icma_error *error) {
     cJSON *root = cJSON_CreateObject();
     bool whole = root != NULL;
@@ -161,6 +188,7 @@ icma_status icma_pack_record(icma_packer *p, const icma_pack_group *g, icma_erro
     if (icma_generator_predicts(&g->generator))
         add_eigen(root, g, &whole);
     add_rate(root, &g->basis, &whole);
+    add_naming(root, p, g, &whole);
     add_losses(root, &g->training, &whole);
     add_errors(root, g, &whole);
     char *text = whole ? cJSON_PrintUnformatted(root) : NULL;

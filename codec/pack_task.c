@@ -187,7 +187,7 @@ static icma_status measure_checkpoint(icma_part_writer *w, size_t i, const uint8
         *good = icma_bound_holds(c->bound, &g->group->pairs, fidelity.tensors, fidelity.tensor_count, fidelity.pairs);
     if (!status && *good) {
         add_measures(w, c, &fidelity);
-        c->hash = icma_hash(copy, size);
+        status = icma_pack_hash(w, i, copy, size, &c->hash, error);
     }
     icma_fidelity_free(&fidelity);
     icma_free(copy);

@@ -3,6 +3,7 @@
 #include "pack_part.h"
 
 #include "compress.h"
+#include "layout_inside.h"
 #include "memory.h"
 
 #include <string.h>
@@ -126,11 +127,84 @@ icma_status icma_pack_shared_texts(icma_packer *p, icma_pack_group *g, icma_erro
     return status ? status : write_pool(p, &g->texts, g->index, ICMA_NO_OWNER, error);
 }
 
-icma_status icma_pack_take_header(icma_part_writer *w, size_t i, const uint8_t *original, icma_error *error) {
-    uint64_t index = 0;
-    if (!w->sources[i]->own_header)
+/* --- headers ----------------------------------------------------------------------------------------------------- */
+
+bool icma_pack_has_hashes(const icma_safetensors *header) {
+    icma_metadata metadata;
+    bool any = false;
+    if (icma_metadata_read(header->header, header->header_size, &metadata, NULL))
+        return false; /* for want of memory, which is told elsewhere */
+    for (const char *const *key = icma_hash_keys; *key; key++)
+        any |= icma_metadata_find(&metadata, *key) != NULL;
+    icma_metadata_free(&metadata);
+    return any;
+}
+
+icma_status icma_pack_cut_hashes(icma_packer *p, icma_pack_group *g, icma_error *error) {
+    icma_safetensors *s = &g->group->signature;
+    icma_buffer cut = {0};
+    size_t count = 0;
+    bool modelled = false;
+    for (size_t t = 0; t < s->tensor_count; t++)
+        modelled |= icma_generator_is_modelled(&g->generator, t);
+    g->cuts_hashes = modelled && p->options->tier != ICMA_TIER_LOSSLESS;
+    if (!g->cuts_hashes)
         return ICMA_OK;
-    icma_status status = intern(w, original + 8, (size_t)w->sources[i]->data_offset - 8, &index, error);
-    w->table.list[i].header = index + 1;
+    icma_status status = icma_metadata_cut(s->header, s->header_size, icma_hash_keys, &cut, &count, error);
+    uint8_t *header = !status && count ? icma_alloc(cut.size) : NULL;
+    if (!status && count && !header)
+        status = no_memory(error);
+    if (header) {
+        memcpy(header, cut.data, cut.size);
+        icma_free(s->header);
+        s->header = header;
+        s->header_size = cut.size;
+    }
+    icma_buffer_free(&cut);
+    return status;
+}
+
+/* One that is the signature's once it is cut has no text. */
+static icma_status intern_header(icma_part_writer *w, const void *text, size_t size, uint64_t *header, icma_error *error) {
+    const icma_safetensors *s = &w->g->group->signature;
+    uint64_t index = 0;
+    *header = 0;
+    if (size == s->header_size && memcmp(text, s->header, size) == 0)
+        return ICMA_OK;
+    icma_status status = intern(w, text, size, &index, error);
+    *header = index + 1;
+    return status;
+}
+
+icma_status icma_pack_take_header(icma_part_writer *w, size_t i, const uint8_t *original, icma_error *error) {
+    const uint8_t *text = original + 8;
+    size_t size = (size_t)w->sources[i]->data_offset - 8, count = 0;
+    icma_buffer cut = {0};
+    icma_status status = w->g->cuts_hashes ? icma_metadata_cut(text, size, icma_hash_keys, &cut, &count, error) : ICMA_OK;
+    w->packer->result->hashes_dropped += count > 0;
+    if (!status && (w->sources[i]->own_header || w->g->cuts_hashes))
+        status = intern_header(w, count ? cut.data : text, count ? cut.size : size, &w->table.list[i].header, error);
+    icma_buffer_free(&cut);
+    return status;
+}
+
+icma_status icma_pack_hash(const icma_part_writer *w, size_t i, const uint8_t *file, size_t size, uint64_t *hash, icma_error *error) {
+    const icma_safetensors *s = &w->g->group->signature;
+    uint64_t index = w->table.list[i].header;
+    const icma_buffer *own = index ? icma_pack_text(w, index - 1) : NULL;
+    const uint8_t *header = own ? own->data : s->header;
+    size_t header_size = own ? own->size : s->header_size, data_at = (size_t)w->sources[i]->data_offset;
+    icma_buffer image = {0};
+    if (!w->g->cuts_hashes) {
+        *hash = icma_hash(file, size);
+        return ICMA_OK;
+    }
+    icma_write_u64(&image, header_size);
+    icma_write_bytes(&image, header, header_size);
+    icma_write_bytes(&image, file + data_at, size - data_at);
+    icma_status status = icma_buffer_status(&image, error);
+    if (!status)
+        *hash = icma_hash(image.data, image.size);
+    icma_buffer_free(&image);
     return status;
 }

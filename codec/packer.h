@@ -36,6 +36,7 @@ typedef struct icma_pack_group {
     icma_decoder *decoder;
     icma_measures measures;
     icma_text_pool texts; /* that tasks share */
+    bool cuts_hashes;     /* its files' headers are stored without the hashes of the weights */
 } icma_pack_group;
 
 typedef struct icma_packer {

@@ -114,7 +114,7 @@ class Unpack(Case):
         self.assertEqual(sorted(adapters), [(t, s) for t in ('bird', 'cat', 'dog') for s in (10, 20, 30, 100)])
         self.assertEqual(len(document['adapters']), 12)
         self.assertEqual(adapters['bird', 10], {
-            'task': 'bird', 'step': 10, 'path': f'out/bird/checkpoint-10/{MODEL}', 'side_files': 1, 'state': 'written',
+            'task': 'bird', 'step': 10, 'component': None, 'path': f'out/bird/checkpoint-10/{MODEL}', 'side_files': 1, 'state': 'written',
             'bytes': (self.tree / 'bird/checkpoint-10' / MODEL).stat().st_size})
 
     def test_limits(self):
