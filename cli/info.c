@@ -272,6 +272,7 @@ static icma_status run_info(const void *arguments, const cli_list *operands, icm
 
 const cli_verb cli_verb_info = {
     .name = "info",
+    .also = "inspect stat describe header",
     .operands = "[B.icma]",
     .summary = "show format, generator, sections and training record",
     .description =

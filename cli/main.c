@@ -11,6 +11,7 @@
 
 #include <fcntl.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 static const cli_verb *const verbs[] = {
@@ -32,7 +33,37 @@ static const cli_verb *find_verb(const char *name) {
     return NULL;
 }
 
+/* A file or folder where the verb should be: whoever names it first has a verb in mind. */
+static icma_status path_for_verb(const char *name, icma_error *error) {
+    struct stat info;
+    size_t length = strlen(name);
+    if (stat(name, &info) != 0)
+        return ICMA_OK;
+    bool archive = length > 5 && strcmp(name + length - 5, ".icma") == 0;
+    return icma_fail(
+        error, ICMA_E_USAGE, NULL,
+        archive
+            ? "\"%s\" is a file, and the verb comes first; did you mean icma list %s, or icma unpack %s?"
+            : "\"%s\" is a file or folder, and the verb comes first; did you mean icma pack %s -o B.icma?",
+        name, name, name);
+}
+
+static const cli_verb *find_by_other_name(const char *name) {
+    size_t length;
+    for (const cli_verb *const *verb = verbs; *verb; verb++)
+        if (cli_look_up(name, (*verb)->also, ' ', &length))
+            return *verb;
+    return NULL;
+}
+
 static icma_status unknown_verb(const char *name, icma_error *error) {
+    icma_status status = path_for_verb(name, error);
+    const cli_verb *other = find_by_other_name(name);
+    if (status)
+        return status;
+    if (other)
+        return icma_fail(error, ICMA_E_USAGE, NULL, "icma has no verb \"%s\"; did you mean %s? (icma --help)",
+                         name, other->name);
     if (name[0] == '-')
         return icma_fail(error, ICMA_E_USAGE, NULL,
                          "%s is no option of icma itself; the verb comes first (icma --help)", name);
@@ -115,12 +146,14 @@ static icma_status run(int argc, char **argv, icma_error *error) {
     const char *name = argc > 1 ? argv[1] : "";
     const cli_verb *verb = find_verb(name);
     if (argc < 2)
-        return icma_fail(error, ICMA_E_USAGE, NULL, "no verb was given; see icma --help");
+        return icma_fail(
+            error, ICMA_E_USAGE, NULL,
+            "no verb was given; icma pack DIR -o B.icma packs adapters, icma --help tells the rest");
     if (verb)
         return run_verb(verb, argc - 2, argv + 2, error);
     if (strcmp(name, "help") == 0 || strcmp(name, "--help") == 0 || strcmp(name, "-h") == 0)
         return run_help(argc - 2, argv + 2, error);
-    if (strcmp(name, "--version") == 0 || strcmp(name, "-V") == 0) {
+    if (strcmp(name, "--version") == 0 || strcmp(name, "-V") == 0 || strcmp(name, "version") == 0) {
         printf("icma %s\n", icma_version());
         return ICMA_OK;
     }
@@ -139,6 +172,7 @@ int main(int argc, char **argv) {
         return 128 + 13;
     if (status && error.message[0])
         cli_error(&error);
-    int written = cli_finish_stdout();
-    return code ? code : written;
+    if (code)
+        return code;
+    return cli_finish_stdout();
 }

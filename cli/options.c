@@ -50,6 +50,20 @@ bool cli_is_near(const char *a, const char *b) {
     return edits <= 1 + longest / 4 && edits < longest;
 }
 
+const char *cli_look_up(const char *word, const char *list, char between, size_t *length) {
+    const char parting[] = {between, '\0'}, ends[] = {between, '=', '\0'};
+    size_t wanted = strlen(word);
+    for (const char *at = list; at && *at && wanted; at += strspn(at, parting)) {
+        size_t item = strcspn(at, parting), name = strcspn(at, ends);
+        if (name == wanted && strncmp(at, word, name) == 0) {
+            *length = name < item ? item - name - 1 : item;
+            return name < item ? at + name + 1 : at;
+        }
+        at += item;
+    }
+    return NULL;
+}
+
 icma_status cli_list_add(cli_list *list, const char *item, icma_error *error) {
     const char **items = icma_resize_array(list->items, list->count + 1, sizeof *items);
     if (!items)
@@ -155,8 +169,27 @@ static icma_status store(const parser *p, const cli_option *option, const char *
     return ICMA_OK;
 }
 
+/* The option that other programs call so, or whose value this is. */
+static icma_status other_name(const parser *p, const char *name, const char *dashes) {
+    size_t length, chosen;
+    const char *verb = p->verb->name, *meant = cli_look_up(name, p->verb->other_options, ' ', &length);
+    for (const cli_option *row = p->verb->options; row->kind != CLI_END; row++) {
+        if (row->kind == CLI_HEADING)
+            continue;
+        if (meant && strlen(row->name) == length && strncmp(meant, row->name, length) == 0)
+            return icma_fail(p->error, ICMA_E_USAGE, NULL, "icma %s has no option %s%s; did you mean --%s%s%s? (icma %s --help)", verb, dashes, name, row->name,
+                             row->argument ? " " : "", row->argument ? row->argument : "", verb);
+        if (name[1] && cli_look_up(name, row->values, '|', &chosen))
+            return icma_fail(p->error, ICMA_E_USAGE, NULL, "icma %s has no option %s%s; did you mean --%s %s? (icma %s --help)", verb, dashes, name, row->name, name, verb);
+    }
+    return ICMA_OK;
+}
+
 static icma_status unknown_option(const parser *p, const char *name) {
     const cli_option *nearest = NULL;
+    icma_status status = other_name(p, name, "--");
+    if (status)
+        return status;
     for (const cli_option *row = p->verb->options; row->kind != CLI_END; row++)
         if (row->kind != CLI_HEADING && cli_is_near(name, row->name) &&
             (!nearest || cli_edit_distance(name, row->name) < cli_edit_distance(name, nearest->name)))
@@ -203,6 +236,8 @@ static icma_status parse_letters(parser *p, const char *letters) {
         const cli_option *option = p->verb->options;
         while (option->kind != CLI_END && option->letter != *letters)
             option++;
+        if (option->kind == CLI_END && other_name(p, (const char[]){*letters, '\0'}, "-"))
+            return ICMA_E_USAGE;
         if (option->kind == CLI_END)
             return icma_fail(p->error, ICMA_E_USAGE, NULL, "icma %s has no option -%c; see icma %s --help",
                              p->verb->name, *letters, p->verb->name);
@@ -229,8 +264,9 @@ static icma_status check_operands(const parser *p) {
         return icma_fail(p->error, ICMA_E_USAGE, NULL, "too few arguments; usage: icma %s %s", verb->name,
                          verb->operands);
     if (p->operands->count > verb->most_operands)
-        return icma_fail(p->error, ICMA_E_USAGE, NULL, "\"%s\" is one argument too many; usage: icma %s %s",
-                         p->operands->items[verb->most_operands], verb->name, verb->operands);
+        return icma_fail(p->error, ICMA_E_USAGE, NULL, "\"%s\" is one argument too many; %s%susage: icma %s %s",
+                         p->operands->items[verb->most_operands], verb->surplus ? verb->surplus : "",
+                         verb->surplus ? "; " : "", verb->name, verb->operands);
     return ICMA_OK;
 }
 

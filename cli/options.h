@@ -105,6 +105,8 @@ typedef struct cli_common {
 typedef struct cli_verb {
     const char *name;
     const char *alias;           /* or NULL */
+    const char *also;            /* what other programs call it, with blanks between; for suggestions; may be NULL */
+    const char *other_options;   /* what they call its options: "jobs=threads j=threads"; may be NULL */
     const char *operands;        /* after the verb in the usage line */
     const char *summary;         /* one line of `icma --help` */
     const char *description;     /* the paragraph of its own help */
@@ -112,6 +114,7 @@ typedef struct cli_verb {
     const char *const *examples; /* command, what it does, ..., NULL */
     const int *exits;            /* exit codes that it may give, up to -1 */
     size_t least_operands, most_operands;
+    const char *surplus; /* what operands beyond the most may have been meant for: "a folder to unpack into is -C DIR"; may be NULL */
     /* Writes the default of an option where there is one to tell beyond what `help` says; may be NULL. */
     void (*tell_default)(const cli_option *option, char *text, size_t size);
     size_t arguments_size; /* of a struct that starts with cli_common; zeroed before parsing */
@@ -133,6 +136,8 @@ bool cli_parse_real(const char *text, double *value);
 /* Edits (insert, delete, replace, swap of neighbours) from a to b; what "did you mean" goes by. */
 size_t cli_edit_distance(const char *a, const char *b);
 bool cli_is_near(const char *a, const char *b);
+/* Looks `word` up in "a b=c d": what follows its '=', of *length bytes, or itself; NULL if it is not there. `between` parts the words. */
+const char *cli_look_up(const char *word, const char *list, char between, size_t *length);
 
 /* help.c */
 enum { CLI_HELP_SIZE = 800 };

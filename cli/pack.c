@@ -12,6 +12,7 @@
 #include "terminal.h"
 #include "verbs.h"
 
+#include <ctype.h>
 #include <float.h>
 #include <math.h>
 #include <string.h>
@@ -198,9 +199,14 @@ static icma_status read_weights(const char *weights, icma_pack_options *options,
 }
 
 static icma_status read_network(const pack_arguments *a, icma_pack_options *options, icma_error *error) {
-    bool asked = a->layers.given || a->channels || a->kernel.given || a->weights || a->resume || a->training || a->save_every.given || a->patience.given || a->weight_decay.given;
-    if (asked && !icma_choice_is_network(options->generator))
-        return usage(error, "--layers, --channels, --kernel, --weights, --patience, --weight-decay, --training, --save-every and --resume belong to --generator conv or diffusion");
+    const struct {
+        bool given;
+        const char *name;
+    } of_networks[] = {{a->layers.given, "layers"}, {a->channels, "channels"}, {a->kernel.given, "kernel"}, {a->weights, "weights"}, {a->patience.given, "patience"},
+                       {a->weight_decay.given, "weight-decay"}, {a->resume, "resume"}, {a->training, "training"}, {a->save_every.given, "save-every"}};
+    for (size_t i = 0; i < sizeof of_networks / sizeof of_networks[0]; i++)
+        if (of_networks[i].given && !icma_choice_is_network(options->generator))
+            return icma_fail(error, ICMA_E_USAGE, NULL, "--%s belongs to --generator conv or diffusion; other trainings take seconds (icma pack --help)", of_networks[i].name);
     if (a->layers.given)
         options->layers = (size_t)a->layers.value;
     if (a->kernel.given && a->kernel.value % 2 == 0)
@@ -248,6 +254,24 @@ static float round_down(double value) {
     return (double)near > value ? nextafterf(near, 0) : near;
 }
 
+/* Says how what was meant is written, where that can be guessed. */
+static icma_status refuse_bound(const char *text, icma_error *error) {
+    const char *equals = strchr(text, '='), *number = equals ? equals + 1 : text;
+    char copy[32];
+    double value;
+    snprintf(copy, sizeof copy, "%s", number);
+    size_t length = strlen(copy);
+    bool percent = length > 1 && copy[length - 1] == '%';
+    if (percent)
+        copy[length - 1] = '\0';
+    if (strchr(copy, ','))
+        *strchr(copy, ',') = '.';
+    if ((percent || strchr(number, ',')) && cli_parse_real(copy, &value) && value > 0)
+        return icma_fail(error, ICMA_E_USAGE, NULL, "--max-error takes dw=X, rel=X or abs=X, not \"%s\"; write %.*s=%g", text,
+                         (int)(equals ? equals - text : 2), equals ? text : "dw", percent ? value / 100 : value);
+    return icma_fail(error, ICMA_E_USAGE, NULL, "--max-error takes dw=X, rel=X or abs=X with X above 0, not \"%s\"; dw=0.05 allows 5 %% in the dW of a module", text);
+}
+
 static icma_status read_bound(const char *text, icma_pack_options *options, icma_error *error) {
     const char *equals = strchr(text, '=');
     double value;
@@ -256,7 +280,7 @@ static icma_status read_bound(const char *text, icma_pack_options *options, icma
         if (strlen(icma_bound_name(k)) == (size_t)(equals - text) && strncmp(text, icma_bound_name(k), (size_t)(equals - text)) == 0)
             kind = k;
     if (kind == ICMA_BOUND_NONE || !cli_parse_real(equals ? equals + 1 : text, &value) || !(round_down(value) >= FLT_MIN) || value > 1e30)
-        return icma_fail(error, ICMA_E_USAGE, NULL, "--max-error takes dw=X, rel=X or abs=X with X above 0, not \"%s\"", text);
+        return refuse_bound(text, error);
     if (options->tier == ICMA_TIER_LOSSLESS)
         return usage(error, "--tier lossless has no error to bound; leave out --max-error");
     if (options->tier != ICMA_TIER_BOUNDED && kind != ICMA_BOUND_DW)
@@ -324,8 +348,6 @@ static icma_status read_precision(const pack_arguments *a, icma_pack_options *op
 
 static icma_status read_options(const pack_arguments *a, icma_pack_options *options, icma_error *error) {
     *options = icma_pack_defaults();
-    if (!a->output && !a->dry_run)
-        return usage(error, "no output was named; add -o B.icma");
     if (a->output && !a->output[0])
         return usage(error, "the output's name is empty; name a file with -o");
     if (a->output && strcmp(a->output, "-") == 0)
@@ -421,12 +443,26 @@ static icma_status pack_found(const pack_arguments *a, const icma_inputs *inputs
     return status;
 }
 
+/* Without one; "pack loras x.icma" means it, but so might what is an adapter of that name. */
+static icma_status check_output(const pack_arguments *a, const cli_list *operands, icma_error *error) {
+    const char *last = operands->items[operands->count - 1];
+    size_t length = strlen(last);
+    struct stat info;
+    if (a->dry_run || a->output)
+        return ICMA_OK;
+    if (operands->count > 1 && length > 5 && strcmp(last + length - 5, ".icma") == 0 && stat(last, &info) != 0)
+        return icma_fail(error, ICMA_E_USAGE, NULL, "no output was named; did you mean -o %s? (icma pack --help)", last);
+    return usage(error, "no output was named; add -o B.icma");
+}
+
 static icma_status run_pack(const void *arguments, const cli_list *operands, icma_error *error) {
     const pack_arguments *a = arguments;
     icma_pack_options options;
     icma_inputs inputs = {0};
     bool skipped = false;
-    icma_status status = read_options(a, &options, error);
+    icma_status status = check_output(a, operands, error);
+    if (!status)
+        status = read_options(a, &options, error);
     if (!status && !a->dry_run)
         status = cli_try_output(a->output, a->force, error);
     if (!status)
@@ -443,6 +479,8 @@ static icma_status run_pack(const void *arguments, const cli_list *operands, icm
 
 const cli_verb cli_verb_pack = {
     .name = "pack",
+    .also = "compress create encode train make build zip archive",
+    .other_options = "out=output outfile=output quality=tier level=tier error=max-error tolerance=max-error eps=max-error jobs=threads j=threads t=threads workers=threads gpu=device",
     .operands = "DIR|FILE... -o B.icma",
     .summary = "pack LoRA adapters into an archive",
     .description =

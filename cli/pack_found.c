@@ -156,9 +156,9 @@ static cli_small steps_of(const icma_input_task *task) {
 void cli_pack_explain_found(const icma_inputs *inputs) {
     for (size_t i = 0; i < inputs->task_count; i++) {
         const icma_input_task *task = &inputs->tasks[i];
-        cli_detail("task", "\"%s\": %zu checkpoint%s (%s) in %s; condition: %s", task->name, task->checkpoint_count,
-                   cli_plural(task->checkpoint_count), steps_of(task).text, task->folder,
-                   task->condition_path ? task->condition_path : "none given, to be learned");
+        cli_detail("task", "\"%s\": %zu checkpoint%s (%s) in %s; condition: %s", task->name,
+                   task->checkpoint_count, cli_plural(task->checkpoint_count), steps_of(task).text,
+                   task->folder, task->condition_path ? task->condition_path : "none given, to be learned");
     }
 }
 

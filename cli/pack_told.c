@@ -3,6 +3,7 @@
 #include "pack.h"
 
 #include "facts.h"
+#include "message.h"
 
 #include <math.h>
 #include <string.h>
@@ -99,6 +100,14 @@ static void print_kept(const icma_pack_result *r) {
                 cli_whole_text(r->hashes_dropped).text, cli_plural(r->hashes_dropped));
 }
 
+/* All that a bound asked for had to be kept as it was. */
+static bool is_too_tight(const icma_pack_result *r) {
+    bool exact = r->tier == ICMA_TIER_BOUNDED && r->bytes.residuals == 0 && r->bytes.verbatim > r->bytes.total / 2;
+    for (size_t i = 0; i < r->task_count; i++)
+        exact = exact && r->tasks[i].relative_error == 0;
+    return exact;
+}
+
 static icma_status print_result(const char *path, const icma_pack_result *r, icma_error *error) {
     size_t checkpoints = 0;
     for (size_t i = 0; i < r->task_count; i++)
@@ -116,6 +125,8 @@ static icma_status print_result(const char *path, const icma_pack_result *r, icm
     print_kept(r);
     print_generator(r);
     print_time(r);
+    if (is_too_tight(r))
+        cli_note("no weight could be coded to a bound this tight, all are kept bit for bit; --tier lossless is as exact and mostly smaller");
     return status;
 }
 

@@ -6,6 +6,7 @@
 #include "file.h"
 #include "memory.h"
 #include "message.h"
+#include "near.h"
 #include "ops.h"
 #include "progress.h"
 #include "sandbox.h"
@@ -33,7 +34,7 @@ static icma_status several_bundles(struct dirent *const *entries, int count, icm
         cli_append(&names, i == 0 ? "%s" : ", %s", entries[i]->d_name);
     icma_status status = icma_fail(
         error, ICMA_E_USAGE, NULL,
-        "no bundle was named and the current folder has several (%.*s%s); name one", (int)names.size,
+        "no archive was named and the current folder has several (%.*s%s); name one", (int)names.size,
         names.size ? (const char *)names.data : "", count > NAMES_TOLD ? ", ..." : "");
     icma_buffer_free(&names);
     return status;
@@ -49,7 +50,7 @@ static icma_status find_lone_bundle(char **path, icma_error *error) {
     icma_status status = ICMA_OK;
     if (count == 0)
         status = icma_fail(error, ICMA_E_USAGE, NULL,
-                           "no bundle was named and there is no .icma file in the current folder; name one");
+                           "no archive was named and there is no .icma file in the current folder; name one, or make one with icma pack");
     else if (count > 1)
         status = several_bundles(entries, count, error);
     else if (!(*path = icma_copy_string(entries[0]->d_name)))
@@ -115,6 +116,8 @@ icma_status cli_bundle_open(const cli_list *operands, const cli_decoding *decodi
         cli_sandbox_enter(ops->name);
         status = icma_bundle_open(*path, ops, &limits, bundle, error);
     }
+    if (status == ICMA_E_NOT_FOUND || status == ICMA_E_FORMAT)
+        cli_suggest_bundle(error, *path);
     if (status && status != ICMA_E_USAGE && status != ICMA_E_DEVICE && *path)
         icma_error_set_file(error, *path);
     if (status) {
@@ -266,6 +269,8 @@ icma_status cli_inputs_find(const cli_list *paths, icma_inputs *inputs, bool *sk
         cli_warning(inputs->skips[i].path, "skipped: %s", inputs->skips[i].reason);
         *skipped = true;
     }
+    for (size_t i = 0; status == ICMA_E_NOT_FOUND && i < paths->count; i++)
+        cli_suggest_path(error, paths->items[i]);
     if (status && paths->count == 1)
         icma_error_set_file(error, paths->items[0]);
     return status;
@@ -274,6 +279,9 @@ icma_status cli_inputs_find(const cli_list *paths, icma_inputs *inputs, bool *sk
 icma_status cli_try_output(const char *path, bool overwrite, icma_error *error) {
     icma_output *output;
     icma_error detail = {0};
+    struct stat info;
+    if (stat(path, &info) == 0 && S_ISDIR(info.st_mode))
+        return icma_fail(error, ICMA_E_EXISTS, path, "is a folder; name a file, such as %s.icma", path);
     icma_status status = icma_output_create(path, overwrite, &output, &detail);
     if (status == ICMA_E_EXISTS)
         return icma_fail(error, status, path, "exists already; name another file, or replace it with -f");

@@ -400,13 +400,15 @@ static icma_status run_unpack(const void *arguments, const cli_list *operands, i
 
 const cli_verb cli_verb_unpack = {
     .name = "unpack",
+    .also = "extract decompress decode restore unzip x get",
+    .surplus = "a folder to unpack into is -C DIR, a task to unpack --task TASK",
     .operands = "[B.icma]",
     .summary = "get adapters back, ready for PEFT",
     .description =
         "Decodes adapters to where they came from: PEFT's and diffusers' into <task>/ with the files that\n"
         "were packed beside them, or <task>/checkpoint-N/ with --checkpoint all; plain files, such as\n"
         "kohya's, under their names. --layout gives them the names that another program wants; a tensor\n"
-        "that has no place there is an error. Without a bundle it takes the only .icma file in the current\n"
+        "that has no place there is an error. Without an archive it takes the only .icma file in the current\n"
         "folder. Nothing that exists is touched without -f.",
     .options = unpack_options,
     .examples = (const char *const[]){"icma unpack loras.icma -C out", "every task's last checkpoint",

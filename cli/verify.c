@@ -342,6 +342,8 @@ static icma_status run_verify(const void *arguments, const cli_list *operands, i
 const cli_verb cli_verb_verify = {
     .name = "verify",
     .alias = "test",
+    .also = "check validate fsck",
+    .surplus = "originals to compare with are --against DIR",
     .operands = "[B.icma]",
     .summary = "check an archive, or compare it with the originals",
     .description =

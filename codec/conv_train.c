@@ -410,7 +410,7 @@ static icma_status pause_for_breath(session *s, icma_error *error) {
     if (s->path && (cancelled || seconds() - s->saved >= s->options->save_seconds))
         status = save(s, error);
     if (!status && cancelled)
-        status = s->path ? icma_fail(error, ICMA_E_CANCELLED, NULL, "cancelled; the training is kept in %s: go on with --resume", s->path) : icma_fail(error, ICMA_E_CANCELLED, NULL, "cancelled");
+        status = s->path ? icma_fail(error, ICMA_E_CANCELLED, NULL, "stopped; the training is kept in %s: go on with --resume", s->path) : icma_fail(error, ICMA_E_CANCELLED, NULL, "stopped; no archive was written");
     return status;
 }
 

@@ -29,7 +29,7 @@ void icma_tell(const icma_progress *progress, const char *phase, double done, do
 
 icma_status icma_check_cancelled(const icma_progress *progress, icma_error *error) {
     if (progress && progress->cancelled && progress->cancelled(progress->context))
-        return icma_fail(error, ICMA_E_CANCELLED, NULL, "cancelled");
+        return icma_fail(error, ICMA_E_CANCELLED, NULL, "stopped; no archive was written");
     return ICMA_OK;
 }
 

@@ -239,7 +239,7 @@ static icma_status read_header(icma_container *container, icma_error *error) {
     if (status != ICMA_OK)
         return status;
     if (size < sizeof header_magic || memcmp(header, header_magic, sizeof header_magic) != 0)
-        return icma_fail(error, ICMA_E_FORMAT, path, "not an icma archive");
+        return icma_fail(error, ICMA_E_FORMAT, path, "not an icma archive; icma pack makes one of adapters");
     if (size < HEADER_SIZE)
         return icma_fail(error, ICMA_E_CORRUPT, path, "truncated; get it again");
     if (icma_load_u64(header + FRAME_HASHED) != icma_hash(header, FRAME_HASHED))

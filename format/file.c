@@ -31,12 +31,37 @@ enum { RENAME_WITHOUT_REPLACING = 1 }; /* RENAME_NOREPLACE of linux/fs.h */
 
 enum { MAX_TRANSFER = 1 << 30 }; /* Linux moves at most 2^31 - 4096 bytes a call, macOS 2^31 - 1 */
 
-static icma_status fail_errno(icma_error *error, icma_status status, const char *path, const char *action,
-                              int code) {
+/* What can be done about a system call's failure; "" where nothing is to be said that helps. */
+static const char *remedy(int code) {
+    static const struct {
+        int code;
+        const char *words;
+    } remedies[] = {
+        {ENOENT, "; check the name"},
+        {ENOTDIR, "; a part of the path is a file: check the name"},
+        {EACCES, "; choose another place, or have its permissions changed"},
+        {EPERM, "; choose another place, or have its permissions changed"},
+        {EROFS, "; choose another place"},
+        {ENOSPC, "; free some space, or choose another place"},
+        {EDQUOT, "; free some space, or choose another place"},
+        {EFBIG, "; raise the limit of file sizes (ulimit -f)"},
+        {EMFILE, "; raise the limit of open files (ulimit -n)"},
+        {ENFILE, "; close other programs"},
+        {ENAMETOOLONG, "; choose a shorter name"},
+        {EIO, "; the disk or the network may be failing"},
+    };
+    for (size_t i = 0; i < sizeof remedies / sizeof remedies[0]; i++)
+        if (remedies[i].code == code)
+            return remedies[i].words;
+    return "";
+}
+
+icma_status icma_fail_errno(icma_error *error, icma_status status, const char *path, const char *action,
+                            int code) {
     char reason[128];
     if (strerror_r(code, reason, sizeof reason) != 0)
         snprintf(reason, sizeof reason, "error %d", code);
-    return icma_fail(error, status, path, "%s: %s", action, reason);
+    return icma_fail(error, status, path, "%s: %s%s", action, reason, remedy(code));
 }
 
 static icma_status fail_memory(icma_error *error, const char *path) {
@@ -71,16 +96,17 @@ static int open_retrying(const char *path, int flags) {
 static icma_status open_regular(const char *path, int *descriptor, struct stat *seen, icma_error *error) {
     *descriptor = -1;
     if (stat(path, seen) != 0)
-        return fail_errno(error, errno == ENOENT ? ICMA_E_NOT_FOUND : ICMA_E_IO, path, "cannot open", errno);
+        return icma_fail_errno(error, errno == ENOENT ? ICMA_E_NOT_FOUND : ICMA_E_IO, path, "cannot open",
+                               errno);
     if (S_ISREG(seen->st_mode)) {
         *descriptor = open_retrying(path, O_RDONLY | O_NONBLOCK | O_NOCTTY);
         if (*descriptor < 0)
-            return fail_errno(error, errno == ENOENT ? ICMA_E_NOT_FOUND : ICMA_E_IO, path, "cannot open",
-                              errno);
+            return icma_fail_errno(error, errno == ENOENT ? ICMA_E_NOT_FOUND : ICMA_E_IO, path, "cannot open",
+                                   errno);
         if (fstat(*descriptor, seen) != 0) {
             int code = errno;
             close_once(descriptor);
-            return fail_errno(error, ICMA_E_IO, path, "cannot examine", code);
+            return icma_fail_errno(error, ICMA_E_IO, path, "cannot examine", code);
         }
     }
     if (!S_ISREG(seen->st_mode)) {
@@ -139,7 +165,8 @@ static icma_status fail_changed(icma_error *error, const char *path) {
 icma_status icma_file_check_unchanged(const icma_file *file, icma_error *error) {
     struct stat now = {0};
     if ((file->descriptor >= 0 ? fstat(file->descriptor, &now) : stat(file->path, &now)) != 0)
-        return fail_errno(error, errno == ENOENT ? ICMA_E_NOT_FOUND : ICMA_E_IO, file->path, "cannot examine", errno);
+        return icma_fail_errno(error, errno == ENOENT ? ICMA_E_NOT_FOUND : ICMA_E_IO, file->path,
+                               "cannot examine", errno);
     return same_file(&now, &file->seen) ? ICMA_OK : fail_changed(error, file->path);
 }
 
@@ -169,7 +196,7 @@ icma_status icma_file_read(icma_file *file, uint64_t offset, void *out, size_t s
         if (got < 0 && errno == EINTR)
             continue;
         if (got < 0)
-            return fail_errno(error, ICMA_E_IO, file->path, "cannot read", errno);
+            return icma_fail_errno(error, ICMA_E_IO, file->path, "cannot read", errno);
         if (got == 0)
             return icma_fail(error, ICMA_E_CORRUPT, file->path, "has shrunk while it was read");
         to += got;
@@ -248,7 +275,8 @@ void icma_output_unlink_all(void) {
 
 struct icma_output {
     int descriptor;
-    int lock;   /* a second descriptor of the temporary: keeps its lock from the close before the rename to after it */
+    int lock;   /* a second descriptor of the temporary: keeps its lock from the close before the rename to
+                   after it */
     int folder; /* for its fsync; opened early, so that little can fail after the rename */
     bool overwrite;
     bool created;
@@ -300,10 +328,10 @@ static void name_temporary(icma_output *output) {
              (unsigned long long)name_seed());
 }
 
-/* A temporary is locked (flock) for as long as its writer lives, so one that can be locked has been left behind
- * by a kill or a power cut. Between creating and locking it another run may have taken it for such a one: then
- * the lock is held, or the file has no name any more. False: take another name. A file system without locks
- * keeps its stale files, for nobody can tell them. */
+/* A temporary is locked (flock) for as long as its writer lives, so one that can be locked has been left
+ * behind by a kill or a power cut. Between creating and locking it another run may have taken it for such a
+ * one: then the lock is held, or the file has no name any more. False: take another name. A file system
+ * without locks keeps its stale files, for nobody can tell them. */
 static bool lock_temporary(icma_output *output) {
     struct stat seen = {0};
     if (flock(output->descriptor, LOCK_EX | LOCK_NB) != 0)
@@ -311,7 +339,8 @@ static bool lock_temporary(icma_output *output) {
     if (fstat(output->descriptor, &seen) != 0 || seen.st_nlink == 0)
         return false;
     output->lock = fcntl(output->descriptor, F_DUPFD_CLOEXEC, 0);
-    return true; /* without the second descriptor another run may remove the file in the end: commit fails then */
+    return true; /* without the second descriptor another run may remove the file in the end: commit fails
+                    then */
 }
 
 static icma_status create_temporary(icma_output *output, icma_error *error) {
@@ -340,7 +369,7 @@ static icma_status create_temporary(icma_output *output, icma_error *error) {
         name_temporary(output);
     }
     if (output->descriptor < 0)
-        return fail_errno(error, ICMA_E_IO, output->path, "cannot create a file in its folder", code);
+        return icma_fail_errno(error, ICMA_E_IO, output->path, "cannot create a file in its folder", code);
     output->created = true;
     return ICMA_OK;
 }
@@ -387,8 +416,12 @@ static icma_status open_folder(icma_output *output, icma_error *error) {
     output->folder = open_retrying(folder, O_RDONLY | O_DIRECTORY);
     int code = errno;
     icma_free(folder);
-    return output->folder < 0 ? fail_errno(error, ICMA_E_IO, output->path, "cannot open its folder", code)
-                              : ICMA_OK;
+    if (output->folder < 0 && code == ENOENT)
+        return icma_fail(error, ICMA_E_IO, output->path,
+                         "its folder does not exist; make it first (mkdir -p)");
+    return output->folder < 0
+               ? icma_fail_errno(error, ICMA_E_IO, output->path, "cannot open its folder", code)
+               : ICMA_OK;
 }
 
 static icma_status check_target(const char *path, bool overwrite, icma_error *error) {
@@ -397,7 +430,7 @@ static icma_status check_target(const char *path, bool overwrite, icma_error *er
     if (!path[folder])
         return icma_fail(error, ICMA_E_IO, path, "a file name is missing; give one");
     if (lstat(path, &seen) != 0)
-        return errno == ENOENT ? ICMA_OK : fail_errno(error, ICMA_E_IO, path, "cannot examine", errno);
+        return errno == ENOENT ? ICMA_OK : icma_fail_errno(error, ICMA_E_IO, path, "cannot examine", errno);
     if (!overwrite)
         return icma_fail(error, ICMA_E_EXISTS, path, "exists already; choose another name or overwrite it");
     if (!S_ISREG(seen.st_mode) && !S_ISLNK(seen.st_mode)) /* a device would be replaced by a file */
@@ -437,7 +470,7 @@ icma_status icma_output_write(icma_output *output, const void *data, size_t size
         if (put < 0 && errno == EINTR)
             continue;
         if (put <= 0)
-            return fail_errno(error, ICMA_E_IO, output->path, "cannot write", put < 0 ? errno : EIO);
+            return icma_fail_errno(error, ICMA_E_IO, output->path, "cannot write", put < 0 ? errno : EIO);
         from += put;
         size -= (size_t)put;
         output->size += (uint64_t)put;
@@ -468,11 +501,11 @@ static mode_t current_umask(void) {
 static icma_status settle(icma_output *output, icma_error *error) {
     /* File systems without permissions say EPERM. */
     if (fchmod(output->descriptor, 0666 & ~current_umask()) != 0 && errno != EPERM)
-        return fail_errno(error, ICMA_E_IO, output->path, "cannot set permissions", errno);
+        return icma_fail_errno(error, ICMA_E_IO, output->path, "cannot set permissions", errno);
     if (fsync(output->descriptor) != 0)
-        return fail_errno(error, ICMA_E_IO, output->path, "cannot write to the disk", errno);
+        return icma_fail_errno(error, ICMA_E_IO, output->path, "cannot write to the disk", errno);
     if (close_once(&output->descriptor) != 0)
-        return fail_errno(error, ICMA_E_IO, output->path, "cannot close", errno);
+        return icma_fail_errno(error, ICMA_E_IO, output->path, "cannot close", errno);
     return ICMA_OK;
 }
 
@@ -497,10 +530,10 @@ static icma_status put_in_place(icma_output *output, icma_error *error) {
         return icma_fail(error, ICMA_E_EXISTS, output->path,
                          "has come into being meanwhile; choose another name or overwrite it");
     if (code != 0)
-        return fail_errno(error, ICMA_E_IO, output->path, "cannot move into place", code);
+        return icma_fail_errno(error, ICMA_E_IO, output->path, "cannot move into place", code);
     output->created = false;
     if (fsync(output->folder) != 0 && errno != EINVAL) /* EINVAL: this file system does not sync folders */
-        return fail_errno(error, ICMA_E_IO, output->path, "cannot write its folder to the disk", errno);
+        return icma_fail_errno(error, ICMA_E_IO, output->path, "cannot write its folder to the disk", errno);
     return ICMA_OK;
 }
 
@@ -561,10 +594,10 @@ static int enter_folder(int *folder, const char *name) {
 
 static icma_status make_below(const char *root, const char *segments, size_t length, icma_error *error) {
     if (mkdir(root, 0777) != 0 && errno != EEXIST)
-        return fail_errno(error, ICMA_E_IO, root, "cannot make the folder", errno);
+        return icma_fail_errno(error, ICMA_E_IO, root, "cannot make the folder", errno);
     int folder = open_retrying(root, O_RDONLY | O_DIRECTORY);
     if (folder < 0)
-        return fail_errno(error, ICMA_E_IO, root, "cannot open the folder", errno);
+        return icma_fail_errno(error, ICMA_E_IO, root, "cannot open the folder", errno);
     const char *segment = segments;
     for (const char *next; (next = segment + strlen(segment) + 1) <= segments + length; segment = next) {
         int code = enter_folder(&folder, segment);
@@ -573,7 +606,7 @@ static icma_status make_below(const char *root, const char *segments, size_t len
             if (code == ELOOP || code == ENOTDIR)
                 return icma_fail(error, ICMA_E_IO, root,
                                  "\"%s\" in it is a link or a file, not a folder; remove it", segment);
-            return fail_errno(error, ICMA_E_IO, root, "cannot make a folder in it", code);
+            return icma_fail_errno(error, ICMA_E_IO, root, "cannot make a folder in it", code);
         }
     }
     close_once(&folder);

@@ -14,6 +14,9 @@
 
 /* --- reading ------------------------------------------------------------------------------------------- */
 
+/* "<action>: <the system's reason>; <what to do about it>", of an errno. */
+icma_status icma_fail_errno(icma_error *error, icma_status status, const char *path, const char *action, int code);
+
 typedef struct icma_file icma_file;
 
 /* Opens a regular file (or a link to one) for reading; FIFOs, devices and directories are ICMA_E_FORMAT, a

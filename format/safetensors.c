@@ -299,6 +299,10 @@ static const char *foreign_format(const uint8_t *start) {
         return "a zip file, perhaps a PyTorch pickle, which icma never loads; convert it to safetensors";
     if (memcmp(start, "version ", 8) == 0)
         return "a Git LFS pointer, not the file itself; fetch it with git lfs pull";
+    if (memcmp(start, "\x89ICMA", 5) == 0)
+        return "an icma archive already; icma unpack brings its adapters out";
+    if (memcmp(start, "<!DOCTYP", 8) == 0 || memcmp(start, "<html", 5) == 0 || memcmp(start, "<?xml", 5) == 0)
+        return "a web page, not the file itself; download it again";
     return NULL;
 }
 
@@ -313,10 +317,10 @@ static icma_status check_length(const uint8_t *start, uint64_t file_size, size_t
     }
     if (length > ICMA_MAX_HEADER)
         return icma_fail(error, ICMA_E_LIMIT, NULL,
-                         "a header of %llu bytes, the limit is %d; is it a safetensors file?",
+                         "a header of %llu bytes, the limit is %d; this is no safetensors file, or its start is damaged: get it again",
                          (unsigned long long)length, (int)ICMA_MAX_HEADER);
     if (length > room)
-        return icma_fail(error, ICMA_E_CORRUPT, NULL, "a header of %llu bytes in a file of %llu",
+        return icma_fail(error, ICMA_E_CORRUPT, NULL, "a header of %llu bytes in a file of %llu; the file is cut off: get it again",
                          (unsigned long long)length, (unsigned long long)file_size);
     *header_size = (size_t)length;
     return ICMA_OK;

@@ -34,6 +34,16 @@ class Transcripts(Case):
         (self.here / 'mixed/cat/adapter_model.safetensors').write_bytes(
             (self.tree / 'cat/checkpoint-10/adapter_model.safetensors').read_bytes())
         (self.here / 'mixed/notes.safetensors').write_bytes(safetensors({'w': ('F32', (2,), floats([1, 2]))}))
+        for name, start in (('broken', b'PK\3\4 and so on, and so on'), ('page', b'<!DOCTYPE html><html>404</html>'),
+                            ('pointer', b'version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n'),
+                            ('cut', (self.tree / 'cat/checkpoint-10/adapter_model.safetensors').read_bytes()[:200])):
+            (self.here / f'{name}.safetensors').write_bytes(start)
+        (self.here / 'full').mkdir()
+        (self.here / 'full/model.safetensors').write_bytes(safetensors({'model.embed.weight': ('F32', (4, 4), floats(range(16)))}))
+        (self.here / 'pickles/cat').mkdir(parents=True)
+        (self.here / 'pickles/cat/adapter_model.bin').write_bytes(b'\x80\x02}q\x00.')
+        (self.here / 'empty').mkdir()
+        (self.here / 'notes.txt').write_text('hello')
         for path in sorted(FOLDER.glob('*.txt')):
             commands = [line[2:] for line in path.read_text().splitlines() if line.startswith('$ ')]
             played = '\n'.join(play(command, self.here) for command in commands)
