@@ -19,10 +19,10 @@ typedef struct generate_arguments {
     cli_common common;
     cli_decoding decoding;
     cli_writing_options writing;
-    const char *condition, *like;
+    const char *condition, *like, *text, *encoder;
     cli_list mix;
     cli_whole seed;
-    bool dry_run;
+    bool dry_run, projection;
 } generate_arguments;
 
 #define AT(field) offsetof(generate_arguments, field)
@@ -31,6 +31,10 @@ static const cli_option generate_options[] = {
     CLI_ROW_HEADING("From what"),
     CLI_ROW(CLI_TEXT, 0, "condition", "FILE", AT(condition),
             "a task vector (.safetensors or .npy), of the encoder\nthat the packed tasks' vectors came from"),
+    CLI_ROW(CLI_TEXT, 0, "text", "TEXT", AT(text),
+            "what the task is; for archives whose vectors icma embed\nmade of texts, with the same encoder"),
+    CLI_ROW(CLI_TEXT, 0, "encoder", "DIR", AT(encoder), "CLIP text encoder of --text; see icma embed --help"),
+    CLI_ROW_FLAG(0, "projection", AT(projection), "multiply with its text projection"),
     CLI_ROW(CLI_LIST, 0, "mix", "TASK[:W],...", AT(mix),
             "packed tasks, with weights or in equal shares; weights\nare used as they are and should add up "
             "to 1"),
@@ -68,8 +72,9 @@ typedef struct job {
     icma_bundle *bundle;
     icma_generation what;
     icma_generated told;
-    float *condition; /* owned */
-    cli_mix mix;      /* owned */
+    float *condition;        /* of a file; owned */
+    cli_text_condition text; /* owned */
+    cli_mix mix;             /* owned */
     cli_writing writing;
     cli_writing_place place; /* owned; of no parts where nothing says where to */
 } job;
@@ -78,13 +83,21 @@ static icma_status check_options(const generate_arguments *a, icma_error *error)
     const cli_writing_options *w = &a->writing;
     const char *wrong = NULL;
     bool to_stdout = w->output && strcmp(w->output, "-") == 0;
-    if (!a->condition == !a->mix.count)
-        wrong = a->condition ? "--condition and --mix both say what to generate; choose one"
-                             : "from what? --condition names a task vector, --mix packed tasks";
+    int sources = (a->condition != NULL) + (a->text != NULL) + (a->mix.count > 0);
+    if (sources == 0)
+        wrong =
+            "from what? --condition names a task vector, --text says it in words, --mix names packed tasks";
+    else if (sources > 1)
+        wrong = "--condition, --text and --mix each say what to generate; choose one";
+    else if (!a->text != !a->encoder)
+        wrong = a->text ? "--text needs --encoder DIR, the one that made the packed vectors"
+                        : "--encoder belongs to --text";
+    else if (a->projection && !a->text)
+        wrong = "--projection belongs to --text";
     else if (!w->folder && !w->output && !a->dry_run)
         wrong = "where to? -C names a folder for the adapter and its config, -o a file";
-    else if (a->condition && !a->condition[0])
-        wrong = "the condition's name is empty; name a file with --condition";
+    else if ((a->condition && !a->condition[0]) || (a->encoder && !a->encoder[0]))
+        wrong = "a name is empty; name a folder with --encoder, a file with --condition";
     else if (to_stdout && a->common.json)
         wrong = "-o - and --json both want standard output; choose one";
     else if (to_stdout && !a->dry_run && isatty(STDOUT_FILENO))
@@ -112,6 +125,11 @@ static icma_status read_what(job *j, icma_error *error) {
         icma_error_set_file(error, a->condition);
         j->what.condition = j->condition;
         j->what.origin = last_segment(a->condition);
+    } else if (a->text) {
+        status = cli_text_embed(a->text, a->encoder, a->projection, &j->text, error);
+        j->what.condition = j->text.values;
+        j->what.condition_size = j->text.count;
+        j->what.origin = j->text.origin;
     } else {
         status = cli_mix_read(j->bundle, j->path, &a->mix, &j->mix, error);
         j->what.tasks = j->mix.tasks;
@@ -156,6 +174,7 @@ static icma_status tell_json(const job *j, icma_error *error) {
     cli_json_bool(root, "dry_run", j->a->dry_run);
     cJSON *from = cli_json_add_object(root, "from");
     cli_json_text(from, "condition", j->a->condition);
+    cli_json_text(from, "text", j->a->text);
     cJSON *mix = j->mix.count ? cli_json_add_array(from, "mix") : NULL;
     if (!mix)
         cli_json_null(from, "mix");
@@ -281,6 +300,7 @@ static icma_status run_generate(const void *arguments, const cli_list *operands,
     cli_writing_close(&j.writing, false, NULL); /* it wrote no archive */
     cli_writing_place_free(&j.place);
     icma_free(j.condition);
+    cli_text_condition_free(&j.text);
     cli_mix_free(&j.mix);
     icma_bundle_close(j.bundle);
     icma_free(path);
@@ -298,6 +318,8 @@ const cli_verb cli_verb_generate = {
     .options = generate_options,
     .examples = (const char *const[]){"icma generate loras.icma --condition bird.safetensors -C bird",
                                       "for a vector of the encoder that made the others",
+                                      "icma generate loras.icma --text \"a bird\" --encoder clip -C bird",
+                                      "for words, where icma embed made the others of words",
                                       "icma generate --mix cat:0.7,dog:0.3 -C catdog",
                                       "between two tasks of the only .icma file here",
                                       "icma generate --mix cat,dog --seed 7 -o - | sha256sum",

@@ -21,4 +21,16 @@ icma_status cli_mix_read(const icma_bundle *bundle, const char *path, const cli_
 double cli_mix_sum(const cli_mix *mix); /* of its weights */
 void cli_mix_free(cli_mix *mix);        /* leaves it zeroed */
 
+/* --text, embedded. */
+typedef struct cli_text_condition {
+    float *values; /* owned */
+    size_t count;
+    char *origin; /* "TEXT", by which encoder; owned */
+} cli_text_condition;
+
+/* As icma embed does it, with the encoder in a folder. What is in `out` is the caller's, on failure too. */
+icma_status cli_text_embed(const char *text, const char *folder, bool projection, cli_text_condition *out,
+                           icma_error *error);
+void cli_text_condition_free(cli_text_condition *condition); /* leaves it zeroed */
+
 #endif

@@ -4,15 +4,16 @@
 import json
 import os
 import random
+import shutil
 import subprocess
 import unicodedata
 import unittest
 
 import numpy as np
 import torch
-from common import ICMA, Case
+from common import ADAPTER, ICMA, LORAS, Case
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizerFast
 from transformers.models.clip.tokenization_clip import bytes_to_unicode
@@ -239,6 +240,30 @@ class Encoder(Case):
         model = shake(CLIPTextModelWithProjection(self.small()), 2)
         self.save(model, 1099)
         self.close(self.embed(SHORT, '--projection')[0], self.wanted(model, SHORT, 'text_embeds'))
+
+    def test_generate_from_text(self):
+        """What was packed with a text's vector comes from that text; another text is another condition, whose nearest task is told."""
+        self.save(shake(CLIPTextModelWithProjection(self.small()), 2), 1099)
+        shutil.copytree(LORAS, self.path('tree'))
+        said = {'c': 'detect the cat', 'doc': 'a photo of an image', 'python': 'dogs running quickly'}
+        for task, text in said.items():
+            self.icma('embed', '--encoder', self.folder, '--projection', '--text', text, '-fo', self.path('tree', task, 'task_vector.safetensors'))
+        bundle = self.path('b.icma')
+        self.icma('pack', self.path('tree'), '-o', bundle, '--tier', 'latent', '--generator', 'basis', '-q')
+        self.icma('unpack', bundle, '--sample', '--seed', '4', '-C', self.path('drawn'), '-q')
+
+        def generate(text, *options):
+            return self.icma_json('generate', bundle, '--text', text, '--encoder', self.folder, '--projection', '-C', self.path('made'), '-f', '--seed', '4', *options)
+        for task, text in said.items():
+            told = generate(text)
+            self.assertEqual((told['nearest']['task'], told['nearest']['distance'], told['from']['text']), (task, 0, text))
+            drawn, made = (load_file(os.path.join(folder, ADAPTER)) for folder in (self.path('drawn', task), self.path('made')))
+            self.assertTrue(all(torch.equal(drawn[name], made[name]) for name in drawn))
+        told = generate('a photo of the image')
+        self.assertTrue(told['nearest']['distance'] > 0)
+        with safe_open(self.path('made', ADAPTER), 'pt') as file:
+            self.assertTrue(file.metadata()['icma_from'].startswith('"a photo of the image", by '))
+        self.icma('generate', bundle, '--text', 'cat', '--encoder', self.folder, '-C', self.path('no'), code=6)  # unprojected: another length
 
     def test_no_projection(self):
         self.save(shake(CLIPTextModel(self.small()), 2), 1099)
