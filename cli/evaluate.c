@@ -13,6 +13,7 @@
 #include <poll.h>
 #include <signal.h>
 #include <spawn.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -33,14 +34,17 @@ enum {
 struct cli_evaluator {
     char **words; /* of the command; NULL after the last; owned */
     size_t count;
-    char *folder; /* of the adapter that is being scored; owned */
+    char *folder;   /* of the adapter that is being scored; owned */
+    double seconds; /* that it may take; 0: any */
+    bool quote;     /* what it says on stderr, when it fails */
 };
 
 static icma_status no_memory(icma_error *error) {
     return icma_fail(error, ICMA_E_MEMORY, NULL, "no memory for an evaluation");
 }
 
-/* --- the command's words ----------------------------------------------------------------------------------------- */
+/* --- the command's words
+ * ----------------------------------------------------------------------------------------- */
 
 static bool is_space(char c) {
     return c == ' ' || c == '\t' || c == '\n';
@@ -56,7 +60,7 @@ static bool read_word(const char **at, icma_buffer *word) {
         else if (*c == quote)
             quote = 0;
         else if (*c == '\\' && quote != '\'' && c[1] && (!quote || c[1] == '"' || c[1] == '\\'))
-            icma_write_u8(word, (uint8_t)*++c);
+            icma_write_u8(word, (uint8_t) * ++c);
         else
             icma_write_u8(word, (uint8_t)*c);
     }
@@ -75,7 +79,8 @@ static icma_status add_word(cli_evaluator *e, icma_buffer *word, icma_error *err
     return e->words[e->count++] ? ICMA_OK : no_memory(error);
 }
 
-static icma_status split(cli_evaluator *e, const char *command, icma_error *error) {
+static icma_status split(cli_evaluator *e, const char *command, const char *option, bool base,
+                         icma_error *error) {
     icma_status status = ICMA_OK;
     bool adapter = false;
     for (const char *at = command; !status && *at;) {
@@ -85,15 +90,22 @@ static icma_status split(cli_evaluator *e, const char *command, icma_error *erro
             continue;
         }
         if (!read_word(&at, &word))
-            status = icma_fail(error, ICMA_E_USAGE, NULL, "--eval: a quote has no end in: %s", command);
+            status = icma_fail(error, ICMA_E_USAGE, NULL, "%s: a quote has no end in: %s", option, command);
         else
             status = add_word(e, &word, error);
         adapter = adapter || (!status && e->count > 1 && strstr(e->words[e->count - 1], "{adapter}"));
         icma_buffer_free(&word);
     }
-    if (!status && !adapter)
-        status = icma_fail(error, ICMA_E_USAGE, NULL, "--eval takes a program and {adapter} where the adapter's folder goes, as in 'score.py {task} {adapter}'; not \"%s\"",
+    if (!status && !base && !adapter)
+        status = icma_fail(error, ICMA_E_USAGE, NULL,
+                           "--eval takes a program and {adapter} where the adapter's folder goes, as in "
+                           "'score.py {task} {adapter}'; not \"%s\"",
                            command);
+    if (!status && base && (adapter || e->count == 0))
+        status = icma_fail(error, ICMA_E_USAGE, NULL,
+                           "%s takes a number, TASK=NUMBER, or a program that scores the model without an "
+                           "adapter, as in 'score.py {task}'; not \"%s\"",
+                           option, command);
     return status;
 }
 
@@ -116,20 +128,38 @@ static bool program_exists(const char *name, bool *found) {
     return known;
 }
 
-icma_status cli_evaluate_open(const char *command, cli_evaluator **out, icma_error *error) {
+static icma_status open_command(const char *command, const char *option, bool base, cli_evaluator **out,
+                                icma_error *error) {
     bool found = false;
     *out = NULL;
     cli_evaluator *e = icma_alloc_zeroed(1, sizeof *e);
-    icma_status status = e ? split(e, command, error) : no_memory(error);
+    icma_status status = e ? split(e, command, option, base, error) : no_memory(error);
     if (!status && !program_exists(e->words[0], &found))
         status = no_memory(error);
     if (!status && !found)
-        status = icma_fail(error, ICMA_E_USAGE, NULL, "--eval: there is no program %s; name one that can be run", e->words[0]);
+        status = icma_fail(error, ICMA_E_USAGE, NULL, "%s: there is no program %s; name one that can be run",
+                           option, e->words[0]);
     if (status)
         cli_evaluator_close(e);
     else
         *out = e;
     return status;
+}
+
+icma_status cli_evaluate_open(const char *command, cli_evaluator **out, icma_error *error) {
+    return open_command(command, "--eval", false, out, error);
+}
+
+icma_status cli_evaluate_open_base(const char *command, cli_evaluator **out, icma_error *error) {
+    return open_command(command, "--eval-base", true, out, error);
+}
+
+void cli_evaluator_limit(cli_evaluator *e, double seconds) {
+    e->seconds = seconds;
+}
+
+void cli_evaluator_quote(cli_evaluator *e) {
+    e->quote = true;
 }
 
 void cli_evaluator_close(cli_evaluator *e) {
@@ -170,14 +200,15 @@ static void free_arguments(char **arguments) {
 static char **fill_words(const cli_evaluator *e, const char *task) {
     char **arguments = icma_alloc_zeroed(e->count + 1, sizeof *arguments);
     for (size_t i = 0; arguments && i < e->count; i++)
-        if (!(arguments[i] = fill_word(e->words[i], e->folder, task))) {
+        if (!(arguments[i] = fill_word(e->words[i], e->folder ? e->folder : "", task))) {
             free_arguments(arguments);
             return NULL;
         }
     return arguments;
 }
 
-/* --- the adapter's folder ---------------------------------------------------------------------------------------- */
+/* --- the adapter's folder
+ * ---------------------------------------------------------------------------------------- */
 
 static const char model_name[] = "adapter_model.safetensors", config_name[] = "adapter_config.json";
 
@@ -193,7 +224,8 @@ static char *path_of(const char *folder, const char *name) {
     return path;
 }
 
-static icma_status write_file(const char *folder, const char *name, const uint8_t *data, size_t size, icma_error *error) {
+static icma_status write_file(const char *folder, const char *name, const uint8_t *data, size_t size,
+                              icma_error *error) {
     icma_output *output;
     char *path = path_of(folder, name);
     icma_status status = path ? icma_output_create(path, false, &output, error) : no_memory(error);
@@ -208,21 +240,6 @@ static icma_status write_file(const char *folder, const char *name, const uint8_
     return status;
 }
 
-static icma_status write_config(const char *folder, const icma_input_checkpoint *like, icma_error *error) {
-    for (size_t i = 0; i < like->side_file_count; i++) {
-        uint8_t *data;
-        size_t size;
-        if (strcmp(like->side_files[i].name, config_name) != 0)
-            continue;
-        icma_status status = icma_file_read_all(like->side_files[i].path, MOST_CONFIG, &data, &size, error);
-        if (!status)
-            status = write_file(folder, config_name, data ? data : (const uint8_t *)"", size, error);
-        icma_free(data);
-        return status;
-    }
-    return ICMA_OK;
-}
-
 static icma_status make_folder(cli_evaluator *e, icma_error *error) {
     const char *parent = getenv("TMPDIR");
     e->folder = path_of(parent && *parent ? parent : "/tmp", "icma-eval-XXXXXX");
@@ -230,13 +247,16 @@ static icma_status make_folder(cli_evaluator *e, icma_error *error) {
         return no_memory(error);
     if (mkdtemp(e->folder))
         return ICMA_OK;
-    icma_status status = icma_fail(error, ICMA_E_IO, e->folder, "cannot make a folder: %s; set TMPDIR to one that can be written", strerror(errno));
+    icma_status status =
+        icma_fail(error, ICMA_E_IO, e->folder,
+                  "cannot make a folder: %s; set TMPDIR to one that can be written", strerror(errno));
     icma_free(e->folder);
     e->folder = NULL;
     return status;
 }
 
-/* Removes what is beneath the folder `at`, which it closes: the command may have left files of its own. Links are not followed. */
+/* Removes what is beneath the folder `at`, which it closes: the command may have left files of its own. Links
+ * are not followed. */
 static void empty_folder(int at, int depth) {
     DIR *folder = fdopendir(at);
     if (!folder) {
@@ -244,9 +264,11 @@ static void empty_folder(int at, int depth) {
         return;
     }
     for (struct dirent *entry = readdir(folder); entry; entry = readdir(folder)) {
-        if (strcmp(entry->d_name, ".") == 0 || strcmp(entry->d_name, "..") == 0 || unlinkat(at, entry->d_name, 0) == 0)
+        if (strcmp(entry->d_name, ".") == 0 || strcmp(entry->d_name, "..") == 0 ||
+            unlinkat(at, entry->d_name, 0) == 0)
             continue;
-        int below = depth < DEEPEST ? openat(at, entry->d_name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC) : -1;
+        int below =
+            depth < DEEPEST ? openat(at, entry->d_name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC) : -1;
         if (below >= 0)
             empty_folder(below, depth + 1);
         unlinkat(at, entry->d_name, AT_REMOVEDIR);
@@ -264,109 +286,171 @@ static void remove_folder(cli_evaluator *e) {
     e->folder = NULL;
 }
 
-/* --- running ----------------------------------------------------------------------------------------------------- */
+/* --- running
+ * ----------------------------------------------------------------------------------------------------- */
+
+/* The last of what came through a pipe. */
+typedef struct tail {
+    int end; /* to read from; -1: closed */
+    char text[TAIL];
+    size_t size;
+} tail;
+
+typedef enum outcome { RAN, INTERRUPTED, TOO_LONG } outcome;
 
 typedef struct run {
     pid_t child;
-    int output;       /* read end of its stdout */
-    char text[TAIL];  /* the last of what it said */
-    size_t size;
+    tail output, errors;
+    double deadline; /* of a monotonic clock, in seconds; 0: none */
 } run;
 
 static icma_status failed_to(icma_error *error, const char *program, const char *what, int why) {
     return icma_fail(error, ICMA_E_IO, NULL, "cannot %s the evaluation %s: %s", what, program, strerror(why));
 }
 
-static icma_status start(run *r, char **arguments, icma_error *error) {
-    posix_spawn_file_actions_t actions;
-    int ends[2], why = posix_spawn_file_actions_init(&actions);
-    if (why)
-        return failed_to(error, arguments[0], "start", why);
-    if (pipe(ends) != 0) {
-        why = errno;
-        posix_spawn_file_actions_destroy(&actions);
-        return failed_to(error, arguments[0], "listen to", why);
-    }
+static double now(void) {
+    struct timespec time;
+    clock_gettime(CLOCK_MONOTONIC, &time);
+    return (double)time.tv_sec + 1e-9 * (double)time.tv_nsec;
+}
+
+/* A pipe whose writing end becomes `descriptor` of the command; an errno, or 0. */
+static int add_pipe(posix_spawn_file_actions_t *actions, int descriptor, int *reading, int *writing) {
+    int ends[2];
+    if (pipe(ends) != 0)
+        return errno;
+    *reading = ends[0];
+    *writing = ends[1];
     fcntl(ends[0], F_SETFD, FD_CLOEXEC);
     fcntl(ends[1], F_SETFD, FD_CLOEXEC);
-    why = posix_spawn_file_actions_adddup2(&actions, ends[1], STDOUT_FILENO);
+    return posix_spawn_file_actions_adddup2(actions, ends[1], descriptor);
+}
+
+static void close_end(int *end) {
+    if (*end >= 0)
+        close(*end);
+    *end = -1;
+}
+
+/* In a process group of its own, so that it ends with all that it has started. */
+static int spawn(run *r, char **arguments, posix_spawn_file_actions_t *actions) {
+    posix_spawnattr_t attributes;
+    int why = posix_spawnattr_init(&attributes);
+    if (why)
+        return why;
+    why = posix_spawnattr_setflags(&attributes, POSIX_SPAWN_SETPGROUP); /* group 0: its own */
+    if (!why)
+        why = posix_spawnp(&r->child, arguments[0], actions, &attributes, arguments, environ);
+    posix_spawnattr_destroy(&attributes);
+    return why;
+}
+
+static icma_status start(run *r, bool quote, char **arguments, icma_error *error) {
+    posix_spawn_file_actions_t actions;
+    int writing[2] = {-1, -1}, why = posix_spawn_file_actions_init(&actions);
+    r->output.end = r->errors.end = -1;
+    if (why)
+        return failed_to(error, arguments[0], "start", why);
+    why = add_pipe(&actions, STDOUT_FILENO, &r->output.end, &writing[0]);
+    if (!why && quote)
+        why = add_pipe(&actions, STDERR_FILENO, &r->errors.end, &writing[1]);
     if (!why)
         why = posix_spawn_file_actions_addopen(&actions, STDIN_FILENO, "/dev/null", O_RDONLY, 0);
     if (!why)
-        why = posix_spawnp(&r->child, arguments[0], &actions, NULL, arguments, environ);
+        why = spawn(r, arguments, &actions);
     posix_spawn_file_actions_destroy(&actions);
-    close(ends[1]);
-    r->output = ends[0];
+    close_end(&writing[0]);
+    close_end(&writing[1]);
     if (!why)
         return ICMA_OK;
-    close(ends[0]);
+    close_end(&r->output.end);
+    close_end(&r->errors.end);
     return failed_to(error, arguments[0], "run", why);
 }
 
 /* Keeps the last TAIL bytes. */
-static void hear(run *r, const char *data, size_t size) {
-    size_t keep = size > TAIL ? 0 : r->size + size > TAIL ? TAIL - size : r->size;
-    memmove(r->text, r->text + r->size - keep, keep);
-    r->size = keep;
+static void hear(tail *t, const char *data, size_t size) {
+    size_t keep = size > TAIL ? 0 : t->size + size > TAIL ? TAIL - size : t->size;
+    memmove(t->text, t->text + t->size - keep, keep);
+    t->size = keep;
     if (size > TAIL) {
         data += size - TAIL;
         size = TAIL;
     }
-    memcpy(r->text + r->size, data, size);
-    r->size += size;
+    memcpy(t->text + t->size, data, size);
+    t->size += size;
 }
 
-/* Listens until the command closes its output; false where a signal to us came first. */
-static bool listen_to(run *r) {
+/* What is there of one pipe; closes it at its end. */
+static void take_in(tail *t, short events) {
     char data[4096];
-    for (;;) {
-        struct pollfd end = {.fd = r->output, .events = POLLIN};
-        int ready = poll(&end, 1, LISTEN_MS);
-        if (cli_signal_received())
-            return false;
+    if (!events)
+        return;
+    ssize_t size = read(t->end, data, sizeof data);
+    if (size > 0)
+        hear(t, data, (size_t)size);
+    else if (size == 0 || errno != EINTR)
+        close_end(&t->end);
+}
+
+/* Why to stop waiting for the command, if there is a reason. */
+static outcome look_up(const run *r) {
+    return cli_signal_received() ? INTERRUPTED : r->deadline > 0 && now() > r->deadline ? TOO_LONG : RAN;
+}
+
+/* Listens until the command closes its outputs. */
+static outcome listen_to(run *r) {
+    while (r->output.end >= 0 || r->errors.end >= 0) {
+        struct pollfd ends[2] = {{.fd = r->output.end, .events = POLLIN},
+                                 {.fd = r->errors.end, .events = POLLIN}};
+        int ready = poll(ends, 2, LISTEN_MS); /* negative descriptors are passed over */
+        outcome why = look_up(r);
+        if (why)
+            return why;
         if (ready < 0 && errno != EINTR)
-            return true;
-        if (ready <= 0)
-            continue;
-        ssize_t size = read(r->output, data, sizeof data);
-        if (size == 0 || (size < 0 && errno != EINTR))
-            return true;
-        if (size > 0)
-            hear(r, data, (size_t)size);
+            return RAN;
+        if (ready > 0) {
+            take_in(&r->output, ends[0].revents);
+            take_in(&r->errors, ends[1].revents);
+        }
     }
+    return RAN;
 }
 
 static void sleep_ms(long ms) {
     nanosleep(&(struct timespec){.tv_sec = ms / 1000, .tv_nsec = ms % 1000 * 1000000}, NULL);
 }
 
-/* Asks a command to end, and ends it where it does not. */
+/* Asks a command, and what it has started, to end, and ends it where it does not. */
 static void stop_child(const run *r, int *how) {
-    kill(r->child, SIGTERM);
+    kill(-r->child, SIGTERM);
     for (int waited = 0; waited < PATIENCE_MS; waited += LISTEN_MS / 10) {
-        if (waitpid(r->child, how, WNOHANG) != 0)
+        if (waitpid(r->child, how, WNOHANG) != 0) {
+            kill(-r->child, SIGKILL); /* what of it has not heard */
             return;
+        }
         sleep_ms(LISTEN_MS / 10);
     }
-    kill(r->child, SIGKILL);
+    kill(-r->child, SIGKILL);
     waitpid(r->child, how, 0);
 }
 
-/* Waits for the command's end; *heard is false where a signal to us came first. */
-static int end(run *r, bool *heard) {
-    int how = 0;
-    *heard = listen_to(r);
-    close(r->output);
-    while (*heard && waitpid(r->child, &how, WNOHANG) == 0) { /* it may go on after closing its output */
-        *heard = !cli_signal_received();
+/* Waits for the command's end. */
+static outcome end(run *r, int *how) {
+    outcome why = listen_to(r);
+    close_end(&r->output.end);
+    close_end(&r->errors.end);
+    while (!why && waitpid(r->child, how, WNOHANG) == 0) { /* it may go on after closing its output */
+        why = look_up(r);
         sleep_ms(1);
     }
-    if (!*heard)
-        stop_child(r, &how);
-    return how;
+    if (why)
+        stop_child(r, how);
+    return why;
 }
 
-/* --- the score --------------------------------------------------------------------------------------------------- */
+/* --- the score
+ * --------------------------------------------------------------------------------------------------- */
 
 /* With `labelled`, what follows the last '=' or ':' of the word. */
 static bool read_number(const char *word, size_t length, bool labelled, double *out) {
@@ -399,40 +483,79 @@ static bool find_number(const char *line, size_t length, bool labelled, double *
     return false;
 }
 
-/* On the last line that is not empty: a word of its own first, for a path may end in "=5" as well as a label. */
-static bool find_score(const run *r, double *out) {
-    size_t last = r->size;
-    while (last > 0 && is_blank(r->text[last - 1]))
+/* The last line that is not empty; "" if there is none. */
+static const char *last_line(const tail *t, size_t *length) {
+    size_t last = t->size;
+    while (last > 0 && is_blank(t->text[last - 1]))
         last--;
     size_t first = last;
-    while (first > 0 && r->text[first - 1] != '\n')
+    while (first > 0 && t->text[first - 1] != '\n')
         first--;
-    return find_number(r->text + first, last - first, false, out) || find_number(r->text + first, last - first, true, out);
+    *length = last - first;
+    return t->text + first;
 }
 
-static icma_status judge(const run *r, int how, const char *program, const char *task, double *score, icma_error *error) {
+/* A word of its own first, for a path may end in "=5" as well as a label. */
+static bool find_score(const run *r, double *out) {
+    size_t length;
+    const char *line = last_line(&r->output, &length);
+    return find_number(line, length, false, out) || find_number(line, length, true, out);
+}
+
+/* ": its last words" of a command that has failed, or "". */
+typedef struct words {
+    char text[200];
+} words;
+
+static words last_words(const run *r) {
+    words out = {""};
+    size_t length;
+    const char *line = last_line(&r->errors, &length);
+    if (length)
+        snprintf(out.text, sizeof out.text, ": %.*s",
+                 (int)(length < sizeof out.text - 8 ? length : sizeof out.text - 8), line);
+    return out;
+}
+
+static icma_status judge(const run *r, int how, const char *program, const char *task, double *score,
+                         icma_error *error) {
     if (WIFSIGNALED(how))
-        return icma_fail(error, ICMA_E_IO, NULL, "the evaluation %s was killed by signal %d at task %s", program, WTERMSIG(how), task);
+        return icma_fail(error, ICMA_E_IO, NULL, "the evaluation %s was killed by signal %d at task %s%s",
+                         program, WTERMSIG(how), task, last_words(r).text);
     if (WEXITSTATUS(how) == 127)
-        return icma_fail(error, ICMA_E_IO, NULL, "the evaluation %s cannot be run", program);
+        return icma_fail(error, ICMA_E_IO, NULL, "the evaluation %s cannot be run%s", program,
+                         last_words(r).text);
     if (WEXITSTATUS(how) != 0)
-        return icma_fail(error, ICMA_E_IO, NULL, "the evaluation %s failed with exit code %d at task %s; try it by hand", program, WEXITSTATUS(how), task);
+        return icma_fail(error, ICMA_E_IO, NULL, "the evaluation %s failed with exit code %d at task %s%s%s",
+                         program, WEXITSTATUS(how), task, r->errors.size ? "" : "; try it by hand",
+                         last_words(r).text);
     if (!find_score(r, score))
-        return icma_fail(error, ICMA_E_IO, NULL, "the evaluation %s printed no number on its last line at task %s; let it print the score there", program, task);
+        return icma_fail(
+            error, ICMA_E_IO, NULL,
+            "the evaluation %s printed no number on its last line at task %s; let it print the score there",
+            program, task);
     if (!isfinite(*score))
-        return icma_fail(error, ICMA_E_IO, NULL, "the evaluation %s printed a score that is not finite at task %s", program, task);
+        return icma_fail(error, ICMA_E_IO, NULL,
+                         "the evaluation %s printed a score that is not finite at task %s", program, task);
     return ICMA_OK;
 }
 
 static icma_status run_words(const cli_evaluator *e, const char *task, double *score, icma_error *error) {
     run *r = icma_alloc_zeroed(1, sizeof *r);
     char **arguments = fill_words(e, task);
-    icma_status status = r && arguments ? start(r, arguments, error) : no_memory(error);
+    if (r && e->seconds > 0)
+        r->deadline = now() + e->seconds;
+    icma_status status = r && arguments ? start(r, e->quote, arguments, error) : no_memory(error);
     if (!status) {
-        bool heard;
-        int how = end(r, &heard);
+        int how = 0;
+        outcome why = end(r, &how);
         status = cli_check_signal(error);
-        if (!status)
+        if (!status && why == TOO_LONG)
+            status = icma_fail(error, ICMA_E_IO, NULL,
+                               "the evaluation %s took longer than %g seconds at task %s and was ended; "
+                               "--eval-timeout gives it more%s",
+                               e->words[0], e->seconds, task, last_words(r).text);
+        else if (!status)
             status = judge(r, how, e->words[0], task, score, error);
     }
     free_arguments(arguments);
@@ -440,16 +563,35 @@ static icma_status run_words(const cli_evaluator *e, const char *task, double *s
     return status;
 }
 
-static icma_status evaluate(void *context, const char *task, const uint8_t *file, size_t size, const icma_input_checkpoint *like, double *score, icma_error *error) {
-    cli_evaluator *e = context;
-    icma_status status = make_folder(e, error);
-    if (!status)
+icma_status cli_evaluator_run(cli_evaluator *e, const char *task, const uint8_t *file, size_t size,
+                              const void *config, size_t config_size, double *score, icma_error *error) {
+    icma_status status = file ? make_folder(e, error) : ICMA_OK;
+    if (!status && file)
         status = write_file(e->folder, model_name, file, size, error);
-    if (!status)
-        status = write_config(e->folder, like, error);
+    if (!status && file && config)
+        status = write_file(e->folder, config_name, config, config_size, error);
     if (!status)
         status = run_words(e, task, score, error);
     remove_folder(e);
+    return status;
+}
+
+/* As a scorer: with the configuration of a checkpoint like it. */
+static icma_status evaluate(void *context, const char *task, const uint8_t *file, size_t size,
+                            const icma_input_checkpoint *like, double *score, icma_error *error) {
+    uint8_t *config = NULL;
+    size_t config_size = 0;
+    icma_status status = ICMA_OK;
+    bool there = false;
+    for (size_t i = 0; !status && !there && i < like->side_file_count; i++) {
+        there = strcmp(like->side_files[i].name, config_name) == 0;
+        if (there)
+            status = icma_file_read_all(like->side_files[i].path, MOST_CONFIG, &config, &config_size, error);
+    }
+    if (!status)
+        status = cli_evaluator_run(context, task, file, size, there && !config ? "" : (const char *)config,
+                                   config_size, score, error);
+    icma_free(config);
     return status;
 }
 

@@ -49,6 +49,21 @@ typedef struct cli_spread {
     size_t group, adapters;
 } cli_spread;
 
+/* An original and what a bundle gives back for it. */
+typedef struct cli_pair {
+    const char *task;
+    bool has_step, last; /* last: of its task, in the bundle */
+    uint64_t step;
+    const cli_adapter *original;
+    const icma_decoded *decoded;
+} cli_pair;
+
+/* Who else looks at each pair; `look` may be NULL. */
+typedef struct cli_judge {
+    icma_status (*look)(void *context, const cli_pair *pair, icma_error *error);
+    void *context;
+} cli_judge;
+
 typedef struct cli_measure {
     cli_measured_group *groups;
     size_t group_count;
@@ -58,6 +73,7 @@ typedef struct cli_measure {
     cli_spread open;
     bool deep;               /* in: the largest elements of dW differences too */
     bool zstd;               /* in: compress the originals as well (of a bundle) */
+    cli_judge judge;         /* in: of a bundle */
     size_t unmatched;        /* checkpoints without a counterpart, on either side; each task's were named */
     size_t skipped;          /* inputs that were not taken; named */
     size_t damaged;          /* could not be decoded; named */

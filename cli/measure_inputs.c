@@ -84,6 +84,10 @@ static icma_status compare_decoded(bundle_walk *walk, const icma_task_info *info
     }
     if (!status && walk->out->zstd)
         status = compress(walk->out, &original, error);
+    if (!status && walk->out->judge.look) {
+        cli_pair pair = {info->name, stored->has_step, checkpoint + 1 == info->checkpoint_count, stored->step, &original, decoded};
+        status = walk->out->judge.look(walk->out->judge.context, &pair, error);
+    }
     cli_adapter_free(&original);
     if (status) {
         icma_error_set_file(error, original_path);

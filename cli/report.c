@@ -5,6 +5,7 @@
 #include "file.h"
 #include "memory.h"
 #include "progress.h"
+#include "report_eval.h"
 #include "report_map.h"
 #include "source.h"
 #include "verbs.h"
@@ -17,6 +18,9 @@ typedef struct report_arguments {
     cli_common common;
     cli_decoding decoding;
     const char *output, *against, *vectors;
+    const char *eval, *eval_checkpoint;
+    cli_list eval_bases;
+    cli_real eval_timeout;
     bool force, zstd, deep;
 } report_arguments;
 
@@ -32,6 +36,16 @@ static const cli_option report_options[] = {
     CLI_ROW_FLAG(0, "zstd", AT(zstd),
                  "with --against: compress the originals with zstd -19,\nto compare; slow"),
     CLI_ROW_FLAG(0, "deep", AT(deep), "with --against: the largest element of each dW\ndifference too"),
+    CLI_ROW(CLI_TEXT, 0, "eval", "CMD", AT(eval),
+            "with --against: score originals and what the archive\ngives back by CMD, as in 'score.py {task} "
+            "{adapter}':\n{adapter} is a PEFT folder; the last number that it\nprints is the score"),
+    CLI_ROW(CLI_LIST, 0, "eval-base", "X", AT(eval_bases),
+            "the score without an adapter, to tell the gain kept: a\nnumber, TASK=NUMBER (may be repeated), "
+            "or a command, as\n'score.py {task}'"),
+    CLI_ROW(CLI_TEXT, 0, "eval-checkpoint", "WHICH", AT(eval_checkpoint),
+            "last or all (default last, of each task)"),
+    CLI_ROW_RANGE(CLI_REAL, 0, "eval-timeout", "SECONDS", AT(eval_timeout), 0.001, 1e9,
+                  "end a run of CMD that takes longer (default: none)"),
     CLI_ROW(CLI_TEXT, 0, "vectors", "DIR", AT(vectors),
             "map the vectors of samples in DIR/TASK.safetensors or\n.npy, a row a sample, not the archive's "
             "conditions"),
@@ -62,8 +76,24 @@ static bool to_stdout(const report_arguments *a) {
 
 typedef enum form { AS_TEXT, AS_JSON, AS_HTML } form;
 
+static icma_status check_eval(const report_arguments *a, icma_error *error) {
+    if (a->eval && !a->against)
+        return icma_fail(error, ICMA_E_USAGE, NULL, "--eval needs the originals; add --against DIR");
+    if (!a->eval && (a->eval_bases.count || a->eval_checkpoint || a->eval_timeout.given))
+        return icma_fail(error, ICMA_E_USAGE, NULL,
+                         "--eval-base, --eval-checkpoint and --eval-timeout go with --eval CMD");
+    if (a->eval_checkpoint && strcmp(a->eval_checkpoint, "last") != 0 &&
+        strcmp(a->eval_checkpoint, "all") != 0)
+        return icma_fail(error, ICMA_E_USAGE, NULL, "--eval-checkpoint takes last or all, not \"%s\"",
+                         a->eval_checkpoint);
+    return ICMA_OK;
+}
+
 static icma_status check_options(const report_arguments *a, form *as, icma_error *error) {
     *as = a->common.json ? AS_JSON : AS_TEXT;
+    icma_status status = check_eval(a, error);
+    if (status)
+        return status;
     if ((a->zstd || a->deep) && !a->against)
         return icma_fail(error, ICMA_E_USAGE, NULL,
                          "--zstd and --deep look at the originals; add --against DIR");
@@ -130,33 +160,50 @@ static icma_status tell_to_file(const report_arguments *a, const cli_report *rep
     return status;
 }
 
+/* Everything there is to tell, into `report`; what it points to stays the caller's. */
+static icma_status gather(const report_arguments *a, icma_bundle *bundle, cli_report *report,
+                          cli_measure *measure, cli_eval *eval, cli_map **map, icma_error *error) {
+    icma_status status = cli_report_gather(bundle, report, error);
+    if (!status && a->against)
+        status = cli_bundle_choose_device(bundle, &a->decoding, SIZE_MAX, error);
+    if (!status && a->against) {
+        measure->judge = cli_eval_judge(eval);
+        status = cli_measure_bundle(bundle, report->path, a->against, measure, error);
+        cli_eval_finish(eval);
+        report->measure = measure;
+        report->eval = a->eval ? eval : NULL;
+    }
+    if (!status)
+        status = cli_map_make(report, a->vectors, map, error);
+    report->map = *map;
+    cli_progress_clear();
+    return status;
+}
+
 static icma_status report_bundle(const report_arguments *a, icma_bundle *bundle, const char *path, form as,
                                  icma_error *error) {
     cli_report report = {.path = path};
     cli_measure measure = {.deep = a->deep, .zstd = a->zstd};
-    icma_status status = to_stdout(a) ? ICMA_OK : cli_try_output(a->output, a->force, error);
-    if (!status)
-        status = cli_report_gather(bundle, &report, error);
-    if (!status && a->against)
-        status = cli_bundle_choose_device(bundle, &a->decoding, SIZE_MAX, error);
-    if (!status && a->against) {
-        status = cli_measure_bundle(bundle, path, a->against, &measure, error);
-        report.measure = &measure;
-    }
+    cli_eval_options options = {
+        .command = a->eval, .bases = &a->eval_bases, .seconds = a->eval_timeout.value};
+    options.all = a->eval_checkpoint && strcmp(a->eval_checkpoint, "all") == 0;
+    cli_eval eval;
     cli_map *map = NULL;
+    icma_status status = cli_eval_open(&options, bundle, &eval, error);
+    if (!status && !to_stdout(a))
+        status = cli_try_output(a->output, a->force, error);
     if (!status)
-        status = cli_map_make(&report, a->vectors, &map, error);
-    report.map = map;
-    cli_progress_clear();
+        status = gather(a, bundle, &report, &measure, &eval, &map, error);
     if (!status && to_stdout(a))
         status = tell(&report, as, stdout, error);
     else if (!status)
         status = tell_to_file(a, &report, as, error);
     if (!status && measure.damaged)
         status = ICMA_E_CORRUPT; /* named already */
-    else if (!status && (measure.unmatched || measure.skipped || measure.worse))
+    else if (!status && (measure.unmatched || measure.skipped || measure.worse || eval.failed))
         status = ICMA_E_PARTIAL;
     cli_measure_free(&measure);
+    cli_eval_free(&eval);
     cli_map_free(map);
     cli_report_free(&report);
     return status;
@@ -192,12 +239,14 @@ const cli_verb cli_verb_report = {
         "measured and recorded when packing.",
     .options = report_options,
     .examples =
-        (const char *const[]){"icma report loras.icma", "on the terminal", "icma report loras.icma -o r.html",
-                              "one page with pictures, complete in itself",
-                              "icma report loras.icma -o r.json --against loras",
-                              "measured on the originals, for a script",
-                              "icma report loras.icma -o r.txt --against loras --zstd",
-                              "beside what zstd -19 makes of the same files", NULL},
+        (const char *const[]){
+            "icma report loras.icma", "on the terminal", "icma report loras.icma -o r.html",
+            "one page with pictures, complete in itself", "icma report loras.icma -o r.json --against loras",
+            "measured on the originals, for a script",
+            "icma report loras.icma -o r.txt --against loras --zstd",
+            "beside what zstd -19 makes of the same files",
+            "icma report loras.icma -o r.html --against loras --eval 'score.py {task} {adapter}'",
+            "with what packing cost in the adapters' own task", NULL},
     .exits = (const int[]){0, 1, 2, 3, 4, 6, 7, 8, 9, 10, -1},
     .most_operands = 1,
     .arguments_size = sizeof(report_arguments),

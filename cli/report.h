@@ -48,6 +48,7 @@ typedef struct cli_report {
     cli_report_group *groups;
     size_t group_count;
     const cli_measure *measure; /* NULL without --against */
+    const struct cli_eval *eval; /* report_eval.h; NULL without --eval */
     const struct cli_map *map;  /* report_map.h; NULL with fewer than two vectors */
 } cli_report;
 

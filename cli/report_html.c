@@ -3,6 +3,7 @@
  * nothing from elsewhere. No date: the same archive gives the same page. */
 #include "report_html.h"
 
+#include "report_eval.h"
 #include "version.h"
 
 #include <math.h>
@@ -105,6 +106,9 @@ static void put_head(const cli_report *r, FILE *out) {
     put_key(out, cli_deviation(mean).text, "mean relative error of dW, %s",
             r->measure ? "measured on the originals" : "as stored when packing");
     put_key(out, cli_deviation(worst).text, "largest relative error of any module");
+    double kept = r->eval ? cli_eval_kept(r->eval) : NAN;
+    if (!isnan(kept))
+        put_key(out, cli_percent(kept, 1).text, "of the adapters\u2019 gain is kept in use");
     fputs("</div>\n", out);
 }
 
@@ -136,6 +140,7 @@ icma_status cli_report_html(const cli_report *r, FILE *out, icma_error *error) {
     put_head(r, out);
     cli_page_sizes(r, out);
     cli_page_rates(r, out);
+    cli_page_eval(r, out);
     icma_status status = cli_page_modules(r, out, error);
     if (!status)
         status = cli_page_timeline(r, out, error);

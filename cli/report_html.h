@@ -34,6 +34,8 @@ icma_status cli_page_modules(const cli_report *report, FILE *out, icma_error *er
 icma_status cli_page_tensors(const cli_report *report, FILE *out, icma_error *error);
 void cli_page_verbatim(const cli_report *report, FILE *out);
 icma_status cli_page_timeline(const cli_report *report, FILE *out, icma_error *error);
+/* Nothing without --eval. */
+void cli_page_eval(const cli_report *report, FILE *out);
 void cli_page_tasks(const cli_report *report, FILE *out);
 icma_status cli_page_map(const cli_report *report, FILE *out, icma_error *error);
 icma_status cli_page_training(const cli_report *report, FILE *out, icma_error *error);

@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
+#include "report_eval.h"
 #include "report_map.h"
 
 #include <math.h>
@@ -106,6 +107,34 @@ static void map_to_json(const cli_report *r, cJSON *root) {
     }
 }
 
+static void eval_to_json(const cli_report *r, cJSON *root) {
+    const cli_eval *e = r->eval;
+    if (!e) {
+        cli_json_null(root, "eval");
+        return;
+    }
+    cJSON *object = cli_json_add_object(root, "eval");
+    cli_json_text(object, "command", e->options->command);
+    cli_json_text(object, "base_command", e->base_command);
+    cli_json_real(object, "gain_kept", cli_eval_kept(e));
+    cli_json_whole(object, "failed", e->failed);
+    cJSON *list = cli_json_add_array(object, "scores");
+    for (size_t i = 0; i < e->count; i++) {
+        const cli_eval_row *row = &e->rows[i];
+        cJSON *score = cli_json_add_object(list, NULL);
+        cli_json_text(score, "task", row->task);
+        if (row->has_step)
+            cli_json_whole(score, "step", row->step);
+        else
+            cli_json_null(score, "step");
+        cli_json_real(score, "base", row->base);
+        cli_json_real(score, "original", row->original);
+        cli_json_real(score, "reconstructed", row->reconstructed);
+        cli_json_real(score, "gain_kept", row->kept);
+        cli_json_text(score, "failure", row->failure);
+    }
+}
+
 icma_status cli_report_json(const cli_report *r, FILE *out, icma_error *error) {
     cJSON *root = cli_json_object();
     cli_json_text(root, "bundle", r->path);
@@ -127,6 +156,7 @@ icma_status cli_report_json(const cli_report *r, FILE *out, icma_error *error) {
     groups_to_json(r, root);
     tasks_to_json(r, root);
     map_to_json(r, root);
+    eval_to_json(r, root);
     if (r->measure)
         cli_measure_to_json(r->measure, root);
     else

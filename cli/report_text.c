@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
+#include "report_eval.h"
 #include "report_map.h"
 
 #include "memory.h"
@@ -117,6 +118,39 @@ static icma_status print_tasks(const cli_report *r, FILE *out, icma_error *error
     return cli_table_print(&table, 0, out, error);
 }
 
+static void add_score(cli_table *table, double score, const char *format) {
+    char text[48] = "-";
+    if (!isnan(score))
+        snprintf(text, sizeof text, format, score);
+    cli_table_cell(table, "%s", text);
+}
+
+static icma_status print_eval(const cli_report *r, FILE *out, icma_error *error) {
+    const cli_eval *e = r->eval;
+    if (!e)
+        return ICMA_OK;
+    heading("In use (scores of --eval)", out);
+    cli_table table = cli_table_of((const char *[]){"task", "checkpoint", ">no adapter", ">original",
+                                                    ">reconstructed", ">difference", ">gain kept", NULL});
+    for (size_t i = 0; i < e->count; i++) {
+        const cli_eval_row *row = &e->rows[i];
+        cli_table_cell(&table, "%s", row->task);
+        cli_table_cell(&table, "%s", cli_checkpoint_name(row->has_step, row->step).text);
+        add_score(&table, row->base, "%.6g");
+        add_score(&table, row->original, "%.6g");
+        add_score(&table, row->reconstructed, "%.6g");
+        add_score(&table, row->reconstructed - row->original, "%+.3g");
+        add_score(&table, row->kept, "%.4f");
+    }
+    icma_status status = cli_table_print(&table, 0, out, error);
+    double kept = cli_eval_kept(e);
+    if (!status && !isnan(kept))
+        fprintf(out, "\ngain kept, on average: %.4f (1: nothing lost)\n", kept);
+    if (!status && e->failed)
+        fprintf(out, "failed: %zu\n", e->failed);
+    return status;
+}
+
 /* Only what words can tell of a map. */
 static void print_map(const cli_report *r, FILE *out) {
     const cli_map *m = r->map;
@@ -199,5 +233,7 @@ icma_status cli_report_text(const cli_report *r, FILE *out, icma_error *error) {
     status = print_tasks(r, out, error);
     if (!status)
         print_map(r, out);
+    if (!status)
+        status = print_eval(r, out, error);
     return status ? status : print_details(r, out, error);
 }

@@ -2,11 +2,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """report -o r.html: every section is there, pictures are well-formed, names are a stranger's, numbers are the JSON report's."""
 import html.parser
+import json
 import math
 import pathlib
 import random
 import re
 import struct
+import sys
 import xml.etree.ElementTree as xml
 
 from harness import Case, QUICK, floats, lora, main, safetensors, write_adapter, write_tree
@@ -65,6 +67,118 @@ class Page(html.parser.HTMLParser):
 def deviation(error):
     """As the program writes errors for people."""
     return '0' if error == 0 else f'{error:.4f}' if 1e-4 <= abs(error) < 1e4 else f'{error:.1e}'
+
+
+# Scores an adapter by the sum of its weights, 10 without one; fails, sleeps or says nothing for tasks of those names.
+JUDGE = '''
+import json, os, struct, subprocess, sys
+log, task, *adapter = sys.argv[1:]
+seen = {'task': task}
+if adapter:
+    seen['config'] = open(os.path.join(adapter[0], 'adapter_config.json')).read()
+    seen['folder'] = adapter[0]
+with open(log, 'a') as f:
+    print(json.dumps(seen), file=f)
+print('words on stderr', file=sys.stderr)
+if task == 'cow':
+    print('no such <cow>', file=sys.stderr)
+    sys.exit(42)
+if task == 'sloth':
+    child = subprocess.Popen(['sleep', '1000'])
+    open(log + '.pids', 'a').write('%d %d ' % (os.getpid(), child.pid))
+    child.wait()
+if task == 'fish':
+    sys.exit(0)
+if not adapter:
+    sys.exit(print('base', 10.0))
+image = open(os.path.join(adapter[0], 'adapter_model.safetensors'), 'rb').read()
+start = 8 + struct.unpack('<Q', image[:8])[0]
+print(sum(struct.unpack('<%df' % ((len(image) - start) // 4), image[start:])))
+'''
+
+
+class Eval(Case):
+    def setUp(self):
+        super().setUp()
+        (self.here / 'judge.py').write_text(JUDGE)
+        self.command = f'{sys.executable} {self.here}/judge.py {self.here}/log'
+
+    def report(self, code, *more, tree=None, bundle=None, **kind):
+        bundle = bundle or self.bundle()
+        return self.run_icma(code, 'report', bundle, '--against', tree or self.tree, '--eval', self.command + ' {task} {adapter}', *more, **kind)
+
+    def log(self):
+        return [json.loads(line) for line in (self.here / 'log').read_text().splitlines()]
+
+    def sum_of(self, path):
+        image = path.read_bytes()
+        start = 8 + struct.unpack('<Q', image[:8])[0]
+        return sum(struct.unpack(f'<{(len(image) - start) // 4}f', image[start:]))
+
+    def test_scores(self):
+        facts = self.report(0, '--eval-base', self.command + ' {task}', '--json').json['eval']
+        self.run_icma(0, 'unpack', 'small.icma', '-C', 'out', '-q')
+        self.assertEqual([(s['task'], s['step'], s['failure']) for s in facts['scores']], [(t, 100, None) for t in ('bird', 'cat', 'dog')])
+        for score in facts['scores']:
+            original = self.sum_of(self.tree / score['task'] / 'checkpoint-100/adapter_model.safetensors')
+            other = self.sum_of(self.here / 'out' / score['task'] / 'adapter_model.safetensors')
+            self.assertEqual((score['base'], score['original'], score['reconstructed']), (10, original, other))
+            self.assertAlmostEqual(score['gain_kept'], (10 - other) / (10 - original), 12)
+        self.assertAlmostEqual(facts['gain_kept'], sum(s['gain_kept'] for s in facts['scores']) / 3, 12)
+        self.assertEqual((facts['failed'], facts['base_command']), (0, self.command + ' {task}'))
+        log = self.log()
+        self.assertEqual([entry['task'] for entry in log], ['bird'] * 3 + ['cat'] * 3 + ['dog'] * 3)
+        config = (self.tree / 'cat/checkpoint-100/adapter_config.json').read_text()
+        self.assertEqual({entry['config'] for entry in log if 'folder' in entry}, {config})
+        self.assertFalse(any(pathlib.Path(entry['folder']).exists() for entry in log if 'folder' in entry))
+
+    def test_text_and_page(self):
+        bases = ['--eval-base', '10', '--eval-base', 'cat=20']
+        facts = self.report(0, *bases, '--json').json['eval']
+        self.assertEqual([s['base'] for s in facts['scores']], [10, 20, 10])
+        text = self.report(0, *bases).text
+        self.report(0, *bases, '-o', 'r.html')
+        page = Page((self.here / 'r.html').read_text())
+        for score in facts['scores']:
+            self.assertRegex(text, rf'{score["task"]} +checkpoint-100 +{score["base"]} +{score["original"]:.6g} +{score["reconstructed"]:.6g} +\S+ +{score["gain_kept"]:.4f}')
+            row = page.row('eval', score['task'])
+            self.assertEqual(row[2:5] + row[6:], [f'{score["base"]:.6g}', f'{score["original"]:.6g}', f'{score["reconstructed"]:.6g}', f'{score["gain_kept"]:.4f}'])
+        self.assertIn(f'{facts["gain_kept"]:.4f}', text)
+        self.assertIn(f'{facts["gain_kept"]:.4f}', page.sections['eval'])
+
+    def test_without_a_base_and_every_checkpoint(self):
+        facts = self.report(0, '--eval-checkpoint', 'all', '--json').json['eval']
+        self.assertEqual([(s['task'], s['step']) for s in facts['scores']], [(t, s) for t in ('bird', 'cat', 'dog') for s in (10, 20, 30, 100)])
+        self.assertEqual({(s['base'], s['gain_kept']) for s in facts['scores']}, {(None, None)})
+        self.assertIsNone(facts['gain_kept'])
+
+    def test_failures(self):
+        write_tree(self.here / 'in', tasks=('cat', 'cow', 'fish', 'sloth'), steps=(1, 2))
+        self.run_icma(0, 'pack', self.here / 'in', '-o', 'f.icma', '--tier', 'latent', *QUICK)
+        result = self.report(3, '--eval-timeout', '1', '--json', tree=self.here / 'in', bundle=self.here / 'f.icma')
+        scores = {s['task']: s for s in result.json['eval']['scores']}
+        self.assertEqual(result.json['eval']['failed'], 3)
+        self.assertIsNone(scores['cat']['failure'])
+        for task, words in (('cow', ('exit code 42 at task cow', 'no such <cow>')), ('fish', ('no number', 'task fish')), ('sloth', ('longer than 1 seconds at task sloth', 'words on stderr'))):
+            for part in words:
+                self.assertIn(part, scores[task]['failure'])
+            self.assertIn(json.dumps(scores[task]['failure'])[1:-1], result.words)
+            self.assertIsNone(scores[task]['reconstructed'])
+        self.assertEqual(len(result.words.splitlines()), 3, 'what commands say on stderr is quoted, not passed on')
+        for pid in map(int, (self.here / 'log.pids').read_text().split()):
+            self.assertFalse(pathlib.Path(f'/proc/{pid}').exists() and 'Z' not in pathlib.Path(f'/proc/{pid}/stat').read_text().split(')')[1].split()[0], 'the command and what it started have ended')
+        self.report(3, '--eval-timeout', '1', '-o', 'r.html', tree=self.here / 'in', bundle=self.here / 'f.icma')
+        page = Page((self.here / 'r.html').read_text())
+        self.assertIn('no such <cow>', page.row('eval', 'cow')[-1])
+
+    def test_usage(self):
+        bundle = self.bundle()
+        for arguments in (['--eval', 'true {adapter}'], ['--against', self.tree, '--eval-base', '1'], ['--against', self.tree, '--eval-timeout', '1'],
+                          ['--against', self.tree, '--eval', 'true'], ['--against', self.tree, '--eval', 'true {adapter}', '--eval-base', 'true {adapter}'],
+                          ['--against', self.tree, '--eval', 'no-such-program {adapter}'], ['--against', self.tree, '--eval', 'true {adapter}', '--eval-checkpoint', 'first'],
+                          ['--against', self.tree, '--eval', 'true {adapter}', '--eval-base', '1', '--eval-base', '2'],
+                          ['--against', self.tree, '--eval', 'true {adapter}', '--eval-base', 'cow=2'], ['--against', self.tree, '--eval', 'true {adapter}', '--eval-timeout', '0']):
+            self.fails(2, 'report', bundle, *arguments)
 
 
 class Html(Case):
