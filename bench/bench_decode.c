@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * bench_decode BUNDLE: bytes of adapters decoded a second, to memory, checksums compared, on one thread and on all; beside the floor: the bytes that a
- * decode must move (the basis once for each adapter, the output once) at the speed of a plain copy on this machine, measured in this run. Prints Markdown.
+ * decode must move (the basis once for each adapter, the output once) at the speed of a plain copy on this machine, measured in this run. Then what one tensor costs beside the whole, on an archive
+ * that was just opened and on one that has decoded before. Prints Markdown.
  */
 #include "device.h"
 #include "icma.h"
@@ -67,6 +68,55 @@ static double traffic(icma_bundle *bundle) {
     return bytes;
 }
 
+/* The largest tensor of the last checkpoint of the first task, and the whole: seconds, each the first or the second time after opening. */
+static icma_status time_tensor(const char *path, bool whole, double seconds[2], uint64_t *bytes, icma_error *error) {
+    icma_bundle *bundle;
+    icma_task_info info = {0};
+    icma_adapter_tensor *list = NULL;
+    size_t count = 0, largest = 0;
+    icma_status status = icma_bundle_open(path, NULL, NULL, &bundle, error);
+    if (!status)
+        status = icma_bundle_task(bundle, 0, &info, error);
+    if (!status)
+        status = icma_bundle_tensors(bundle, 0, info.checkpoint_count - 1, &list, &count, error);
+    for (size_t t = 0; t < count; t++)
+        largest = list[t].size > list[largest].size ? t : largest;
+    *bytes = count ? list[largest].size : 0;
+    void *data = malloc((size_t)*bytes + 1);
+    for (int pass = 0; data && !status && pass < 2; pass++) {
+        icma_decoded decoded = {0};
+        double start = now();
+        status = whole ? icma_bundle_decode(bundle, 0, info.checkpoint_count - 1, &decoded, error)
+                       : icma_bundle_decode_tensor(bundle, 0, info.checkpoint_count - 1, largest, data, (size_t)*bytes, error);
+        seconds[pass] = now() - start;
+        if (whole)
+            *bytes = decoded.size;
+        icma_decoded_free(&decoded);
+    }
+    free(data);
+    icma_free(list);
+    icma_bundle_close(bundle);
+    return status;
+}
+
+static icma_status print_tensor(const char *path, icma_error *error) {
+    static const char *const what[] = {"all", "one tensor"};
+    icma_status status = ICMA_OK;
+    printf("\n| decoded, on %d threads | bytes | ms, first time | ms, again |\n|---|---|---|---|\n", icma_threads());
+    for (int i = 0; !status && i < 2; i++) {
+        double best[2] = {INFINITY, INFINITY}, seconds[2];
+        uint64_t bytes = 0;
+        for (int run = 0; !status && run < 5; run++) {
+            status = time_tensor(path, i == 0, seconds, &bytes, error);
+            best[0] = fmin(best[0], seconds[0]);
+            best[1] = fmin(best[1], seconds[1]);
+        }
+        if (!status)
+            printf("| %s | %llu | %.2f | %.2f |\n", what[i], (unsigned long long)bytes, 1e3 * best[0], 1e3 * best[1]);
+    }
+    return status;
+}
+
 int main(int argc, char **argv) {
     icma_error error = {0};
     if (argc < 2) {
@@ -94,6 +144,10 @@ int main(int argc, char **argv) {
         double floor_seconds = adapters * (double)moved / copy_speed(moved);
         printf("| %s | %d | %.0f | %.2f |\n", devices[i], icma_threads(), 1e-6 * (double)bytes / seconds, floor_seconds / seconds);
         icma_bundle_close(bundle);
+    }
+    if (print_tensor(argv[1], &error)) {
+        fprintf(stderr, "bench_decode: %s: %s\n", error.file, error.message);
+        return 1;
     }
     return 0;
 }
