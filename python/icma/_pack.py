@@ -1,0 +1,274 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Packing."""
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import dataclasses
+import math
+import os
+import signal
+import struct
+import threading
+import warnings
+from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple, Union
+
+from . import _structures as s
+from ._library import bytes_of, call, library, open_device, text
+from .errors import CancelledError, UsageError
+
+Path = Union[str, 'os.PathLike[str]']
+GENERATORS = ('auto', 'basis', 'none', 'conv', 'diffusion', 'soup')
+TIERS = ('generate', 'latent', 'bounded', 'lossless')
+BOUNDS = ('none', 'dw', 'rel', 'abs')
+WEIGHTS = ('auto', 'bf16', 'f32')
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """How far packing is: so much of so much in a phase; `total` 0: nobody knows."""
+    phase: str  # "read", "train", "encode", ...
+    done: float
+    total: float
+    unit: str  # what both count: "bytes", "epochs", ...
+    note: str
+
+
+@dataclasses.dataclass(frozen=True)
+class PackedTask:
+    """A task as it was packed, measured on the decoded files."""
+    name: str
+    checkpoints: int
+    latents_active: int
+    condition_learned: bool
+    dw_error_max: float
+    dw_error_mean: float
+    relative_error: float
+    cosine: float
+
+
+@dataclasses.dataclass(frozen=True)
+class PackResult:
+    """What packing gave (icma_pack_result)."""
+    bytes: Dict[str, int]  # of the archive, by kind
+    original_files: int
+    original_bytes: int
+    original_parameters: int
+    tasks: Tuple[PackedTask, ...]
+    groups: int
+    tier: str
+    bound: str
+    bound_value: float
+    device: str
+    generator: str
+    components: int
+    active_latents: int
+    within_task_explained: float  # nan without any variance
+    break_even: int
+    seconds: Dict[str, float]
+    skipped: Dict[str, str]  # files that were not taken, and why
+
+
+def _f32_at_most(value: float) -> float:
+    """The largest float32 that is not above a positive value: a bound is not loosened by rounding."""
+    rounded = ctypes.c_float(value).value
+    if rounded > value:
+        bits, = struct.unpack('<I', struct.pack('<f', rounded))
+        rounded, = struct.unpack('<f', struct.pack('<I', bits - 1))
+    return float(rounded)
+
+
+def _choice(value: str, among: Sequence[str], what: str) -> int:
+    if value not in among:
+        raise UsageError(f'{what} "{value}" is unknown; there are {", ".join(among)}')
+    return among.index(value)
+
+
+class _Hooks:
+    """Callbacks into Python. What one raises, or a handler of SIGINT, stops the work and is raised when that has ended."""
+
+    def __init__(self, progress: Optional[Callable[[Progress], Any]], scorer: Optional[Callable[[str, memoryview], float]]) -> None:
+        self.progress, self.scorer, self.raised = progress, scorer, None  # type: Any, Any, Optional[BaseException]
+        self.update, self.cancelled, self.say = s.UPDATE(self._update), s.CANCELLED(self._cancelled), s.SAY(self._say)
+        self.score = s.SCORE(self._score)
+
+    def _update(self, context: Any, phase: bytes, done: float, total: float, note: Optional[bytes]) -> None:
+        try:
+            if self.progress is not None and self.raised is None:
+                unit = library().icma_progress_unit(phase)
+                self.progress(Progress(text(phase), done, total, text(unit), text(note)))
+        except BaseException as error:
+            self.raised = error
+
+    def _cancelled(self, context: Any) -> bool:
+        return self.raised is not None
+
+    def _say(self, context: Any, line: bytes) -> None:
+        try:
+            warnings.warn(text(line), stacklevel=2)
+        except BaseException as error:
+            self.raised = error
+
+    def _score(self, context: Any, task: bytes, file: int, size: int, like: Any, score: Any, error: Any) -> int:
+        try:
+            score[0] = float(self.scorer(text(task), memoryview((ctypes.c_uint8 * size).from_address(file)).cast('B')))
+            return 0
+        except BaseException as raised:
+            self.raised = raised
+            error[0].status = 13  # ICMA_E_CANCELLED
+            return 13
+
+    @contextlib.contextmanager
+    def interruptible(self) -> Iterator[None]:
+        """Python runs a signal's handler wherever it is between two bytecodes: what it raises there would be lost on the way into or out of a callback, so it is caught in the handler."""
+        previous = signal.getsignal(signal.SIGINT)
+        if threading.current_thread() is not threading.main_thread() or not callable(previous):
+            yield
+            return
+
+        def handle(number: int, frame: Any) -> None:
+            try:
+                previous(number, frame)
+            except BaseException as error:
+                self.raised = error
+        signal.signal(signal.SIGINT, handle)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, previous)
+
+    def set(self, options: s.PackOptions) -> None:
+        options.progress.update, options.progress.cancelled, options.progress.say = self.update, self.cancelled, self.say
+        if self.scorer is not None:
+            options.scorer.score = self.score
+
+
+class _Found:
+    """Inputs, freed at the end of a `with` block."""
+
+    def __init__(self, paths: Union[Path, Sequence[Path]]) -> None:
+        every: Sequence[Path] = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
+        names = [bytes_of(path, 'a path') for path in every]
+        self.inputs = s.Inputs()
+        call('icma_inputs_find', (ctypes.c_char_p * max(1, len(names)))(*names), len(names), ctypes.byref(self.inputs))
+
+    def __enter__(self) -> s.Inputs:
+        return self.inputs
+
+    def __exit__(self, *_: Any) -> None:
+        library().icma_inputs_free(ctypes.byref(self.inputs))
+
+
+def _open_device(name: str, precision: str, inputs: s.Inputs, options: s.PackOptions) -> Any:
+    """As the program does it: files as if all of their numbers were weights of 32 bits."""
+    size, adapters = 0, 0
+    for task in inputs.tasks[:inputs.task_count]:
+        checkpoints = task.checkpoints[:task.checkpoint_count]
+        for checkpoint in checkpoints[-options.train_last:] if options.train_last else checkpoints:
+            adapters += 1
+            size += os.path.getsize(checkpoint.path) if os.path.exists(checkpoint.path) else 0
+    work = library().icma_pack_work(ctypes.byref(options), adapters, size // adapters // 4 + 1) if adapters else 0
+    return open_device(name, precision, work, size)
+
+
+def _set_bound(options: s.PackOptions, tier: str, max_error: Union[float, str]) -> None:
+    kind, value = 'dw', max_error
+    if isinstance(max_error, str):
+        kind, equals, number = max_error.partition('=')
+        _choice(kind, BOUNDS[1:], 'max_error')
+        try:
+            value = float(number)
+        except ValueError:
+            raise UsageError(f'max_error "{max_error}"; say "dw=0.1", "rel=0.01" or "abs=1e-4"') from None
+    if not (float(value) > 0 and math.isfinite(float(value))):
+        raise UsageError(f'max_error {max_error}; a bound is above 0')
+    if tier == 'lossless':
+        raise UsageError('tier lossless has no error; leave out max_error')
+    if tier == 'bounded':
+        options.bound = s.Bound(BOUNDS.index(kind), _f32_at_most(float(value)))
+    elif kind != 'dw':
+        raise UsageError(f'tier {tier} holds no bound; dw=X is what its basis aims at')
+    else:
+        options.max_error = float(value)
+
+
+def pack(paths: Union[Path, Sequence[Path]], output: Path, *, tier: str = 'bounded', max_error: Union[None, float, str] = None, target_bits: Optional[float] = None,
+         generator: str = 'auto', preset: Optional[str] = None, keep: str = 'all', train_last: int = 0, components: int = 0, explain: Optional[float] = None,
+         restart: Optional[int] = None, epochs: Optional[int] = None, batch: Optional[int] = None, learning_rate: Optional[float] = None,
+         latent_dim: Optional[int] = None, kld_weight: Optional[float] = None, weight_decay: Optional[float] = None, patience: Optional[int] = None,
+         layers: Optional[int] = None, channels: Optional[Sequence[int]] = None, kernel: Optional[int] = None, weights: str = 'auto', variance: bool = False,
+         denoiser_epochs: Optional[int] = None, training_file: Optional[Path] = None, save_seconds: Optional[float] = None, resume: bool = False,
+         scorer: Optional[Callable[[str, memoryview], float]] = None, seed: Optional[int] = None, device: str = 'auto', precision: str = 'f32', threads: int = 0,
+         overwrite: bool = False, progress: Optional[Callable[[Progress], Any]] = None) -> PackResult:
+    """Finds adapters below `paths`, trains, encodes, decodes and checks, and writes a new archive; `icma pack --help` describes the options, which are named alike.
+
+    `max_error` is a number (dw) or "dw=0.1", "rel=0.01", "abs=1e-4". `progress` is called now and then; what it raises stops the packing, and nothing is left behind. `scorer(task, file)` gives
+    the score of a complete safetensors file for generator="soup": lower is better. Files that are not taken are warned about, and in the result's `skipped`.
+    """
+    options = s.PackOptions()
+    library().icma_pack_options_init(ctypes.byref(options), ctypes.sizeof(options))
+    library().icma_pack_use_generator(ctypes.byref(options), _choice(generator, GENERATORS, 'generator'))
+    if preset is not None:
+        call('icma_pack_preset', bytes_of(preset, 'a preset'), ctypes.byref(options))
+    options.tier = _choice(tier, TIERS, 'tier')
+    options.keep_last_only = bool(_choice(keep, ('all', 'last'), 'keep'))
+    options.weights = _choice(weights, WEIGHTS, 'weights')
+    given = {'target_bits': target_bits, 'explain': explain, 'restart': restart, 'epochs': epochs, 'batch': batch, 'learning_rate': learning_rate,
+             'latent_dim': latent_dim, 'kld_weight': kld_weight, 'weight_decay': weight_decay, 'patience': patience, 'layers': layers, 'kernel': kernel,
+             'denoiser_epochs': denoiser_epochs, 'save_seconds': save_seconds, 'seed': seed, 'train_last': train_last, 'components': components,
+             'variance': variance, 'resume': resume, 'threads': threads, 'overwrite': overwrite}
+    for name, value in given.items():
+        if value is not None and value < 0:
+            raise UsageError(f'{name} {value} is below 0')
+        if value is not None:
+            setattr(options, name, value)
+    if max_error is not None:
+        _set_bound(options, tier, max_error)
+    if channels is not None:
+        if not 0 < len(channels) <= s.MOST_LAYERS:
+            raise UsageError(f'channels for 1 to {s.MOST_LAYERS} layers')
+        options.layers = len(channels)
+        options.channels[:len(channels)] = list(channels)
+    options.training_file = bytes_of(training_file, 'a path') if training_file is not None else None
+    options.precision = bytes_of(precision, 'a precision')
+    hooks = _Hooks(progress, scorer)
+    hooks.set(options)
+    return _run(paths, output, options, device, precision, hooks)
+
+
+def _run(paths: Union[Path, Sequence[Path]], output: Path, options: s.PackOptions, device: str, precision: str, hooks: _Hooks) -> PackResult:
+    result = s.PackResult()
+    with _Found(paths) as inputs:
+        skipped = {text(k.path): text(k.reason) for k in inputs.skips[:inputs.skip_count]}
+        for path, reason in skipped.items():
+            warnings.warn(f'{path} was not taken: {reason}', stacklevel=3)
+        ops = _open_device(device, precision, inputs, options)
+        try:
+            with hooks.interruptible():
+                call('icma_pack', ctypes.byref(inputs), bytes_of(output, 'a path'), ctypes.byref(options), ops, ctypes.byref(result))
+        except CancelledError:
+            if hooks.raised is not None:
+                raise hooks.raised from None
+            raise
+    try:
+        if hooks.raised is not None:  # too late to stop anything
+            raise hooks.raised
+        return _plain(result, skipped)
+    finally:
+        library().icma_pack_result_free(ctypes.byref(result))
+
+
+def _fields(structure: ctypes.Structure) -> Dict[str, Any]:
+    return {field[0]: getattr(structure, field[0]) for field in structure._fields_}
+
+
+def _plain(result: s.PackResult, skipped: Dict[str, str]) -> PackResult:
+    tasks: List[PackedTask] = []
+    for task in result.tasks[:result.task_count]:
+        tasks.append(PackedTask(**{**_fields(task), 'name': text(task.name)}))
+    return PackResult(
+        bytes=_fields(result.bytes), original_files=result.original_files, original_bytes=result.original_bytes, original_parameters=result.original_parameters,
+        tasks=tuple(tasks), groups=result.groups, tier=text(library().icma_tier_name(result.tier)), bound=text(library().icma_bound_name(result.bound.kind)),
+        bound_value=result.bound.value, device=text(result.device), generator=text(result.generator) if result.has_generator else 'none',
+        components=result.components, active_latents=result.active_latents, within_task_explained=result.within_task_explained, break_even=result.break_even,
+        seconds=_fields(result.seconds), skipped=skipped)

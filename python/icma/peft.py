@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Adapters out of an archive into a model of PEFT, without a file in between."""
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from typing import Any, Union
+
+from ._bundle import Adapter, Bundle, Checkpoint, Path, open as open_bundle
+from .errors import UnsupportedError
+
+
+def config_of(adapter: Adapter, *, trainable: bool = False) -> Any:
+    """The adapter's PeftConfig, as PEFT would read it from its folder."""
+    import peft
+    stored = adapter.config
+    kinds = peft.mapping.PEFT_TYPE_TO_CONFIG_MAPPING
+    kind = kinds.get(str(stored.get('peft_type')))
+    if kind is None:
+        raise UnsupportedError('the adapter has no adapter_config.json that this PEFT knows; build a config yourself and pass it')
+    known = {field.name for field in dataclasses.fields(kind)}
+    unknown = sorted(name for name, value in stored.items() if name not in known and value is not None)
+    if unknown:
+        warnings.warn(f'adapter_config.json has what this PEFT does not know: {", ".join(unknown)}', stacklevel=3)
+    config = kind(**{name: value for name, value in stored.items() if name in known})
+    config.inference_mode = not trainable
+    return config
+
+
+def put(model: Any, adapter: Adapter, adapter_name: str = 'default', *, config: Any = None, trainable: bool = False) -> Any:
+    """Adds an adapter that is in memory to a model, under a name that it does not have yet, and gives the PeftModel."""
+    import peft
+    import torch
+    config = config if config is not None else config_of(adapter, trainable=trainable)
+    tensors = adapter.load('torch')
+    if isinstance(model, peft.PeftModel):
+        model.add_adapter(adapter_name, config)
+    elif config.task_type in peft.mapping.MODEL_TYPE_TO_PEFT_MODEL_MAPPING:
+        model = peft.mapping.MODEL_TYPE_TO_PEFT_MODEL_MAPPING[config.task_type](model, config, adapter_name)
+    else:
+        model = peft.PeftModel(model, config, adapter_name)
+    with torch.no_grad():
+        result = peft.set_peft_model_state_dict(model, tensors, adapter_name)
+    missing = [key for key in result.missing_keys if 'lora_' in key and f'.{adapter_name}.' in key]
+    if result.unexpected_keys or missing:
+        raise UnsupportedError(f'the adapter is not of this model, or not in the layout of PEFT: {(list(result.unexpected_keys) + missing)[0]} has no counterpart')
+    if not trainable:
+        model.eval()
+    return model
+
+
+def load(model: Any, bundle: Union[Bundle, Path], task: str, adapter_name: str = 'default', *, checkpoint: Checkpoint = 'last', config: Any = None,
+         trainable: bool = False) -> Any:
+    """Adds a task's adapter to a model, a transformers one or a PeftModel already, and gives the PeftModel: what PeftModel.from_pretrained, or load_adapter, does with the unpacked folder.
+
+    `config` stands in for the adapter's own adapter_config.json. Without `trainable` the model is for inference.
+    """
+    if isinstance(bundle, Bundle):
+        return put(model, bundle.read(task, checkpoint), adapter_name, config=config, trainable=trainable)
+    with open_bundle(bundle) as opened:
+        return put(model, opened.read(task, checkpoint), adapter_name, config=config, trainable=trainable)
