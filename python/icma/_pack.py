@@ -56,6 +56,7 @@ class PackResult:
     original_parameters: int
     tasks: Tuple[PackedTask, ...]
     groups: int
+    hashes_dropped: int  # files that had hashes of their weights in their metadata, which the decoded weights do not have
     tier: str
     bound: str
     bound_value: float
@@ -268,7 +269,7 @@ def _plain(result: s.PackResult, skipped: Dict[str, str]) -> PackResult:
         tasks.append(PackedTask(**{**_fields(task), 'name': text(task.name)}))
     return PackResult(
         bytes=_fields(result.bytes), original_files=result.original_files, original_bytes=result.original_bytes, original_parameters=result.original_parameters,
-        tasks=tuple(tasks), groups=result.groups, tier=text(library().icma_tier_name(result.tier)), bound=text(library().icma_bound_name(result.bound.kind)),
+        tasks=tuple(tasks), groups=result.groups, hashes_dropped=result.hashes_dropped, tier=text(library().icma_tier_name(result.tier)), bound=text(library().icma_bound_name(result.bound.kind)),
         bound_value=result.bound.value, device=text(result.device), generator=text(result.generator) if result.has_generator else 'none',
         components=result.components, active_latents=result.active_latents, within_task_explained=result.within_task_explained, break_even=result.break_even,
         seconds=_fields(result.seconds), skipped=skipped)

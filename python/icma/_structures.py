@@ -93,7 +93,7 @@ class Seconds(ctypes.Structure):
 class PackResult(ctypes.Structure):
     C = 'icma_pack_result'
     _fields_ = [('bytes', Bytes), ('original_files', c_uint64), ('original_bytes', c_uint64), ('original_parameters', c_uint64), ('zstd_sample_raw', c_uint64),
-                ('zstd_sample_size', c_uint64), ('tasks', POINTER(PackTask)), ('task_count', c_size_t), ('groups', c_size_t), ('tier', c_int), ('bound', Bound),
+                ('zstd_sample_size', c_uint64), ('tasks', POINTER(PackTask)), ('task_count', c_size_t), ('groups', c_size_t), ('hashes_dropped', c_uint64), ('tier', c_int), ('bound', Bound),
                 ('device', c_char_p), ('has_generator', c_bool), ('generator', c_char_p), ('components', c_size_t), ('active_latents', c_size_t),
                 ('within_task_explained', c_double), ('break_even', c_uint64), ('seconds', Seconds)]
 

@@ -1,7 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
 """The Python package over a built libicma: what it loads is what the program unpacks; what it packs the program takes; errors, threads, interruption, memory."""
-import ctypes
 import gc
 import os
 import pathlib
@@ -21,10 +20,8 @@ sys.path.insert(0, str(ROOT / 'tests' / 'cli'))
 import harness
 
 import icma
-from icma import _structures
 
 VECTORS = ROOT / 'tests' / 'vectors'
-WIDTHS = {'BF16': np.uint16}
 
 
 def parse(image):
@@ -48,49 +45,6 @@ class Case(unittest.TestCase):
 
     def setUp(self):
         self.here = pathlib.Path(tempfile.mkdtemp(dir=self.shop))
-
-
-class Layout(unittest.TestCase):
-    def test_structures_are_those_of_the_headers(self):
-        """Sizes and offsets of every field as a compiler has them."""
-        structures = [v for v in vars(_structures).values() if isinstance(v, type) and issubclass(v, ctypes.Structure) and hasattr(v, 'C')]
-        self.assertGreater(len(structures), 20)
-        lines, expected = [], []
-        for v in structures:
-            lines.append(f'printf("%zu\\n", sizeof({v.C}));')
-            expected.append(f'{v.C} {ctypes.sizeof(v)}')
-            for field, _ in v._fields_:
-                lines.append(f'printf("%zu %zu\\n", offsetof({v.C}, {field}), sizeof((({v.C} *)0)->{field}));')
-                expected.append(f'{v.C}.{field} {getattr(v, field).offset} {getattr(v, field).size}')
-        with tempfile.TemporaryDirectory() as folder:
-            source = pathlib.Path(folder) / 'layout.c'
-            source.write_text('#include "icma.h"\n#include "device.h"\n#include <stdio.h>\nint main(void) {\n' + '\n'.join(lines) + '\nreturn 0;\n}\n')
-            include = [f'-I{ROOT / part}' for part in ('format', 'codec', 'gpu')]
-            subprocess.run([os.environ.get('CC', 'cc'), source, *include, '-o', source.with_suffix('')], check=True)
-            found = subprocess.run([source.with_suffix('')], check=True, capture_output=True, text=True).stdout.splitlines()
-        self.assertEqual([f'{e.split()[0]} {f}' for e, f in zip(expected, found)], expected)
-        self.assertEqual(len(found), len(expected))
-
-    def test_enums_are_those_of_the_headers(self):
-        """Names and statuses in the headers' order: what they are called there is what the library calls them."""
-        library = icma._library.library()
-        for i, kind in enumerate(icma.errors.BY_STATUS[1:], 1):
-            name = library.icma_status_name(i).decode().removeprefix('ICMA_E_').replace('_', '').lower()
-            called = {'io': 'inputoutput', 'memory': 'outofmemory'}.get(name, name)
-            self.assertEqual(kind.__name__.removesuffix('Error').lower(), called)
-        self.assertEqual(library.icma_status_name(len(icma.errors.BY_STATUS)), b'ICMA_E_?')
-        from icma import _pack
-        self.assertEqual([library.icma_tier_name(i).decode() for i in range(4)], list(_pack.TIERS))
-        self.assertEqual([library.icma_bound_name(i).decode() for i in range(4)], list(_pack.BOUNDS))
-        source = (ROOT / 'cli' / 'pack.c').read_text()
-        for i, generator in enumerate(_pack.GENERATORS):
-            self.assertIn(f'[ICMA_CHOOSE_{generator.upper()}] = "{generator}"', source)
-
-    def test_version(self):
-        import tomllib
-        project = tomllib.loads((ROOT / 'python' / 'pyproject.toml').read_text())['project']
-        self.assertEqual(icma.version(), project['version'])
-        self.assertEqual(subprocess.run([harness.PROGRAM, '--version'], capture_output=True, text=True).stdout, f'icma {icma.version()}\n')
 
 
 class Import(unittest.TestCase):
