@@ -15,8 +15,8 @@
 #include <unistd.h>
 
 static const cli_verb *const verbs[] = {
-    &cli_verb_pack, &cli_verb_unpack, &cli_verb_generate, &cli_verb_embed,  &cli_verb_list,
-    &cli_verb_info, &cli_verb_verify, &cli_verb_diff,     &cli_verb_report, NULL};
+    &cli_verb_pack, &cli_verb_add,  &cli_verb_remove, &cli_verb_unpack, &cli_verb_generate, &cli_verb_embed,
+    &cli_verb_list, &cli_verb_info, &cli_verb_verify, &cli_verb_diff,   &cli_verb_report,   NULL};
 
 /* Descriptors 0 to 2 must be taken, or the first file we open becomes somebody's stdout. A closed one is
  * opened the wrong way round, so that using it still fails. */

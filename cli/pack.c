@@ -140,7 +140,7 @@ static icma_status usage(icma_error *error, const char *message) {
     return icma_fail(error, ICMA_E_USAGE, NULL, "%s; see icma pack --help", message);
 }
 
-static icma_status read_tier(const char *tier, icma_pack_options *options, icma_error *error) {
+icma_status cli_pack_read_tier(const char *tier, icma_pack_options *options, icma_error *error) {
     for (icma_tier t = ICMA_TIER_GENERATE; tier && t <= ICMA_TIER_LOSSLESS; t++)
         if (strcmp(tier, icma_tier_name(t)) == 0) {
             options->tier = t;
@@ -233,19 +233,21 @@ static icma_status read_network(const pack_arguments *a, icma_pack_options *opti
     return status ? status : read_channels(a, options, error);
 }
 
-static icma_status read_selection(const pack_arguments *a, icma_pack_options *options, icma_error *error) {
+icma_status cli_pack_read_checkpoints(const char *checkpoints, icma_pack_options *options, icma_error *error) {
     uint64_t last = 0;
+    if (!checkpoints || strcmp(checkpoints, "all") == 0)
+        return ICMA_OK;
+    if (strncmp(checkpoints, "last:", 5) != 0 || !cli_parse_whole(checkpoints + 5, &last) || last == 0 || last > SIZE_MAX)
+        return icma_fail(error, ICMA_E_USAGE, NULL, "--checkpoints takes all or last:N, not \"%s\"", checkpoints);
+    options->train_last = (size_t)last;
+    return ICMA_OK;
+}
+
+static icma_status read_selection(const pack_arguments *a, icma_pack_options *options, icma_error *error) {
     if (a->keep && strcmp(a->keep, "all") != 0 && strcmp(a->keep, "last") != 0)
         return icma_fail(error, ICMA_E_USAGE, NULL, "--keep takes all or last, not \"%s\"", a->keep);
     options->keep_last_only = a->keep && strcmp(a->keep, "last") == 0;
-    if (!a->checkpoints || strcmp(a->checkpoints, "all") == 0)
-        return ICMA_OK;
-    if (strncmp(a->checkpoints, "last:", 5) != 0 || !cli_parse_whole(a->checkpoints + 5, &last) ||
-        last == 0 || last > SIZE_MAX)
-        return icma_fail(error, ICMA_E_USAGE, NULL, "--checkpoints takes all or last:N, not \"%s\"",
-                         a->checkpoints);
-    options->train_last = (size_t)last;
-    return ICMA_OK;
+    return cli_pack_read_checkpoints(a->checkpoints, options, error);
 }
 
 /* Never above what was asked for, whatever f32 can hold. */
@@ -272,7 +274,7 @@ static icma_status refuse_bound(const char *text, icma_error *error) {
     return icma_fail(error, ICMA_E_USAGE, NULL, "--max-error takes dw=X, rel=X or abs=X with X above 0, not \"%s\"; dw=0.05 allows 5 %% in the dW of a module", text);
 }
 
-static icma_status read_bound(const char *text, icma_pack_options *options, icma_error *error) {
+icma_status cli_pack_read_bound(const char *text, icma_pack_options *options, icma_error *error) {
     const char *equals = strchr(text, '=');
     double value;
     icma_bound_kind kind = equals ? ICMA_BOUND_NONE : ICMA_BOUND_DW;
@@ -282,7 +284,7 @@ static icma_status read_bound(const char *text, icma_pack_options *options, icma
     if (kind == ICMA_BOUND_NONE || !cli_parse_real(equals ? equals + 1 : text, &value) || !(round_down(value) >= FLT_MIN) || value > 1e30)
         return refuse_bound(text, error);
     if (options->tier == ICMA_TIER_LOSSLESS)
-        return usage(error, "--tier lossless has no error to bound; leave out --max-error");
+        return icma_fail(error, ICMA_E_USAGE, NULL, "--tier lossless has no error to bound; leave out --max-error");
     if (options->tier != ICMA_TIER_BOUNDED && kind != ICMA_BOUND_DW)
         return icma_fail(error, ICMA_E_USAGE, NULL, "--max-error %s=X belongs to --tier bounded; --tier %s takes dw=X", icma_bound_name(kind), icma_tier_name(options->tier));
     if (options->tier == ICMA_TIER_BOUNDED)
@@ -309,7 +311,7 @@ static icma_status read_target(const pack_arguments *a, icma_pack_options *optio
         options->restart = (size_t)a->restart.value;
     if (!a->max_error)
         return ICMA_OK;
-    return read_bound(a->max_error, options, error);
+    return cli_pack_read_bound(a->max_error, options, error);
 }
 
 static icma_status read_training(const pack_arguments *a, icma_pack_options *options, icma_error *error) {
@@ -358,7 +360,7 @@ static icma_status read_options(const pack_arguments *a, icma_pack_options *opti
     if (!status)
         status = read_network(a, options, error);
     if (!status)
-        status = read_tier(a->tier, options, error);
+        status = cli_pack_read_tier(a->tier, options, error);
     if (!status)
         status = read_selection(a, options, error);
     if (!status)
@@ -391,7 +393,7 @@ static icma_status pack_saving(const pack_arguments *a, const icma_inputs *input
 }
 
 /* Of files as if all of their numbers were weights of 32 bits: which device is worth waking is a matter of powers of ten. */
-static icma_device_work work_of(const icma_inputs *inputs, const icma_pack_options *options) {
+icma_device_work cli_pack_work(const icma_inputs *inputs, const icma_pack_options *options) {
     icma_device_work work = {0};
     size_t adapters = 0;
     struct stat info;
@@ -408,7 +410,7 @@ static icma_device_work work_of(const icma_inputs *inputs, const icma_pack_optio
 static icma_status open_device(const pack_arguments *a, const icma_inputs *inputs, const icma_pack_options *options, const struct icma_ops **ops, icma_error *error) {
     icma_precision precision;
     icma_status status = icma_precision_from_name(options->precision, &precision, error);
-    icma_device_work work = work_of(inputs, options);
+    icma_device_work work = cli_pack_work(inputs, options);
     const char *name = a->device ? a->device : "auto";
     char why[256];
     if (!status)

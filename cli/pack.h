@@ -3,8 +3,16 @@
 #ifndef CLI_PACK_H
 #define CLI_PACK_H
 
+#include "device.h"
 #include "icma.h"
 #include "options.h"
+
+/* The values of --tier, --max-error and --checkpoints (NULL: not given). */
+icma_status cli_pack_read_tier(const char *tier, icma_pack_options *options, icma_error *error);
+icma_status cli_pack_read_bound(const char *text, icma_pack_options *options, icma_error *error);
+icma_status cli_pack_read_checkpoints(const char *checkpoints, icma_pack_options *options, icma_error *error);
+/* What packing these inputs takes of a device, about. */
+icma_device_work cli_pack_work(const icma_inputs *inputs, const icma_pack_options *options);
 
 /* --dry-run: what was found, on stdout. pack_found.c */
 icma_status cli_pack_tell_found(const icma_inputs *inputs, const cli_common *common, icma_error *error);

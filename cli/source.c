@@ -291,3 +291,13 @@ icma_status cli_try_output(const char *path, bool overwrite, icma_error *error) 
         icma_output_abandon(output);
     return status;
 }
+
+icma_status cli_check_change_output(const char *output, bool force, bool dry_run, const char *verb, icma_error *error) {
+    if (force && !output)
+        return icma_fail(error, ICMA_E_USAGE, NULL, "-f replaces the file that -o names; without -o, %s changes the archive itself and needs none", verb);
+    if (output && !output[0])
+        return icma_fail(error, ICMA_E_USAGE, NULL, "the output's name is empty; name a file with -o");
+    if (output && strcmp(output, "-") == 0)
+        return icma_fail(error, ICMA_E_USAGE, NULL, "an archive cannot be written to a pipe; name a file with -o");
+    return output && !dry_run ? cli_try_output(output, force, error) : ICMA_OK;
+}

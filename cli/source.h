@@ -62,6 +62,8 @@ icma_status cli_choose_tasks(const icma_bundle *bundle, const char *path, const 
 /* Finds adapters below `paths`; what was not taken is named in warnings, and *skipped says whether there was
  * any. */
 icma_status cli_inputs_find(const cli_list *paths, icma_inputs *inputs, bool *skipped, icma_error *error);
+/* The options -o, -f and -n of verbs that change an archive: what cannot be, told at once. `verb` names it. */
+icma_status cli_check_change_output(const char *output, bool force, bool dry_run, const char *verb, icma_error *error);
 /* An output that cannot be is told before minutes of work, not after. */
 icma_status cli_try_output(const char *path, bool overwrite, icma_error *error);
 

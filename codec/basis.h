@@ -27,6 +27,7 @@ typedef struct icma_basis {
     double energy;                     /* mean of |x~|^2 */
     double within;                     /* within-task variance: mean over the sampled sources, all roles */
     double explained;                  /* share of the within-task variance in the span; NAN without any */
+    double bits;                       /* under a bound: that rows, trunk and residuals are predicted to take; NAN without one */
     double predicted_error;            /* mean over sources of the predicted relative error of dW */
     icma_rate_point rate[ICMA_RATE_POINTS]; /* by falling bound */
     size_t rate_count;

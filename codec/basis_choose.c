@@ -258,10 +258,15 @@ static size_t rows_of(const choice *made) {
     return rows;
 }
 
+/* Of the rows taken, with a trunk and the residuals. */
+static double predicted_bits(const chooser *c) {
+    double rows = c->bits > 0 ? c->bits * (1 + trunk_share) + TRUNK_BITS : 0;
+    return rows + icma_residual_model_bits(c->residuals, c->leftover, c->noise);
+}
+
 /* Keeps the rows taken as the choice, if they and their residuals take fewer bits; *explaining only among those that explain enough. */
 static double consider(const chooser *c, icma_basis_target target, choice *best, choice *explaining) {
-    double rows = c->bits > 0 ? c->bits * (1 + trunk_share) + TRUNK_BITS : 0;
-    choice now = {c->step, rows + icma_residual_model_bits(c->residuals, c->leftover, c->noise), {0}};
+    choice now = {c->step, predicted_bits(c), {0}};
     memcpy(now.taken, c->taken, sizeof now.taken);
     if (c->cheapest)
         c->cheapest[rows_of(&now)] = fmin(c->cheapest[rows_of(&now)], now.cost);
@@ -445,6 +450,7 @@ static icma_status keep(const icma_group *group, const chooser *c, icma_basis *o
     }
     out->explained = explained(c);
     out->predicted_error = predicted_error(c);
+    out->bits = c->residuals ? predicted_bits(c) : NAN;
     return ICMA_OK;
 }
 

@@ -282,7 +282,7 @@ static icma_status read_group(icma_bundle *b, uint32_t index, icma_error *error)
     return status;
 }
 
-static icma_status load_group(icma_bundle *b, uint32_t index, icma_error *error) {
+icma_status icma_bundle_load_group(icma_bundle *b, uint32_t index, icma_error *error) {
     icma_group_state *g = &b->groups[index];
     icma_error detail = {0};
     if (g->loaded)
@@ -352,7 +352,7 @@ static icma_status load_part(icma_bundle *b, uint32_t task_index, icma_part *p, 
     uint8_t *raw = NULL;
     const icma_section *condition;
     const icma_generator *g = &b->groups[p->group].generator;
-    icma_status status = load_group(b, p->group, error);
+    icma_status status = icma_bundle_load_group(b, p->group, error);
     if (!status)
         status = single(b, ICMA_SECTION_CONDITION, p->group, task_index, &condition, error);
     if (!status && !condition && icma_generator_predicts(g))
@@ -369,7 +369,7 @@ static icma_status load_part(icma_bundle *b, uint32_t task_index, icma_part *p, 
     icma_checkpoints list = {0};
     status = icma_container_load(b->container, table, MOST_TABLE, &raw, error);
     if (!status)
-        status = icma_checkpoints_read(raw, (size_t)table->raw_size, table->count, g, &list, error);
+        status = icma_checkpoints_read(raw, (size_t)table->raw_size, table->count, g, p->table.origin, &list, error);
     icma_free(raw);
     p->table.list = list.list;
     p->table.count = list.count;
@@ -504,6 +504,14 @@ size_t icma_bundle_find_task(const icma_bundle *b, const char *name) {
     return SIZE_MAX;
 }
 
+static const char *origin_of(const icma_checkpoints *table) {
+    if (table->origin == ICMA_CONDITION_LEARNED)
+        return "learned";
+    if (table->condition)
+        return table->condition_name;
+    return table->origin == ICMA_CONDITION_OFFSET ? "added" : "none";
+}
+
 icma_status icma_bundle_task(icma_bundle *b, size_t index, icma_task_info *info, icma_error *error) {
     memset(info, 0, sizeof *info);
     icma_status status = icma_bundle_load_task(b, (uint32_t)index, error);
@@ -513,7 +521,7 @@ icma_status icma_bundle_task(icma_bundle *b, size_t index, icma_task_info *info,
     const icma_checkpoints *table = &t->parts[0].table;
     *info = (icma_task_info){.name = icma_bundle_task_name(b, index), .condition_size = table->condition_size, .condition = table->condition,
                              .bytes = t->bytes, .checkpoints = t->infos, .checkpoint_count = t->count};
-    info->condition_origin = table->origin == ICMA_CONDITION_GIVEN ? table->condition_name : table->origin == ICMA_CONDITION_LEARNED ? "learned" : "none";
+    info->condition_origin = origin_of(table);
     return ICMA_OK;
 }
 
@@ -569,7 +577,7 @@ icma_status icma_bundle_check_section(icma_bundle *b, size_t index, icma_error *
 
 icma_status icma_bundle_generator(icma_bundle *b, uint32_t index, icma_generator_info *info, icma_error *error) {
     memset(info, 0, sizeof *info);
-    icma_status status = load_group(b, index, error);
+    icma_status status = icma_bundle_load_group(b, index, error);
     if (status)
         return status;
     const icma_group_state *g = &b->groups[index];
@@ -595,7 +603,7 @@ icma_status icma_bundle_generator(icma_bundle *b, uint32_t index, icma_generator
 icma_status icma_bundle_verbatim_tensors(icma_bundle *b, uint32_t group, icma_adapter_tensor **list, size_t *count, icma_error *error) {
     *list = NULL;
     *count = 0;
-    icma_status status = load_group(b, group, error);
+    icma_status status = icma_bundle_load_group(b, group, error);
     if (status)
         return status;
     const icma_group_state *g = &b->groups[group];

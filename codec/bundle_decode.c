@@ -160,7 +160,7 @@ static icma_status sampled_coefficients(icma_group_state *g, const icma_part *p,
     if (!z)
         return icma_fail(error, ICMA_E_MEMORY, NULL, "no memory for a latent");
     icma_bundle_draw(&g->generator, *(const uint64_t *)context, z);
-    icma_status status = icma_decoder_sample(g->decoder, z, p->table.condition, p->table.origin == ICMA_CONDITION_LEARNED, q, error);
+    icma_status status = icma_decoder_sample_task(g->decoder, z, &p->table, q, error);
     icma_free(z);
     return status;
 }

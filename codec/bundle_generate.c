@@ -93,6 +93,8 @@ static void measure(generation *g, size_t task, const float *x, const float *y, 
 static void measure_vector(generation *g, size_t task, const icma_part *p) {
     if (!icma_generator_predicts(generator_of(g, p)))
         return;
+    if (p->table.origin == ICMA_CONDITION_OFFSET)
+        return; /* added: the generator knows nothing of its vector */
     g->predicted = true;
     if (p->table.origin != ICMA_CONDITION_GIVEN)
         g->learned = true;
@@ -113,7 +115,7 @@ static bool is_mixed(const generation *g, size_t task) {
 static void measure_coordinates(generation *g, size_t task, const icma_part *p, float *scratch) {
     const icma_generator *generator = generator_of(g, p);
     bool learned = p->table.origin == ICMA_CONDITION_LEARNED;
-    if (!learned && !is_mixed(g, task))
+    if (p->table.origin == ICMA_CONDITION_OFFSET || (!learned && !is_mixed(g, task)))
         return;
     icma_generator_coordinates(generator, p->table.condition, learned, scratch);
     measure(g, task, g->a, scratch, generator->coordinates);
@@ -222,6 +224,11 @@ static icma_status add_task(generation *g, size_t i, double *coordinates, double
         return icma_fail(error, ICMA_E_UNSUPPORTED, NULL,
                          "tasks %.100s and %.100s have adapters of different shapes; mix tasks of one",
                          name_of(g, g->told->like), name_of(g, task));
+    if (p->table.origin == ICMA_CONDITION_OFFSET)
+        return icma_fail(error, ICMA_E_UNSUPPORTED, NULL,
+                         "task %.100s was added (icma add): the generator has learned no condition for it that "
+                         "could be mixed; pack it with the others to mix it",
+                         name_of(g, task));
     const icma_generator *generator = generator_of(g, p);
     bool learned = p->table.origin == ICMA_CONDITION_LEARNED;
     icma_generator_coordinates(generator, p->table.condition, learned, scratch);

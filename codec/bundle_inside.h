@@ -69,6 +69,7 @@ icma_status icma_bundle_corrupt(const icma_bundle *bundle, icma_error *error, co
 /* The tables of a task, one a group, as indices first .. first + count - 1 of `tables`. */
 size_t icma_bundle_tables(const icma_bundle *bundle, uint32_t task, size_t *first);
 /* Each loads on first use; nothing to do after that. */
+icma_status icma_bundle_load_group(icma_bundle *bundle, uint32_t group, icma_error *error);
 icma_status icma_bundle_load_task(icma_bundle *bundle, uint32_t task, icma_error *error);
 /* The section of a kind over checkpoints whose range has `index`, or NULL; the ranges do not overlap (checked when the task is loaded). */
 const icma_section *icma_bundle_covering(const icma_bundle *bundle, uint16_t kind, uint32_t group, uint32_t task, size_t index);

@@ -19,6 +19,7 @@ void icma_checkpoints_free(icma_checkpoints *c) {
     }
     icma_free(c->list);
     icma_free(c->condition);
+    icma_free(c->offset);
     icma_free(c->condition_name);
     memset(c, 0, sizeof *c);
 }
@@ -36,6 +37,10 @@ bool icma_has_coefficients(const icma_generator *generator, const icma_checkpoin
     return icma_generator_predicts(generator) && checkpoint->tier >= ICMA_TIER_LATENT && checkpoint->tier <= ICMA_TIER_LOSSLESS;
 }
 
+size_t icma_stored_latents(const icma_generator *generator, const icma_checkpoints *c) {
+    return c->origin == ICMA_CONDITION_OFFSET ? 0 : generator->latent;
+}
+
 void icma_mark_linked(const icma_safetensors *signature, bool *coded) {
     for (size_t t = 0; t < signature->tensor_count; t++)
         coded[t] = icma_dtype_is_modelled(signature->tensors[t].dtype);
@@ -43,13 +48,21 @@ void icma_mark_linked(const icma_safetensors *signature, bool *coded) {
 
 /* --- writing: column by column, so that equal and slowly changing fields compress ------------------------------- */
 
-void icma_condition_write(const icma_checkpoints *c, icma_buffer *out) {
+void icma_condition_write(const icma_checkpoints *c, const icma_generator *g, icma_buffer *out) {
     size_t name = c->condition_name ? strlen(c->condition_name) : 0;
     name = name < 255 ? name : 255;
     icma_write_u8(out, (uint8_t)c->origin);
     icma_write_u8(out, (uint8_t)name);
     icma_write_bytes(out, c->condition_name, name);
-    icma_coarse_write(out, c->condition, c->condition_size);
+    if (c->origin != ICMA_CONDITION_OFFSET) {
+        icma_coarse_write(out, c->condition, c->condition_size);
+        return;
+    }
+    icma_write_varint(out, c->condition_size);
+    if (c->condition_size)
+        icma_coarse_write(out, c->condition, c->condition_size);
+    for (size_t k = 0; k < g->total; k++)
+        icma_write_varint_signed(out, c->offset[k]);
 }
 
 /* 0 for none, else the difference to the previous step + 1; steps ascend, so no difference is negative. */
@@ -104,7 +117,7 @@ void icma_checkpoints_write(const icma_checkpoints *c, const icma_generator *g, 
         icma_write_u8(out, (uint8_t)c->list[i].tier);
     write_bounds(c, out);
     write_lists(c, out);
-    for (size_t j = 0; j < g->latent; j++)
+    for (size_t j = 0; j < icma_stored_latents(g, c); j++)
         write_column(c, g, true, j, out);
     for (size_t k = 0; k < g->total; k++)
         write_column(c, g, false, k, out);
@@ -135,26 +148,57 @@ static size_t condition_size(const icma_generator *g, int origin) {
     return icma_generator_predicts(g) ? g->condition_size : SIZE_MAX;
 }
 
+static icma_status read_vector(icma_cursor *from, size_t count, icma_checkpoints *out, icma_error *error) {
+    if (count > ICMA_MAX_CONDITION)
+        return icma_fail(error, ICMA_E_LIMIT, NULL, "task table: a condition of %zu numbers", count);
+    if (!(out->condition = icma_alloc_array(count, sizeof(float))))
+        return no_memory(error);
+    out->condition_size = count;
+    return icma_coarse_read(from, out->condition, count) ? ICMA_OK : bad(error, "a condition that is cut short, or has a number out of range");
+}
+
+/* The vector that the task came with, if any, and its offset. */
+static icma_status read_offset(icma_cursor *from, const icma_generator *g, icma_checkpoints *out, icma_error *error) {
+    uint64_t count = icma_read_varint(from);
+    if (g->kind != ICMA_GENERATOR_BASIS)
+        return bad(error, "an offset in a group without a basis");
+    if (from->failed || count > from->left)
+        return bad(error, "a condition that is cut short");
+    icma_status status = count ? read_vector(from, (size_t)count, out, error) : ICMA_OK;
+    if (status)
+        return status;
+    if (g->total > from->left)
+        return bad(error, "a condition that is cut short");
+    if (!(out->offset = icma_alloc_array(g->total, sizeof *out->offset)))
+        return no_memory(error);
+    for (size_t k = 0; k < g->total; k++) {
+        int64_t value = icma_read_varint_signed(from);
+        if (from->failed || value > LARGEST_INTEGER || value < -LARGEST_INTEGER)
+            return bad(error, "a condition that is cut short, or an offset out of range");
+        out->offset[k] = (int32_t)value;
+    }
+    return icma_cursor_finished(from) ? ICMA_OK : bad(error, "bytes after a condition's end");
+}
+
 icma_status icma_condition_read(const void *data, size_t size, const icma_generator *g, icma_checkpoints *out, icma_error *error) {
     icma_cursor from = icma_cursor_over(data, size);
     uint8_t origin = icma_read_u8(&from), name = icma_read_u8(&from);
     const uint8_t *text = icma_read_bytes(&from, name);
-    size_t count = from.left ? from.left - 1 : 0, wanted = condition_size(g, origin);
-    if (size > 0 && origin != ICMA_CONDITION_GIVEN && origin != ICMA_CONDITION_LEARNED)
+    if (size > 0 && (origin < ICMA_CONDITION_GIVEN || origin > ICMA_CONDITION_OFFSET))
         return icma_fail(error, ICMA_E_UNSUPPORTED, NULL, "task table: condition of origin %u; a newer icma may know it", origin);
-    if (from.failed || count == 0)
+    if (from.failed || from.left == 0)
         return bad(error, "a condition that is cut short");
-    if (memchr(text, 0, name) || (wanted != SIZE_MAX && count != wanted))
-        return bad(error, "a condition that does not fit the generator");
-    if (count > ICMA_MAX_CONDITION)
-        return icma_fail(error, ICMA_E_LIMIT, NULL, "task table: a condition of %zu numbers", count);
-    out->condition_name = icma_copy_text((const char *)text, name);
-    out->condition = icma_alloc_array(count, sizeof(float));
-    if (!out->condition_name || !out->condition)
+    if (memchr(text, 0, name))
+        return bad(error, "a condition with a NUL in its name");
+    if (!(out->condition_name = icma_copy_text((const char *)text, name)))
         return no_memory(error);
     out->origin = origin;
-    out->condition_size = count;
-    return icma_coarse_read(&from, out->condition, count) ? ICMA_OK : bad(error, "a condition with a number out of range");
+    if (origin == ICMA_CONDITION_OFFSET)
+        return read_offset(&from, g, out, error);
+    size_t count = from.left - 1, wanted = condition_size(g, origin);
+    if (count == 0 || (wanted != SIZE_MAX && count != wanted))
+        return bad(error, "a condition that does not fit the generator");
+    return read_vector(&from, count, out, error);
 }
 
 static icma_status read_steps(icma_cursor *from, icma_checkpoints *c, icma_error *error) {
@@ -250,7 +294,7 @@ static icma_status read_list(icma_cursor *from, const icma_generator *g, icma_ch
 
 /* Every integer takes at least one of the `left` bytes, so that a short table cannot make us allocate a long one. */
 static icma_status make_integers(const icma_generator *g, icma_checkpoints *c, size_t left, icma_error *error) {
-    size_t latent = 0, each = g->latent + g->total;
+    size_t latent = 0, each = icma_stored_latents(g, c) + g->total;
     for (size_t i = 0; i < c->count; i++)
         latent += icma_has_coefficients(g, &c->list[i]);
     if (latent && each > left / latent)
@@ -259,7 +303,7 @@ static icma_status make_integers(const icma_generator *g, icma_checkpoints *c, s
         icma_checkpoint *p = &c->list[i];
         if (!icma_has_coefficients(g, p))
             continue;
-        p->latent = icma_alloc_array(g->latent ? g->latent : 1, sizeof *p->latent);
+        p->latent = icma_alloc_zeroed(g->latent ? g->latent : 1, sizeof *p->latent);
         p->correction = icma_alloc_array(g->total ? g->total : 1, sizeof *p->correction);
         if (!p->latent || !p->correction)
             return no_memory(error);
@@ -299,10 +343,10 @@ static icma_status read_errors(icma_cursor *from, icma_checkpoints *c, icma_erro
     return from->failed ? bad(error, "truncated") : ICMA_OK;
 }
 
-icma_status icma_checkpoints_read(const void *data, size_t size, size_t count, const icma_generator *g,
+icma_status icma_checkpoints_read(const void *data, size_t size, size_t count, const icma_generator *g, icma_condition_origin origin,
                                   icma_checkpoints *out, icma_error *error) {
     icma_cursor from = icma_cursor_over(data, size);
-    icma_checkpoints c = {0};
+    icma_checkpoints c = {.origin = origin};
     memset(out, 0, sizeof *out);
     icma_status status = ICMA_OK;
     /* So many bytes a checkpoint at least: a lying count cannot make us allocate much. */
@@ -323,7 +367,7 @@ icma_status icma_checkpoints_read(const void *data, size_t size, size_t count, c
         status = read_list(&from, g, &c.list[i], error);
     if (!status)
         status = make_integers(g, &c, from.left, error);
-    for (size_t j = 0; !status && j < g->latent; j++)
+    for (size_t j = 0; !status && j < icma_stored_latents(g, &c); j++)
         status = read_column(&from, g, &c, true, j, error);
     for (size_t k = 0; !status && k < g->total; k++)
         status = read_column(&from, g, &c, false, k, error);

@@ -19,6 +19,7 @@ typedef enum icma_condition_origin {
     ICMA_CONDITION_NONE = 0,    /* the group has no generator, and the task came without a vector */
     ICMA_CONDITION_GIVEN = 1,   /* from a file beside the checkpoints */
     ICMA_CONDITION_LEARNED = 2, /* trained jointly with the generator */
+    ICMA_CONDITION_OFFSET = 3,  /* of a task that was added to a group with a basis: coefficients of its own, in place of what the trunk would make of a condition */
 } icma_condition_origin;
 
 typedef struct icma_checkpoint {
@@ -43,25 +44,28 @@ typedef struct icma_checkpoints {
     char *condition_name;      /* the file it came from, or ""; owned */
     float *condition;          /* rounded (coarse.h); owned; NULL if none */
     size_t condition_size;
+    int32_t *offset;           /* with ICMA_CONDITION_OFFSET: generator->total integers, in correction steps; owned */
     icma_checkpoint *list;     /* owned */
     size_t count;
 } icma_checkpoints;
 
 /* Whether a checkpoint stores latent and corrections: tiers latent to lossless, of a group with a basis. */
 bool icma_has_coefficients(const icma_generator *generator, const icma_checkpoint *checkpoint);
+/* Numbers in a stored latent: none where an offset takes the trunk's place. */
+size_t icma_stored_latents(const icma_generator *generator, const icma_checkpoints *checkpoints);
 /* Which tensors a lossless link codes: all of F32, F16 and BF16, modelled or not. `coded` has a flag a tensor. */
 void icma_mark_linked(const icma_safetensors *signature, bool *coded);
 
 void icma_checkpoints_free(icma_checkpoints *checkpoints); /* leaves it zeroed */
-/* The payload of a CONDITION section; reading fills the first four fields of `out` (freed by the caller on failure, too). */
-void icma_condition_write(const icma_checkpoints *checkpoints, icma_buffer *out);
+/* The payload of a CONDITION section; reading fills what comes before `list` in `out` (freed by the caller on failure, too). */
+void icma_condition_write(const icma_checkpoints *checkpoints, const icma_generator *generator, icma_buffer *out);
 icma_status icma_condition_read(const void *data, size_t size, const icma_generator *generator, icma_checkpoints *out,
                                 icma_error *error);
 
-/* The payload of a TASK section. Reading fills `list` and `count`. */
+/* The payload of a TASK section. Reading fills `list` and `count`, given `origin` (of the part's condition). */
 void icma_checkpoints_write(const icma_checkpoints *checkpoints, const icma_generator *generator, icma_buffer *out);
 /* `count` is the section's; everything else is checked against it and the generator. */
-icma_status icma_checkpoints_read(const void *data, size_t size, size_t count, const icma_generator *generator,
+icma_status icma_checkpoints_read(const void *data, size_t size, size_t count, const icma_generator *generator, icma_condition_origin origin,
                                   icma_checkpoints *out, icma_error *error);
 
 /* Rounds up to the next bfloat16, so that a stored error is never below the measured one. Infinity stays. */

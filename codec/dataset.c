@@ -26,6 +26,22 @@ static icma_status no_memory(icma_error *error) {
     return icma_fail(error, ICMA_E_MEMORY, NULL, "no memory for the list of checkpoints");
 }
 
+/* Takes the signature over and leaves *header zeroed. */
+static icma_status add_group(icma_dataset *d, icma_safetensors *header, icma_error *error) {
+    icma_group *more = icma_resize_array(d->groups, d->count + 1, sizeof *more);
+    if (!more)
+        return no_memory(error);
+    d->groups = more;
+    icma_group group = {.fingerprint = fingerprint_of(header)};
+    icma_status status = icma_pairs_find(header, &group.pairs, error);
+    if (status)
+        return status;
+    group.signature = *header;
+    memset(header, 0, sizeof *header);
+    d->groups[d->count++] = group;
+    return ICMA_OK;
+}
+
 /* The group of this signature; a new one takes the signature over and leaves *header zeroed. */
 static icma_status find_group(icma_dataset *d, icma_safetensors *header, icma_group **out, icma_error *error) {
     uint64_t fingerprint = fingerprint_of(header);
@@ -34,19 +50,10 @@ static icma_status find_group(icma_dataset *d, icma_safetensors *header, icma_gr
             *out = &d->groups[g];
             return ICMA_OK;
         }
-    icma_group *more = icma_resize_array(d->groups, d->count + 1, sizeof *more);
-    if (!more)
-        return no_memory(error);
-    d->groups = more;
-    icma_group group = {.fingerprint = fingerprint};
-    icma_status status = icma_pairs_find(header, &group.pairs, error);
-    if (status)
-        return status;
-    group.signature = *header;
-    memset(header, 0, sizeof *header);
-    d->groups[d->count] = group;
-    *out = &d->groups[d->count++];
-    return ICMA_OK;
+    icma_status status = add_group(d, header, error);
+    if (!status)
+        *out = &d->groups[d->count - 1];
+    return status;
 }
 
 static bool grow_sources(icma_group *group) {
@@ -109,11 +116,23 @@ static size_t first_used(const icma_input_task *task, size_t train_last) {
 }
 
 icma_status icma_dataset_open(const icma_inputs *inputs, size_t train_last, const icma_progress *progress, icma_dataset *out, icma_error *error) {
+    return icma_dataset_open_beside(inputs, train_last, NULL, 0, progress, out, error);
+}
+
+icma_status icma_dataset_open_beside(const icma_inputs *inputs, size_t train_last, const icma_safetensors *const *known, size_t known_count, const icma_progress *progress, icma_dataset *out,
+                                     icma_error *error) {
     icma_status status = ICMA_OK;
     double files = 0;
     memset(out, 0, sizeof *out);
     for (size_t t = 0; t < inputs->task_count; t++)
         files += (double)(inputs->tasks[t].checkpoint_count - first_used(&inputs->tasks[t], train_last));
+    for (size_t g = 0; !status && g < known_count; g++) {
+        icma_safetensors copy = {0};
+        status = icma_safetensors_parse(known[g]->header, known[g]->header_size, known[g]->data_size, &copy, error);
+        if (!status)
+            status = add_group(out, &copy, error);
+        icma_safetensors_free(&copy);
+    }
     for (size_t t = 0; !status && t < inputs->task_count; t++) {
         const icma_input_task *task = &inputs->tasks[t];
         for (size_t i = first_used(task, train_last); !status && i < task->checkpoint_count; i++) {

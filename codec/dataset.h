@@ -36,6 +36,9 @@ typedef struct icma_dataset {
 
 /* Opens and groups the inputs' checkpoints (the last `train_last` of each task; 0: all), telling phase "read" (progress may be NULL). `inputs` must outlive the dataset. */
 icma_status icma_dataset_open(const icma_inputs *inputs, size_t train_last, const icma_progress *progress, icma_dataset *out, icma_error *error);
+/* The same beside groups that are there already: the first known_count groups have these signatures (copied), in this order, and may stay without sources. Others follow. */
+icma_status icma_dataset_open_beside(const icma_inputs *inputs, size_t train_last, const icma_safetensors *const *known, size_t known_count, const icma_progress *progress, icma_dataset *out,
+                                     icma_error *error);
 void icma_dataset_close(icma_dataset *dataset); /* leaves it zeroed */
 
 /* ICMA_E_IO if a source's file is not what it was when it was opened: what was read of it may be a mixture. */

@@ -364,12 +364,30 @@ icma_status icma_decoder_sample(icma_decoder *d, const float *noise, const float
     return status;
 }
 
+/* The code of a task that was added: its own offset, and the checkpoint's corrections (NULL: none), in steps of these. Sums of the integers are exact in f32. */
+static icma_status code_of_offset(const icma_generator *g, const int32_t *offset, const int32_t *correction, float *code, icma_error *error) {
+    for (size_t k = 0; k < g->total; k++) {
+        code[k] = (float)(offset[k] + (correction ? correction[k] : 0)) * g->correction_step[k];
+        if (!isfinite(code[k]))
+            return icma_fail(error, ICMA_E_CORRUPT, NULL, "generator: coefficient %zu is not finite", k);
+    }
+    return ICMA_OK;
+}
+
+icma_status icma_decoder_sample_task(icma_decoder *d, const float *noise, const icma_checkpoints *task, float *code, icma_error *error) {
+    if (task->origin == ICMA_CONDITION_OFFSET)
+        return code_of_offset(d->generator, task->offset, NULL, code, error);
+    return icma_decoder_sample(d, noise, task->condition, task->origin == ICMA_CONDITION_LEARNED, code, error);
+}
+
 icma_status icma_decoder_code(icma_decoder *d, const icma_checkpoints *task, const icma_checkpoint *checkpoint, float *code, icma_error *error) {
     const icma_generator *g = d->generator;
+    bool stored = icma_has_coefficients(g, checkpoint);
+    if (task->origin == ICMA_CONDITION_OFFSET)
+        return code_of_offset(g, task->offset, stored ? checkpoint->correction : NULL, code, error);
     float *z, *a = make_inputs(g, task->condition, task->origin == ICMA_CONDITION_LEARNED, &z);
     if (!a)
         return icma_fail(error, ICMA_E_MEMORY, NULL, "no memory for a code");
-    bool stored = icma_has_coefficients(g, checkpoint);
     icma_status status = stored ? ICMA_OK : draw(d, z, a, z, error); /* z is 0 */
     for (size_t j = 0; stored && j < g->latent; j++)
         z[j] = (float)checkpoint->latent[j] * g->latent_step[j];
@@ -461,6 +479,29 @@ icma_status icma_decoder_classes(icma_decoder *d, const float *code, uint8_t *cl
         if (!icma_residual_class(values[i], &classes[i]))
             status = icma_fail(error, ICMA_E_CORRUPT, NULL, "a predicted variance is not finite");
     icma_free(values);
+    return status;
+}
+
+icma_status icma_decoder_rows(icma_decoder *d, size_t tensor, size_t first, size_t columns, float *rows, icma_error *error) {
+    const icma_ops *ops = d->ops;
+    size_t k = rows_of(d, tensor), chunk = d->places[tensor].chunk, total = d->generator->total;
+    icma_matrix head, q, steps;
+    float *ones = icma_alloc_array(total, sizeof *ones);
+    icma_status status = ones ? load_chunks(d, &chunk, 1, error) : icma_fail(error, ICMA_E_MEMORY, NULL, "no memory for rows of the basis");
+    for (size_t j = 0; ones && j < total; j++)
+        ones[j] = 1;
+    if (!status && !d->y)
+        status = ops->alloc(ops->device, ICMA_ELEMENT_F32, widest(d), &d->y, error);
+    if (!status)
+        status = ops->upload(ops->device, d->q, 0, ones, total, error);
+    icma_free(ones);
+    if (status)
+        return status;
+    find_rows(d, tensor, &head, &q, &steps);
+    for (size_t j = 0; !status && j < k; j++) {
+        ops->basis(ops->device, icma_matrix_block(q, 0, j, 1, 1), icma_matrix_block(steps, 0, j, 1, 1), icma_matrix_block(head, j, first, 1, columns), 1, icma_matrix_of(d->y, 1, columns));
+        status = ops->download(ops->device, d->y, 0, rows + j * columns, columns, error);
+    }
     return status;
 }
 

@@ -31,6 +31,8 @@ uint64_t icma_decode_work(const icma_safetensors *signature, const icma_generato
 /* The code (icma_generator_code_size numbers) of an adapter that is not stored: from `noise` (latent numbers: variates of N(0, 1), or zeros), which the prior makes a latent of, and a condition
  * (condition_size or coordinates numbers). */
 icma_status icma_decoder_sample(icma_decoder *decoder, const float *noise, const float *condition, bool learned, float *code, icma_error *error);
+/* The same for a stored task: of one that was added (ICMA_CONDITION_OFFSET) its offset, whatever the noise. */
+icma_status icma_decoder_sample_task(icma_decoder *decoder, const float *noise, const icma_checkpoints *task, float *code, icma_error *error);
 /* The code of a stored checkpoint: z from its integers (under tier generate as icma_decoder_sample without noise), the trunk and the corrections where there are any. */
 icma_status icma_decoder_code(icma_decoder *decoder, const icma_checkpoints *task, const icma_checkpoint *checkpoint, float *code, icma_error *error);
 /* Writes every modelled tensor into `data` (signature->data_size bytes), except those listed in exceptions. A value that is not finite before the
@@ -46,6 +48,8 @@ icma_status icma_decoder_tensors_to(icma_decoder *decoder, const float *code, co
 icma_status icma_decoder_model(icma_decoder *decoder, const icma_checkpoints *task, const icma_checkpoint *checkpoint, uint8_t *data, icma_error *error);
 /* What the generator alone makes of one modelled tensor, before the cast; values has room for its elements. */
 icma_status icma_decoder_predict(icma_decoder *decoder, const float *code, size_t tensor, float *values, icma_error *error);
+/* With a basis: columns first .. first + columns - 1 of the rows of a modelled tensor's role, each times its head step, standardised (not times s_t). `rows` has room for rows x columns. */
+icma_status icma_decoder_rows(icma_decoder *decoder, size_t tensor, size_t first, size_t columns, float *rows, icma_error *error);
 /* Where icma_generator_has_classes: the class (residual.h) of each weight of all modelled tensors, one tensor after the other. ICMA_E_CORRUPT if a predicted variance is not finite. */
 icma_status icma_decoder_classes(icma_decoder *decoder, const float *code, uint8_t *classes, icma_error *error);
 

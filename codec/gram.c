@@ -17,7 +17,8 @@ typedef struct scan {
     icma_group *group;
     const icma_ops *ops;
     icma_gram *gram;
-    icma_generator *generator;
+    icma_generator *generator;      /* treatments and scales are decided here, unless they are `frozen` */
+    const icma_generator *frozen;
     size_t columns;       /* of a tile */
     float *tile;          /* n x columns */
     double *tensor;       /* n x n: of one tensor */
@@ -168,14 +169,28 @@ static void note_energies(scan *s, size_t t, double scale) {
     }
 }
 
+/* The tensor's Gram matrix to its role's. */
+static icma_status add_to_role(scan *s, size_t t, size_t role, float scale, icma_error *error) {
+    size_t n = s->gram->count;
+    if (!s->gram->matrix[role] && !(s->gram->matrix[role] = icma_alloc_zeroed(n * n, sizeof(double))))
+        return icma_fail(error, ICMA_E_MEMORY, NULL, "no memory for the Gram matrix of %zu checkpoints", n);
+    for (size_t i = 0; i < n * n; i++)
+        s->gram->matrix[role][i] += s->tensor[i] / ((double)scale * scale);
+    note_energies(s, t, (double)scale);
+    s->gram->weights[role] += s->group->signature.tensors[t].count;
+    return ICMA_OK;
+}
+
 /* Adds one tensor to its role's matrix, standardised, or makes it verbatim. */
 static icma_status scan_tensor(scan *s, size_t t, icma_error *error) {
     const icma_tensor_info *info = &s->group->signature.tensors[t];
     icma_role role = s->group->pairs.roles[t];
     size_t n = s->gram->count;
-    s->generator->treatment[t] = ICMA_TREAT_VERBATIM;
-    s->why[t] = (uint8_t)icma_why_verbatim(info, role);
-    if (s->why[t] != ICMA_WHY_NOT)
+    if (!s->frozen) {
+        s->generator->treatment[t] = ICMA_TREAT_VERBATIM;
+        s->why[t] = (uint8_t)icma_why_verbatim(info, role);
+    }
+    if (s->frozen ? !icma_generator_is_modelled(s->frozen, t) : s->why[t] != ICMA_WHY_NOT)
         return ICMA_OK;
     for (size_t i = 0; i < n; i++) {
         s->lowest[i] = INFINITY;
@@ -186,6 +201,8 @@ static icma_status scan_tensor(scan *s, size_t t, icma_error *error) {
     if (status)
         return status;
     size_t stay = except_rows(s, t);
+    if (s->frozen)
+        return add_to_role(s, t, s->frozen->treatment[t], s->frozen->scale[t], error);
     double energy = 0;
     for (size_t i = 0; i < n; i++)
         energy += s->tensor[i * n + i];
@@ -195,15 +212,9 @@ static icma_status scan_tensor(scan *s, size_t t, icma_error *error) {
         forget_exceptions(s, t);
         return ICMA_OK;
     }
-    if (!s->gram->matrix[role] && !(s->gram->matrix[role] = icma_alloc_zeroed(n * n, sizeof(double))))
-        return icma_fail(error, ICMA_E_MEMORY, NULL, "no memory for the Gram matrix of %zu checkpoints", n);
-    for (size_t i = 0; i < n * n; i++)
-        s->gram->matrix[role][i] += s->tensor[i] / ((double)scale * scale);
-    note_energies(s, t, (double)scale);
-    s->gram->weights[role] += info->count;
     s->generator->treatment[t] = (uint8_t)role;
     s->generator->scale[t] = scale;
-    return ICMA_OK;
+    return add_to_role(s, t, role, scale, error);
 }
 
 /* All sources, or a seeded sample of `limit` of them, ascending. */
@@ -226,10 +237,10 @@ static icma_status choose_rows(const icma_group *group, size_t limit, uint64_t s
     return ICMA_OK;
 }
 
-icma_status icma_gram_compute(icma_group *group, const icma_ops *ops, size_t limit, uint64_t seed, const icma_progress *progress,
-                              icma_generator *generator, icma_gram *out, icma_error *error) {
+static icma_status compute(scan s, size_t limit, uint64_t seed, const icma_progress *progress, icma_error *error) {
+    icma_group *group = s.group;
+    icma_gram *out = s.gram;
     memset(out, 0, sizeof *out);
-    scan s = {.group = group, .ops = ops, .gram = out, .generator = generator};
     icma_status status = choose_rows(group, limit, seed, out, error);
     size_t cells = out->count * group->signature.tensor_count;
     out->energy = icma_alloc_zeroed(cells ? cells : 1, sizeof *out->energy);
@@ -246,12 +257,22 @@ icma_status icma_gram_compute(icma_group *group, const icma_ops *ops, size_t lim
             status = scan_tensor(&s, t, error);
         done += (double)group->signature.tensors[t].size * (double)group->count;
     }
-    if (!status)
+    if (!status && !s.frozen)
         icma_explain_verbatim(progress, group, s.why);
     scan_free(&s);
     if (status)
         icma_gram_free(out);
     return status;
+}
+
+icma_status icma_gram_compute(icma_group *group, const icma_ops *ops, size_t limit, uint64_t seed, const icma_progress *progress,
+                              icma_generator *generator, icma_gram *out, icma_error *error) {
+    return compute((scan){.group = group, .ops = ops, .gram = out, .generator = generator}, limit, seed, progress, error);
+}
+
+icma_status icma_gram_compute_as(icma_group *group, const icma_ops *ops, size_t limit, uint64_t seed, const icma_progress *progress, const icma_generator *generator, icma_gram *out,
+                                 icma_error *error) {
+    return compute((scan){.group = group, .ops = ops, .gram = out, .frozen = generator}, limit, seed, progress, error);
 }
 
 void icma_gram_free(icma_gram *gram) {

@@ -29,6 +29,8 @@ typedef struct icma_gram {
  * task. */
 icma_status icma_gram_compute(icma_group *group, const icma_ops *ops, size_t limit, uint64_t seed, const icma_progress *progress,
                               icma_generator *generator, icma_gram *out, icma_error *error);
+/* The same with the treatments and scales that the generator has: for newcomers to its group. A source whose tensor is not finite or all zero is an exception there, too. */
+icma_status icma_gram_compute_as(icma_group *group, const icma_ops *ops, size_t limit, uint64_t seed, const icma_progress *progress, const icma_generator *generator, icma_gram *out, icma_error *error);
 void icma_gram_free(icma_gram *gram); /* leaves it zeroed */
 /* Within-task variance and energy of a sampled source, means over them, all roles together. */
 icma_status icma_gram_measure(const icma_group *group, const icma_gram *gram, double *within, double *energy, icma_error *error);

@@ -251,7 +251,7 @@ typedef struct icma_checkpoint_info {
 
 typedef struct icma_task_info {
     const char *name;
-    const char *condition_origin;            /* file name it came from, "learned", or "none" */
+    const char *condition_origin;            /* file name it came from, "learned", "added" (without a vector, to a group with a basis), or "none" */
     size_t condition_size;                   /* numbers in the stored condition vector */
     const float *condition;                  /* NULL if none */
     uint64_t bytes;                          /* stored bytes of sections that belong to this task alone */
@@ -421,6 +421,99 @@ typedef struct icma_generated {
  */
 icma_status icma_bundle_generate(icma_bundle *bundle, const icma_generation *what, icma_decoded *out,
                                  icma_generated *told, icma_error *error);
+
+/* --- changing an archive
+ * ------------------------------------------------------------------------------------------------------ */
+
+/* Where icma_bundle_add and icma_bundle_remove leave the new archive, and what they tell on the way. The new archive replaces its target in one step, or not at all. In place, `path` is locked (flock)
+ * meanwhile: ICMA_E_IO if another process has locked it, or has replaced or changed it since it was opened, so that nobody's work is lost; a link stays, the file that it leads to is replaced. */
+typedef struct icma_change_options {
+    size_t size;        /* of this struct, as the program was compiled with it; icma_change_defaults fills it in */
+    const char *output; /* NULL: in place */
+    bool overwrite;     /* an `output` that exists; else that is ICMA_E_EXISTS */
+    bool dry_run;       /* everything but the new archive's appearing */
+    icma_progress progress;
+} icma_change_options;
+
+enum { ICMA_CHANGE_OPTIONS_LEAST = offsetof(icma_change_options, progress) + sizeof(icma_progress) };
+
+void icma_change_options_init(icma_change_options *options, size_t size);
+static inline icma_change_options icma_change_defaults(void) {
+    icma_change_options options;
+    icma_change_options_init(&options, sizeof options);
+    return options;
+}
+
+typedef struct icma_remove_result {
+    uint64_t bytes_before, bytes_after; /* of the whole file */
+    size_t tasks, checkpoints, groups;  /* that went; a group goes with its last task */
+    size_t tasks_left, groups_left;
+} icma_remove_result;
+
+/*
+ * Removes tasks from the archive at `path`: their sections go, and those of groups that have no task then. All others keep their stored bytes and checksums, which are compared on the way (ICMA_E_CORRUPT); only the
+ * index is new. What a group's generator has learned from a removed task stays in it, and what the record tells of packing: to be rid of that, pack the others again.
+ * ICMA_E_NOT_FOUND for an unknown name; ICMA_E_USAGE if no task would be left; ICMA_E_LIMIT if what is left has more compressed bytes than a file of its size may have (spec 3.6).
+ */
+icma_status icma_bundle_remove(const char *path, const char *const *tasks, size_t task_count, const icma_change_options *options, icma_remove_result *result, icma_error *error);
+
+/* Which generator predicts newcomers. */
+typedef enum icma_add_choice {
+    ICMA_ADD_AUTO, /* a group's of their signature, where the rate model says that it takes fewer bytes than one of their own (tiers latent and generate: where it predicts them to pack.max_error) */
+    ICMA_ADD_OLD,  /* that of the group that serves them best */
+    ICMA_ADD_NEW,  /* their own, in a group of their own */
+} icma_add_choice;
+
+typedef struct icma_add_options {
+    size_t size;                       /* of this struct, as the program was compiled with it; icma_add_defaults fills it in */
+    const icma_change_options *change; /* NULL: in place. Its progress is told */
+    const icma_pack_options *pack;     /* how newcomers are encoded, and what their own generators are learned with; NULL: icma_pack_defaults(). Of it are heeded: tier, bound, restart, train_last, components, explain,
+                                          max_error, loss, latent_dim, epochs, batch, learning_rate, seed, threads, scalar */
+    const icma_limits *limits;         /* of decoding what is in the archive; NULL: icma_limits_defaults() */
+    bool same_tier;                    /* as the archive's checkpoints are kept, all in one way (else ICMA_E_USAGE), whatever pack's tier and bound say */
+    icma_add_choice choice;
+} icma_add_options;
+
+enum { ICMA_ADD_OPTIONS_LEAST = offsetof(icma_add_options, choice) + sizeof(icma_add_choice) };
+
+void icma_add_options_init(icma_add_options *options, size_t size);
+static inline icma_add_options icma_add_defaults(void) { /* in place, same_tier, ICMA_ADD_AUTO */
+    icma_add_options options;
+    icma_add_options_init(&options, sizeof options);
+    return options;
+}
+
+/* The newcomers of one signature. */
+typedef struct icma_add_group {
+    uint32_t group;        /* where they are in the archive */
+    bool joined;           /* an old group; else one of their own */
+    const char *generator; /* of that group: "basis", "none", ...; static */
+    size_t tasks, checkpoints;
+    double explained;      /* share of their energy (squared standardised weights) in the span of the old basis that serves them best; NAN: there is no basis of their signature */
+    double old_bytes;      /* that the rate model predicts with that old group; NAN: not predicted */
+    double new_bytes;      /* and with a generator of their own */
+    uint64_t bytes;        /* that they took: all sections that are new with them */
+} icma_add_group;
+
+typedef struct icma_add_result {
+    icma_pack_result pack;  /* of the newcomers: tasks, originals, seconds; `bytes` is the whole archive's */
+    uint64_t bytes_before;  /* of the whole file */
+    icma_add_group *groups;
+    size_t group_count;
+    size_t old_checkpoints;
+    uint64_t old_bytes;     /* of the sections that belong to old tasks alone */
+    double packed_anew;     /* bytes of the whole archive if all were packed together, by the rate model; NAN: not predicted */
+} icma_add_result;
+
+/*
+ * Adds the inputs' tasks to the archive at `path`, without retraining. Newcomers join a group of their signature, where they are projected on its basis (least squares on the decoded rows) and store an offset of their own
+ * in place of what its trunk would make of their condition (spec 4.6); what that leaves is coded to the tier and bound asked for. Or they make a group of their own, as icma_pack would. Groups whose generator is a
+ * convolutional network are not joined: the encoder is not in the archive. Sections that are there keep their stored bytes and checksums, which are compared on the way (ICMA_E_CORRUPT). All newcomers are decoded
+ * again and checked before the archive appears.
+ * ICMA_E_EXISTS for a task that is there; ICMA_E_UNSUPPORTED if ICMA_ADD_OLD cannot be had.
+ */
+icma_status icma_bundle_add(const char *path, const icma_inputs *inputs, const icma_add_options *options, const struct icma_ops *ops, icma_add_result *result, icma_error *error);
+void icma_add_result_free(icma_add_result *result); /* leaves it zeroed */
 
 ICMA_API_END
 

@@ -31,7 +31,7 @@ void icma_pack_options_init(icma_pack_options *options, size_t size) {
 }
 
 /* Options as this library knows them, from a program that may have been compiled with fewer. */
-static icma_status take_options(const icma_pack_options *options, icma_pack_options *out, icma_error *error) {
+icma_status icma_pack_take_options(const icma_pack_options *options, icma_pack_options *out, icma_error *error) {
     if (options->size < ICMA_PACK_OPTIONS_LEAST || options->size > sizeof *out)
         return icma_fail(error, ICMA_E_USAGE, NULL, "pack options of another libicma; start from icma_pack_defaults(), and link the library whose header was compiled");
     icma_pack_options_init(out, sizeof *out);
@@ -71,7 +71,7 @@ icma_status icma_pack_preset(const char *name, icma_pack_options *options, icma_
 
 double icma_pack_work(const icma_pack_options *options, size_t adapters, size_t weights) {
     icma_pack_options all;
-    return icma_choice_is_network(options->generator) && !take_options(options, &all, NULL) ? icma_conv_train_work(&all, adapters, weights) : 0;
+    return icma_choice_is_network(options->generator) && !icma_pack_take_options(options, &all, NULL) ? icma_conv_train_work(&all, adapters, weights) : 0;
 }
 
 void icma_pack_result_free(icma_pack_result *result) {
@@ -102,7 +102,7 @@ static icma_status load_condition(const char *path, icma_condition *out, icma_er
     return ICMA_OK;
 }
 
-static icma_status load_conditions(icma_packer *p, icma_error *error) {
+icma_status icma_pack_load_conditions(icma_packer *p, icma_error *error) {
     icma_status status = ICMA_OK;
     p->conditions = icma_alloc_zeroed(p->inputs->task_count, sizeof *p->conditions);
     if (!p->conditions)
@@ -151,7 +151,7 @@ static bool has_modelled(const icma_pack_group *g) {
     return false;
 }
 
-static icma_basis_target target_of(const icma_pack_options *o) {
+icma_basis_target icma_pack_target(const icma_pack_options *o) {
     icma_basis_target target = {.components = o->components, .explain = o->explain, .max_error = o->max_error, .progress = &o->progress};
     if (o->tier == ICMA_TIER_BOUNDED)
         target.bound = o->bound;
@@ -179,7 +179,7 @@ static icma_status learn_basis(icma_packer *p, icma_pack_group *g, icma_error *e
     else if (o->generator == ICMA_CHOOSE_NONE)
         icma_explain(&o->progress, "basis", "none, as asked for with the generator");
     if (o->generator != ICMA_CHOOSE_NONE && pays)
-        status = icma_basis_choose(g->group, p->ops, &g->gram, &g->generator, target_of(o), &g->basis, error);
+        status = icma_basis_choose(g->group, p->ops, &g->gram, &g->generator, icma_pack_target(o), &g->basis, error);
     if (status)
         return status;
     if (g->basis.total == 0 && g->gram.count == g->group->count)
@@ -287,11 +287,13 @@ static void tell_group(icma_packer *p, const icma_pack_group *g) {
     }
 }
 
-static void free_group(icma_pack_group *g) {
-    icma_decoder_free(g->decoder);
+void icma_pack_group_free(icma_pack_group *g) {
+    if (!g->joined) {
+        icma_decoder_free(g->decoder);
+        icma_generator_free(&g->generator);
+    }
     icma_gram_free(&g->gram);
     icma_basis_free(&g->basis);
-    icma_generator_free(&g->generator);
     icma_training_free(&g->training);
     icma_free(g->chunks);
     icma_free(g->measures.tensors);
@@ -299,7 +301,7 @@ static void free_group(icma_pack_group *g) {
     icma_text_pool_free(&g->texts);
 }
 
-static icma_status encode_tasks(icma_packer *p, icma_pack_group *g, icma_error *error) {
+icma_status icma_pack_group_tasks(icma_packer *p, icma_pack_group *g, icma_error *error) {
     size_t n = g->group->count;
     icma_status status = ICMA_OK;
     for (size_t first = 0, next; !status && first < n; first = next) {
@@ -310,16 +312,15 @@ static icma_status encode_tasks(icma_packer *p, icma_pack_group *g, icma_error *
     return status;
 }
 
-static void explain_group(const icma_packer *p, uint32_t index) {
-    const icma_group *group = &p->dataset.groups[index];
+static void explain_group(const icma_packer *p, const icma_group *group) {
     size_t tasks = 0;
     uint64_t numbers = 0;
     for (size_t i = 0; i < group->count; i++)
         tasks += i == 0 || group->sources[i].task != group->sources[i - 1].task;
     for (size_t t = 0; t < group->signature.tensor_count; t++)
         numbers += group->signature.tensors[t].count;
-    icma_explain(&p->options->progress, "group", "%u of %zu: %zu checkpoints of %zu tasks have the same tensors (%zu, in %zu LoRA pairs; %llu numbers) and are learned together", index + 1,
-                 p->dataset.count, group->count, tasks, group->signature.tensor_count, group->pairs.count, (unsigned long long)numbers);
+    icma_explain(&p->options->progress, "group", "%zu of %zu: %zu checkpoints of %zu tasks have the same tensors (%zu, in %zu LoRA pairs; %llu numbers) and are learned together",
+                 (size_t)(group - p->dataset.groups) + 1, p->dataset.count, group->count, tasks, group->signature.tensor_count, group->pairs.count, (unsigned long long)numbers);
 }
 
 static void explain_misses(icma_packer *p) {
@@ -347,16 +348,19 @@ static icma_status learn_and_sign(icma_packer *p, icma_pack_group *g, icma_error
     return status;
 }
 
-static icma_status pack_group(icma_packer *p, uint32_t index, double *standard_error, double *within, icma_error *error) {
-    icma_group *group = &p->dataset.groups[index];
+icma_status icma_pack_group_prepare(icma_pack_group *g, icma_error *error) {
+    g->measures.tensors = icma_alloc_zeroed(g->group->signature.tensor_count + 1, sizeof(icma_distance));
+    g->measures.pairs = icma_alloc_zeroed(g->group->pairs.count + 1, sizeof(icma_distance));
+    return g->measures.tensors && g->measures.pairs ? ICMA_OK : icma_fail(error, ICMA_E_MEMORY, NULL, "no memory for a group");
+}
+
+icma_status icma_pack_group_whole(icma_packer *p, icma_group *group, uint32_t index, icma_error *error) {
     icma_pack_group g = {.index = index, .group = group, .generator = {.tensor_count = group->signature.tensor_count}};
     double now = 0;
-    explain_group(p, index);
+    explain_group(p, group);
     icma_status status = icma_generator_allocate(&g.generator, error);
-    g.measures.tensors = icma_alloc_zeroed(group->signature.tensor_count + 1, sizeof(icma_distance));
-    g.measures.pairs = icma_alloc_zeroed(group->pairs.count + 1, sizeof(icma_distance));
-    if (!status && (!g.measures.tensors || !g.measures.pairs))
-        status = icma_fail(error, ICMA_E_MEMORY, NULL, "no memory for a group");
+    if (!status)
+        status = icma_pack_group_prepare(&g, error);
     if (!status)
         status = learn_and_sign(p, &g, error);
     icma_lap(&now);
@@ -366,7 +370,7 @@ static icma_status pack_group(icma_packer *p, uint32_t index, double *standard_e
         status = icma_pack_shared_texts(p, &g, error);
     if (!status) {
         tell_group(p, &g);
-        status = encode_tasks(p, &g, error);
+        status = icma_pack_group_tasks(p, &g, error);
     }
     if (!status)
         status = icma_pack_record(p, &g, error);
@@ -374,16 +378,16 @@ static icma_status pack_group(icma_packer *p, uint32_t index, double *standard_e
         explain_misses(p);
     p->result->seconds.encode += icma_lap(&now);
     if (g.measures.checkpoints) {
-        *standard_error += g.measures.standard_error / (double)g.measures.checkpoints * (double)g.gram.count;
-        *within += g.basis.within * (double)g.gram.count;
+        p->standard_error += g.measures.standard_error / (double)g.measures.checkpoints * (double)g.gram.count;
+        p->within += g.basis.within * (double)g.gram.count;
     }
-    free_group(&g);
+    icma_pack_group_free(&g);
     return status;
 }
 
 /* --- the whole --------------------------------------------------------------------------------------------------- */
 
-static icma_status name_tasks(icma_packer *p, icma_error *error) {
+icma_status icma_pack_name_tasks(icma_packer *p, icma_error *error) {
     icma_pack_result *r = p->result;
     r->tasks = icma_alloc_zeroed(p->inputs->task_count, sizeof *r->tasks);
     if (!r->tasks)
@@ -468,22 +472,30 @@ static void find_break_even(icma_pack_result *r) {
     r->break_even = cast > each ? (uint64_t)floor(fixed / (cast - each)) + 1 : 0;
 }
 
+void icma_packer_free(icma_packer *p) {
+    icma_dataset_close(&p->dataset);
+    for (size_t i = 0; p->conditions && i < p->inputs->task_count; i++)
+        icma_free((void *)p->conditions[i].vector);
+    icma_free(p->conditions);
+    p->conditions = NULL;
+}
+
 /* Everything but the commit. */
 static icma_status pack_all(icma_packer *p, const char *path, icma_error *error) {
-    double now = 0, standard_error = 0, within = 0;
+    double now = 0;
     icma_lap(&now);
     icma_status status = icma_container_create(path, p->options->overwrite, &p->writer, error);
     if (!status)
-        status = name_tasks(p, error);
+        status = icma_pack_name_tasks(p, error);
     if (!status)
-        status = load_conditions(p, error);
+        status = icma_pack_load_conditions(p, error);
     if (!status)
         status = icma_dataset_open(p->inputs, p->options->train_last, &p->options->progress, &p->dataset, error);
     p->result->seconds.read = icma_lap(&now);
     p->result->groups = p->dataset.count;
     for (size_t g = 0; !status && g < p->dataset.count; g++)
-        status = pack_group(p, (uint32_t)g, &standard_error, &within, error);
-    p->result->within_task_explained = within > 0 ? 1 - standard_error / within : NAN;
+        status = icma_pack_group_whole(p, &p->dataset.groups[g], (uint32_t)g, error);
+    p->result->within_task_explained = p->within > 0 ? 1 - p->standard_error / p->within : NAN;
     icma_lap(&now);
     if (!status && p->dataset.count > 1)
         icma_explain(&p->options->progress, "group", "%zu groups in all: adapters of other ranks, modules or dtypes have nothing to share", p->dataset.count);
@@ -502,7 +514,7 @@ static icma_status pack_all(icma_packer *p, const char *path, icma_error *error)
     return status;
 }
 
-static icma_status check_options(const icma_pack_options *o, icma_error *error) {
+icma_status icma_pack_check_options(const icma_pack_options *o, icma_error *error) {
     if (o->tier > ICMA_TIER_LOSSLESS)
         return icma_fail(error, ICMA_E_USAGE, NULL, "this tier cannot be asked for; use generate, latent, bounded or lossless");
     if (o->tier == ICMA_TIER_BOUNDED && (o->bound.kind == ICMA_BOUND_NONE || o->bound.kind > ICMA_BOUND_ABS || !(o->bound.value > 0 && isfinite(o->bound.value))))
@@ -553,10 +565,7 @@ static icma_status pack_with(const icma_inputs *inputs, const char *path, const 
     icma_packer p = {.inputs = inputs, .options = options, .ops = t->learn, .decode_ops = t->decode, .result = &out->result};
     icma_status status = pack_all(&p, path, error);
     out->writer = p.writer;
-    icma_dataset_close(&p.dataset);
-    for (size_t i = 0; p.conditions && i < inputs->task_count; i++)
-        icma_free((void *)p.conditions[i].vector);
-    icma_free(p.conditions);
+    icma_packer_free(&p);
     out->trained = p.trained;
     if (status)
         forget(out);
@@ -667,7 +676,7 @@ icma_status icma_pack(const icma_inputs *inputs, const char *path, const icma_pa
     icma_pack_options all, *options = &all;
     double now = 0;
     memset(result, 0, sizeof *result);
-    icma_status status = take_options(given, options, error);
+    icma_status status = icma_pack_take_options(given, options, error);
     if (status)
         return status;
     if (!ops)
@@ -675,7 +684,7 @@ icma_status icma_pack(const icma_inputs *inputs, const char *path, const icma_pa
     tables t = {ops, options->scalar ? icma_ops_reference() : ops};
     if (options->threads)
         icma_set_threads(options->threads);
-    status = check_options(options, error);
+    status = icma_pack_check_options(options, error);
     if (!status && options->target_bits > 0)
         status = pack_to_size(inputs, path, options, &t, &a, error);
     else if (!status)

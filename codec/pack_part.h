@@ -12,7 +12,9 @@ enum { ICMA_PACK_SMALL_LEVEL = 19, ICMA_PACK_LARGE_LEVEL = 9, ICMA_PACK_LARGE_BY
 typedef struct icma_part_writer {
     icma_packer *packer;
     icma_pack_group *g;
-    uint32_t task;
+    uint32_t task;  /* of the inputs */
+    uint32_t owner; /* the same in the archive */
+    size_t base;    /* checkpoints first in the table that are in the archive already; there is nothing of them in the arrays below */
     icma_checkpoints table;
     icma_source **sources; /* one a kept checkpoint */
     size_t *source_index;  /* its index in the group */

@@ -50,7 +50,8 @@ static icma_status encode_coefficients(icma_part_writer *w, size_t source, icma_
     c->correction = icma_alloc_zeroed(total + 1, sizeof *c->correction);
     if (!c->latent || !c->correction)
         return no_memory(error);
-    memcpy(c->latent, g->training.latent + source * latent, latent * sizeof *c->latent);
+    if (g->training.latent) /* of an old group latents are 0: its encoder is not in the archive */
+        memcpy(c->latent, g->training.latent + source * latent, latent * sizeof *c->latent);
     icma_status status = icma_decoder_code(g->decoder, &w->table, c, w->q, error); /* corrections are still 0: the trunk alone */
     for (size_t k = 0; !status && k < total; k++) {
         double integer = round((g->basis.coordinates[source * total + k] - w->q[k]) / g->generator.correction_step[k]);
@@ -209,7 +210,7 @@ static icma_status flush_blocks(icma_part_writer *w, size_t next, uint16_t kind,
         icma_write_bytes(&payload, w->blocks[i].data, w->blocks[i].size);
         icma_buffer_free(&w->blocks[i]);
     }
-    icma_section section = {.kind = kind, .group = w->g->index, .task = w->task, .first = (uint32_t)first, .count = (uint32_t)(next - first)};
+    icma_section section = {.kind = kind, .group = w->g->index, .task = w->owner, .first = (uint32_t)first, .count = (uint32_t)(next - first)};
     icma_status status = icma_buffer_status(&payload, error);
     if (!status && total)
         status = icma_container_add(w->packer->writer, &section, payload.data, payload.size, 0, error);
@@ -222,7 +223,7 @@ icma_status icma_pack_flush(icma_part_writer *w, size_t next, uint16_t kind, icm
     size_t first = w->section_first, count = next - first;
     icma_buffer payload = {0};
     icma_status status = icma_verbatim_write(&g->group->signature, &g->generator, w->table.list + first, count, w->data + first, &payload, error);
-    icma_section section = {.kind = ICMA_SECTION_VERBATIM, .group = g->index, .task = w->task, .first = (uint32_t)first, .count = (uint32_t)count};
+    icma_section section = {.kind = ICMA_SECTION_VERBATIM, .group = g->index, .task = w->owner, .first = (uint32_t)first, .count = (uint32_t)count};
     if (!status && payload.size)
         status = icma_container_add(w->packer->writer, &section, payload.data, payload.size, icma_pack_level(payload.size), error);
     icma_buffer_free(&payload);
@@ -289,7 +290,7 @@ icma_status icma_pack_next_checkpoint(icma_packer *p, uint32_t task, icma_error 
 
 static icma_status process_checkpoints(icma_part_writer *w, icma_error *error) {
     icma_status status = ICMA_OK;
-    for (size_t i = 0; !status && i < w->table.count; i++) {
+    for (size_t i = w->base; !status && i < w->table.count; i++) {
         status = icma_pack_next_checkpoint(w->packer, w->task, error);
         if (!status)
             status = process_checkpoint(w, i, error);
@@ -298,6 +299,22 @@ static icma_status process_checkpoints(icma_part_writer *w, icma_error *error) {
 }
 
 /* --- the part ---------------------------------------------------------------------------------------------------- */
+
+/* A newcomer's offset is its mean code: what the trunk is for the tasks that it has learned. */
+static icma_status set_offset(icma_part_writer *w, icma_error *error) {
+    const icma_generator *g = &w->g->generator;
+    w->table.origin = ICMA_CONDITION_OFFSET;
+    if (!(w->table.offset = icma_alloc_array(g->total, sizeof *w->table.offset)))
+        return no_memory(error);
+    for (size_t k = 0; k < g->total; k++) {
+        double mean = 0;
+        for (size_t i = w->base; i < w->table.count; i++)
+            mean += w->g->basis.coordinates[w->source_index[i] * g->total + k] / (double)(w->table.count - w->base);
+        double integer = round(mean / (double)g->correction_step[k]);
+        w->table.offset[k] = (int32_t)fmax(-LARGEST_CORRECTION, fmin(LARGEST_CORRECTION, integer));
+    }
+    return ICMA_OK;
+}
 
 static icma_status set_condition(icma_part_writer *w, icma_error *error) {
     const icma_condition *given = &w->packer->conditions[w->task];
@@ -319,15 +336,15 @@ static icma_status set_condition(icma_part_writer *w, icma_error *error) {
     if (size)
         memcpy(w->table.condition, values, size * sizeof(float));
     w->table.condition_size = size;
-    return ICMA_OK;
+    return w->g->joined && g->generator.kind == ICMA_GENERATOR_BASIS ? set_offset(w, error) : ICMA_OK;
 }
 
 static icma_status write_condition(icma_part_writer *w, icma_error *error) {
     icma_buffer payload = {0};
-    if (w->table.origin == ICMA_CONDITION_NONE)
+    if (w->table.origin == ICMA_CONDITION_NONE || w->base)
         return ICMA_OK;
-    icma_condition_write(&w->table, &payload);
-    icma_section section = {.kind = ICMA_SECTION_CONDITION, .group = w->g->index, .task = w->task};
+    icma_condition_write(&w->table, &w->g->generator, &payload);
+    icma_section section = {.kind = ICMA_SECTION_CONDITION, .group = w->g->index, .task = w->owner};
     icma_status status = icma_buffer_status(&payload, error);
     if (!status)
         status = icma_container_add(w->packer->writer, &section, payload.data, payload.size, 0, error);
@@ -338,7 +355,7 @@ static icma_status write_condition(icma_part_writer *w, icma_error *error) {
 static icma_status write_table(icma_part_writer *w, icma_error *error) {
     icma_buffer payload = {0};
     icma_checkpoints_write(&w->table, &w->g->generator, &payload);
-    icma_section section = {.kind = ICMA_SECTION_TASK, .group = w->g->index, .task = w->task, .count = (uint32_t)w->table.count};
+    icma_section section = {.kind = ICMA_SECTION_TASK, .group = w->g->index, .task = w->owner, .count = (uint32_t)w->table.count};
     icma_status status = icma_buffer_status(&payload, error);
     if (!status)
         status = icma_container_add(w->packer->writer, &section, payload.data, payload.size, ICMA_PACK_SMALL_LEVEL, error);
@@ -349,13 +366,13 @@ static icma_status write_table(icma_part_writer *w, icma_error *error) {
 /* Adds this part's errors to the task's in the result: parts weigh by their checkpoints. */
 static void tell_task(icma_part_writer *w) {
     icma_pack_task *task = &w->packer->result->tasks[w->task];
-    double before = (double)task->checkpoints, now = (double)w->table.count;
+    double before = (double)task->checkpoints, now = (double)(w->table.count - w->base);
     task->dw_error_mean = (task->dw_error_mean * before + w->dw_sum) / (before + now);
     task->dw_error_max = fmax(task->dw_error_max, w->dw_max);
     double relative = icma_distance_relative(&w->total), cosine = icma_distance_cosine(&w->total);
     task->relative_error = sqrt((task->relative_error * task->relative_error * before + relative * relative * now) / (before + now));
     task->cosine = (task->cosine * before + cosine * now) / (before + now);
-    task->checkpoints += w->table.count;
+    task->checkpoints += w->table.count - w->base;
 }
 
 static void free_part(icma_part_writer *w) {
@@ -408,6 +425,7 @@ static bool is_kept(const icma_packer *p, const icma_source *source) {
 
 icma_status icma_pack_task_part(icma_packer *packer, icma_pack_group *group, size_t first, size_t count, icma_error *error) {
     icma_part_writer w = {.packer = packer, .g = group, .task = group->group->sources[first].task};
+    w.owner = packer->owners ? packer->owners[w.task] : w.task;
     while (count > 0 && !is_kept(packer, &group->group->sources[first])) {
         first++;
         count--;

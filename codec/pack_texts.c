@@ -30,7 +30,7 @@ static bool find_text(const icma_text_pool *pool, const void *data, size_t size,
     return false;
 }
 
-static icma_status add_text(icma_text_pool *pool, const void *data, size_t size, icma_error *error) {
+icma_status icma_text_pool_add(icma_text_pool *pool, const void *data, size_t size, icma_error *error) {
     icma_buffer *more = icma_resize_array(pool->list, pool->count + 1, sizeof *more);
     if (!more)
         return no_memory(error);
@@ -44,7 +44,7 @@ static icma_status add_text(icma_text_pool *pool, const void *data, size_t size,
 static icma_status intern(icma_part_writer *w, const void *data, size_t size, uint64_t *index, icma_error *error) {
     if (find_text(&w->g->texts, data, size, index))
         return ICMA_OK;
-    icma_status status = find_text(&w->texts, data, size, index) ? ICMA_OK : add_text(&w->texts, data, size, error);
+    icma_status status = find_text(&w->texts, data, size, index) ? ICMA_OK : icma_text_pool_add(&w->texts, data, size, error);
     if (!status && find_text(&w->texts, data, size, index))
         *index += w->g->texts.count;
     return status;
@@ -65,9 +65,9 @@ static icma_status gather(const icma_input_checkpoint *input, icma_text_pool *ou
         status = icma_file_read_all(side->path, MOST_SIDE_FILE, &data, &size, error);
         if (status)
             break;
-        status = add_text(out, side->name, strlen(side->name), error);
+        status = icma_text_pool_add(out, side->name, strlen(side->name), error);
         if (!status)
-            status = add_text(out, data, size, error);
+            status = icma_text_pool_add(out, data, size, error);
         icma_free(data);
     }
     return status;
@@ -104,7 +104,7 @@ static icma_status write_pool(icma_packer *p, const icma_text_pool *pool, uint32
 }
 
 icma_status icma_pack_write_texts(icma_part_writer *w, icma_error *error) {
-    return write_pool(w->packer, &w->texts, w->g->index, w->task, error);
+    return write_pool(w->packer, &w->texts, w->g->index, w->owner, error);
 }
 
 /* --- shared by tasks --------------------------------------------------------------------------------------------- */
@@ -121,7 +121,7 @@ icma_status icma_pack_shared_texts(icma_packer *p, icma_pack_group *g, icma_erro
         status = gather(last->input, &other, error);
     for (size_t i = 0; !status && i < first.count; i++)
         if (find_text(&other, first.list[i].data, first.list[i].size, &index) && !find_text(&g->texts, first.list[i].data, first.list[i].size, &index))
-            status = add_text(&g->texts, first.list[i].data, first.list[i].size, error);
+            status = icma_text_pool_add(&g->texts, first.list[i].data, first.list[i].size, error);
     icma_text_pool_free(&first);
     icma_text_pool_free(&other);
     return status ? status : write_pool(p, &g->texts, g->index, ICMA_NO_OWNER, error);
@@ -140,14 +140,15 @@ bool icma_pack_has_hashes(const icma_safetensors *header) {
     return any;
 }
 
+bool icma_pack_cuts_hashes(const icma_packer *p, const icma_pack_group *g) {
+    return p->options->tier != ICMA_TIER_LOSSLESS && icma_generator_modelled_weights(&g->generator, &g->group->signature) > 0;
+}
+
 icma_status icma_pack_cut_hashes(icma_packer *p, icma_pack_group *g, icma_error *error) {
     icma_safetensors *s = &g->group->signature;
     icma_buffer cut = {0};
     size_t count = 0;
-    bool modelled = false;
-    for (size_t t = 0; t < s->tensor_count; t++)
-        modelled |= icma_generator_is_modelled(&g->generator, t);
-    g->cuts_hashes = modelled && p->options->tier != ICMA_TIER_LOSSLESS;
+    g->cuts_hashes = icma_pack_cuts_hashes(p, g);
     if (!g->cuts_hashes)
         return ICMA_OK;
     icma_status status = icma_metadata_cut(s->header, s->header_size, icma_hash_keys, &cut, &count, error);

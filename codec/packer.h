@@ -37,10 +37,12 @@ typedef struct icma_pack_group {
     icma_measures measures;
     icma_text_pool texts; /* that tasks share */
     bool cuts_hashes;     /* its files' headers are stored without the hashes of the weights */
+    bool joined;          /* it is an old group of an archive that newcomers are added to: generator, decoder and texts are the archive's */
 } icma_pack_group;
 
 typedef struct icma_packer {
     const icma_inputs *inputs;
+    const uint32_t *owners; /* the inputs' tasks in the archive; NULL: the same */
     const icma_pack_options *options;
     const icma_ops *ops, *decode_ops;
     icma_condition *conditions; /* one a task of the inputs */
@@ -49,19 +51,40 @@ typedef struct icma_packer {
     icma_pack_result *result;
     size_t missed_tensors, missed_checkpoints; /* kept bit for bit, because the model does not hold the bound */
     size_t encoded; /* checkpoints, kept or not */
+    double standard_error, within; /* sums over the groups that were packed whole */
     bool trained; /* a network: not to be done again for want of memory elsewhere */
 } icma_packer;
 
 /* Sets `now` to the seconds of a monotonic clock and returns those since the old value; for icma_pack_result.seconds. */
 double icma_lap(double *now);
 
+/* The inputs' conditions, and the result's list of their tasks. */
+icma_status icma_pack_load_conditions(icma_packer *packer, icma_error *error);
+icma_status icma_pack_name_tasks(icma_packer *packer, icma_error *error);
+void icma_packer_free(icma_packer *packer); /* but for writer and result */
+/* Learns from a group and writes all of it, as group `index`. */
+icma_status icma_pack_group_whole(icma_packer *packer, icma_group *group, uint32_t index, icma_error *error);
+/* Room for measures. */
+icma_status icma_pack_group_prepare(icma_pack_group *group, icma_error *error);
+/* Encodes, measures and writes all of a group's checkpoints. */
+icma_status icma_pack_group_tasks(icma_packer *packer, icma_pack_group *group, icma_error *error);
+void icma_pack_group_free(icma_pack_group *group);
 /* Encodes, measures and writes the checkpoints first .. first + count - 1 of the group's sources, which are one task's. */
 icma_status icma_pack_task_part(icma_packer *packer, icma_pack_group *group, size_t first, size_t count, icma_error *error);
 /* Tells phase "encode", one checkpoint at a time, and asks whether to go on. */
 icma_status icma_pack_next_checkpoint(icma_packer *packer, uint32_t task, icma_error *error);
+/* Whether hashes of weights that do not come back bit for bit are left out of headers. */
+bool icma_pack_cuts_hashes(const icma_packer *packer, const icma_pack_group *group);
 /* Finds texts that the group's tasks share and writes them. */
 icma_status icma_pack_shared_texts(icma_packer *packer, icma_pack_group *group, icma_error *error);
 void icma_text_pool_free(icma_text_pool *pool);
+icma_status icma_text_pool_add(icma_text_pool *pool, const void *data, size_t size, icma_error *error);
+/* Options of a program that may have been compiled with an older icma.h, as this library knows them. */
+icma_status icma_pack_take_options(const icma_pack_options *options, icma_pack_options *out, icma_error *error);
+/* ICMA_E_USAGE for options that are out of range or contradict each other. */
+icma_status icma_pack_check_options(const icma_pack_options *options, icma_error *error);
+/* What a basis has to reach under these options. */
+icma_basis_target icma_pack_target(const icma_pack_options *options);
 /* Writes the group's RECORD section. */
 icma_status icma_pack_record(icma_packer *packer, const icma_pack_group *group, icma_error *error);
 

@@ -122,6 +122,10 @@ static icma_status check_names(const char *const *names, size_t count, icma_stat
     return status;
 }
 
+icma_status icma_container_check_names(const char *const *names, size_t count, const char *path, icma_error *error) {
+    return check_names(names, count, ICMA_E_USAGE, path, error);
+}
+
 /* --- sections as a whole ------------------------------------------------------------------------------- */
 
 /* Owners under the counts, and each group and task with a section of its own. */
@@ -821,6 +825,50 @@ fail:
     return status;
 }
 
+typedef struct section_copier {
+    section_source source;
+    icma_output *output;
+} section_copier;
+
+/* Blocks come in order, so that what is hashed is what is written. */
+static icma_status copy_section_block(void *context, uint64_t offset, void *out, size_t size, icma_error *error) {
+    section_copier *copier = context;
+    icma_status status = read_section_block(&copier->source, offset, out, size, error);
+    return status == ICMA_OK ? icma_output_write(copier->output, out, size, error) : status;
+}
+
+icma_status icma_container_copy(icma_container_writer *writer, icma_container *from, const icma_section *section, uint32_t group, uint32_t task, icma_error *error) {
+    section_copier copier = {{from, section}, writer->output};
+    icma_section copy = *section;
+    uint64_t hash;
+    icma_status status = reserve_section(writer, error);
+    if (status != ICMA_OK)
+        return status;
+    copy.offset = icma_output_size(writer->output);
+    copy.group = group;
+    copy.task = task;
+    status = icma_hash_blocks(copy_section_block, &copier, section->stored_size, &hash, error);
+    if (status == ICMA_OK && hash != section->hash)
+        status = fail_section(from, section, ICMA_E_CORRUPT, "its checksum does not match", error);
+    if (status == ICMA_OK)
+        status = check_padding(from, section, error);
+    if (status == ICMA_OK)
+        status = icma_output_write(writer->output, zeros, (size_t)padding_after(section->stored_size), error);
+    if (status == ICMA_OK) {
+        writer->sections[writer->count++] = copy;
+        writer->unpacked += is_counted(section) ? section->raw_size : 0;
+    }
+    return status;
+}
+
+uint64_t icma_container_written(const icma_container_writer *writer) {
+    return icma_output_size(writer->output);
+}
+
+void icma_container_keep_mode(icma_container_writer *writer, const icma_file *like) {
+    icma_output_keep_mode(writer->output, like);
+}
+
 static void write_entry(icma_buffer *index, const icma_section *section) {
     icma_write_u64(index, section->offset);
     icma_write_u64(index, section->stored_size);
@@ -912,6 +960,9 @@ icma_status icma_container_finish(icma_container_writer *writer, const char *con
     index_place place = {icma_output_size(writer->output), stored->size, index.size,
                          icma_hash(stored->data, stored->size), pays ? ICMA_CODING_ZSTD : ICMA_CODING_RAW};
     status = write_padded(writer, stored->data, stored->size, error);
+    /* Sections that were copied were compressed for another file. */
+    if (status == ICMA_OK && writer->unpacked > most_unpacked(icma_output_size(writer->output) + FOOTER_SIZE))
+        status = icma_fail(error, ICMA_E_LIMIT, writer->path, "what is left would have more compressed bytes than a file of its size may have; pack it again");
     if (status == ICMA_OK)
         status = write_footer(writer, &place, error);
 done:

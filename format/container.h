@@ -116,9 +116,17 @@ icma_status icma_container_create(const char *path, bool overwrite, icma_contain
  */
 icma_status icma_container_add(icma_container_writer *writer, icma_section *section, const void *data,
                                size_t size, int level, icma_error *error);
+/* Appends a section of another archive with the bytes that it has there, and its coding and checksum, which is compared on the way, like the padding after it (ICMA_E_CORRUPT). Group and task are those that it belongs to
+ * here. In bounded memory. */
+icma_status icma_container_copy(icma_container_writer *writer, icma_container *from, const icma_section *section, uint32_t group, uint32_t task, icma_error *error);
+uint64_t icma_container_written(const icma_container_writer *writer); /* bytes so far */
+/* The archive will have the permissions of the file that it replaces. */
+void icma_container_keep_mode(icma_container_writer *writer, const icma_file *like);
+/* Whether names can be those of an archive's tasks (below): ICMA_E_USAGE if not. `path` is for the message. */
+icma_status icma_container_check_names(const char *const *task_names, size_t task_count, const char *path, icma_error *error);
 /* Writes index and footer. Names are the tasks', in order: safe path segments (icma_path_segment_is_safe), no
  * two of them equal when ASCII letters lose their case. Each group and task must have a section, and each
- * section's group and task must be under the counts or ICMA_NO_OWNER. ICMA_E_USAGE otherwise. The writer
+ * section's group and task must be under the counts or ICMA_NO_OWNER. ICMA_E_USAGE otherwise; ICMA_E_LIMIT if copied sections are over the limit of spec 3.6. The writer
  * stays: */
 icma_status icma_container_finish(icma_container_writer *writer, const char *const *task_names,
                                   size_t task_count, size_t group_count, icma_error *error);

@@ -13,6 +13,7 @@
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
 #include <sys/stat.h>
@@ -170,6 +171,29 @@ icma_status icma_file_check_unchanged(const icma_file *file, icma_error *error) 
     return same_file(&now, &file->seen) ? ICMA_OK : fail_changed(error, file->path);
 }
 
+icma_status icma_file_resolve(const char *path, char **out, icma_error *error) {
+    char *resolved = realpath(path, NULL);
+    if (!resolved)
+        return icma_fail_errno(error, errno == ENOENT ? ICMA_E_NOT_FOUND : ICMA_E_IO, path, "cannot find", errno);
+    *out = icma_copy_string(resolved);
+    free(resolved);
+    return *out ? ICMA_OK : fail_memory(error, path);
+}
+
+icma_status icma_file_check_in_place(const icma_file *file, icma_error *error) {
+    struct stat now = {0};
+    if (stat(file->path, &now) != 0)
+        return icma_fail_errno(error, ICMA_E_IO, file->path, "cannot examine", errno);
+    return same_file(&now, &file->seen) ? ICMA_OK
+                                        : icma_fail(error, ICMA_E_IO, file->path, "was changed or replaced by somebody else meanwhile; start again");
+}
+
+icma_status icma_file_lock(icma_file *file, icma_error *error) {
+    if (flock(file->descriptor, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK)
+        return icma_fail(error, ICMA_E_IO, file->path, "another process is changing it; try again when that is done");
+    return ICMA_OK;
+}
+
 static icma_status unpark(icma_file *file, icma_error *error) {
     struct stat now = {0};
     if (file->descriptor >= 0)
@@ -280,6 +304,7 @@ struct icma_output {
     int folder; /* for its fsync; opened early, so that little can fail after the rename */
     bool overwrite;
     bool created;
+    mode_t mode;     /* 0: a new file's */
     size_t slot;     /* in `temporaries`; MAX_OUTPUTS if none */
     char *path;      /* the file's name to be */
     char *temporary; /* owned by the slot while there is one */
@@ -486,6 +511,10 @@ const char *icma_output_temporary(const icma_output *output) {
     return output->temporary;
 }
 
+void icma_output_keep_mode(icma_output *output, const icma_file *like) {
+    output->mode = like->seen.st_mode & 07777;
+}
+
 /* umask(2) cannot be asked without being set; 077 keeps what another thread creates meanwhile private. */
 static mode_t current_umask(void) {
     static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
@@ -500,7 +529,7 @@ static mode_t current_umask(void) {
  */
 static icma_status settle(icma_output *output, icma_error *error) {
     /* File systems without permissions say EPERM. */
-    if (fchmod(output->descriptor, 0666 & ~current_umask()) != 0 && errno != EPERM)
+    if (fchmod(output->descriptor, output->mode ? output->mode : 0666 & ~current_umask()) != 0 && errno != EPERM)
         return icma_fail_errno(error, ICMA_E_IO, output->path, "cannot set permissions", errno);
     if (fsync(output->descriptor) != 0)
         return icma_fail_errno(error, ICMA_E_IO, output->path, "cannot write to the disk", errno);

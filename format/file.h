@@ -39,6 +39,14 @@ void icma_file_park(icma_file *file);
  * path leads to another one. For whoever has read it in pieces: they may be of different ages. */
 icma_status icma_file_check_unchanged(const icma_file *file, icma_error *error);
 
+/* The path without links, as an owned name (icma_free). What is there must exist. */
+icma_status icma_file_resolve(const char *path, char **out, icma_error *error);
+/* Locks the file (flock) until it is closed: ICMA_E_IO if another process has. Whoever replaces a file that others may be replacing, too, locks it first. A file system without locks is no error. */
+icma_status icma_file_lock(icma_file *file, icma_error *error);
+
+/* ICMA_E_IO if what is at the file's path is not what was opened: another file, or another size or mtime. */
+icma_status icma_file_check_in_place(const icma_file *file, icma_error *error);
+
 /* Reads a whole regular file of at most `limit` bytes (larger: ICMA_E_LIMIT). *out is owned by the caller
  * (icma_free), NULL for an empty file. */
 icma_status icma_file_read_all(const char *path, size_t limit, uint8_t **out, size_t *size,
@@ -59,6 +67,8 @@ icma_status icma_output_write(icma_output *output, const void *data, size_t size
 uint64_t icma_output_size(const icma_output *output); /* bytes written so far */
 const char *icma_output_temporary(
     const icma_output *output); /* where the bytes are until commit: to read back and check */
+/* The file will have the permissions of `like`, not those of a new file: for an output that replaces it. */
+void icma_output_keep_mode(icma_output *output, const icma_file *like);
 /* fsync, mode 0666 less the umask, rename, fsync of the folder. Frees `output` in every case; on failure the
  * temporary is removed and `path` is as it was (unless it is the folder's fsync that fails: then `path` is
  * the new file, but may not survive a power cut). */

@@ -176,8 +176,19 @@ static void put_tables(void) {
         icma_checkpoints_write(&table, fuzz_generator(basis), &out);
         put_buffer("tables", basis ? "good-table-basis" : "good-table", &out);
         icma_write_u8(&out, (uint8_t)(basis << 2 | 2));
-        icma_condition_write(&table, &out);
+        icma_condition_write(&table, fuzz_generator(basis), &out);
         put_buffer("tables", basis ? "good-condition-basis" : "good-condition", &out);
+        if (!basis)
+            continue;
+        table.origin = ICMA_CONDITION_OFFSET;
+        table.offset = integers;
+        EXPECT(fuzz_generator(basis)->total <= sizeof integers / sizeof *integers);
+        icma_write_u8(&out, (uint8_t)(basis << 2 | 2));
+        icma_condition_write(&table, fuzz_generator(basis), &out);
+        put_buffer("tables", "good-offset", &out);
+        icma_write_u8(&out, (uint8_t)(basis << 2 | 2 << 3 | 1));
+        icma_checkpoints_write(&table, fuzz_generator(basis), &out);
+        put_buffer("tables", "good-table-offset", &out);
     }
     put_one("tables", "good-texts", "\x03\x03\x02{}\0\x0eREADME content", 20);
     put_one("tables", "edge-texts", "\x03\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01", 11);

@@ -43,6 +43,7 @@ MOST_TAPS = 3
 # 4.3: kinds of generator; priors of the third
 NO_GENERATOR, BASIS, CONV = range(3)
 NORMAL, DIFFUSION = range(2)
+GIVEN, LEARNED, ADDED = range(1, 4)
 # 4.11
 MOST_CODE, STREAM = 640, 1 << 18
 LOWEST_OCTAVE, HIGHEST_OCTAVE = -32, 31
@@ -818,7 +819,7 @@ class Generator:
         self.ran = None
 
     def coordinates(self, origin, values):
-        if origin == 2:
+        if origin == LEARNED:
             return values
         a = numpy.zeros(self.m, numpy.float32)
         a[:self.m_g] = linear(values, self.condition.T, a[:self.m_g])
@@ -944,7 +945,7 @@ def read_taps(cursor, table):
             corrupt('a checkpoint is predicted from what it cannot be predicted from')
 
 
-def read_table(cursor, n, generator):
+def read_table(cursor, n, generator, latents):
     """4.6"""
     if n > len(cursor.data) // 19:
         corrupt('a task table is too short for its checkpoints')
@@ -1000,7 +1001,7 @@ def read_table(cursor, n, generator):
         return out
 
     if generator.kind:
-        latents = [column(True) for _ in range(generator.d)]
+        latents = [column(True) for _ in range(latents)]
         corrections = [column(False) for _ in range(generator.k)]
         for i, row in enumerate(latent):
             row.latents, row.corrections = [c[i] for c in latents], [c[i] for c in corrections]
@@ -1148,15 +1149,16 @@ class Part:
         table = archive.only(own, TASK, 'task')
         self.texts = group.texts + read_texts(archive, [s for s in own if s.kind == TEXTS])
         self.sections = {kind: [s for s in own if s.kind == kind] for kind in (VERBATIM, RESIDUAL, LINK)}
-        self.rows = read_table(Cursor(archive.container.load(table), 'a task table'), table.count, group.generator)
-        if not self.rows:
-            corrupt('a task part without checkpoints')
         conditions = [s for s in own if s.kind == CONDITION]
         if group.generator.kind and len(conditions) != 1:
             corrupt('a task part has no condition')
-        self.origin, self.condition = 0, None
+        self.origin, self.condition, self.offset = 0, None, None
         if conditions:
             self.read_condition(archive.container.load(conditions[0]))
+        latents = group.generator.d if group.generator.kind and self.origin != ADDED else 0
+        self.rows = read_table(Cursor(archive.container.load(table), 'a task table'), table.count, group.generator, latents)
+        if not self.rows:
+            corrupt('a task part without checkpoints')
         for row in self.rows:
             row.part = self
             if row.header > len(self.texts) or any(max(pair) >= len(self.texts) for pair in row.side):
@@ -1184,21 +1186,40 @@ class Part:
         """4.6"""
         cursor = Cursor(data, 'a condition')
         self.origin = cursor.u8()
-        if self.origin not in (1, 2):
+        if self.origin not in (GIVEN, LEARNED, ADDED):
             unsupported(f'condition of origin {self.origin}')
         if 0 in cursor.take(cursor.u8()):
             corrupt('a condition has a file name with NUL')
-        count = len(data) - cursor.at - 1
         generator = self.group.generator
+        if self.origin == ADDED:
+            self.read_offset(cursor, generator)
+            return
+        count = len(data) - cursor.at - 1
         if generator.kind:
-            wrong = count != (generator.c if self.origin == 1 else generator.m)
+            wrong = count != (generator.c if self.origin == GIVEN else generator.m)
         else:
-            wrong = self.origin != 1
+            wrong = self.origin != GIVEN
         if count < 1 or wrong:
             corrupt('a condition has another size than its generator takes')
         if count > 1 << 20:
             limit('a condition has too many numbers')
         self.condition = cursor.coarse(count)
+
+    def read_offset(self, cursor, generator):
+        """4.6: of a task that was added"""
+        count = cursor.varint()
+        if generator.kind != BASIS:
+            corrupt('a condition is an offset in a group without a basis')
+        if count > len(cursor.data) - cursor.at:
+            corrupt('a condition ends too soon')
+        if count > 1 << 20:
+            limit('a condition has too many numbers')
+        if count:
+            self.condition = cursor.coarse(count)
+        self.offset = [cursor.signed() for _ in range(generator.k)]
+        cursor.end()
+        if any(abs(number) > 1 << 23 for number in self.offset):
+            corrupt('an offset is out of its range')
 
     def check_header(self, text):
         """4.2"""
@@ -1308,11 +1329,21 @@ class Part:
         generator = self.group.generator
         if not generator.kind:
             return None
+        if self.origin == ADDED:
+            return self.added(row.corrections if has_coefficients(row, generator) else [0] * generator.k)
         a = generator.coordinates(self.origin, self.condition)
         if not has_coefficients(row, generator):
             return generator.coefficients(generator.draw(numpy.zeros(generator.d, numpy.float32), a), a)
         q = generator.coefficients(numpy.array(row.latents, numpy.float32) * generator.latent_step, a)
         return fma32(numpy.array(row.corrections, numpy.float32), generator.correction_step, q) if generator.kind == BASIS else q
+
+    def added(self, corrections):
+        """4.5: the coefficients of a task that was added"""
+        with numpy.errstate(over='ignore'):
+            q = numpy.array([o + c for o, c in zip(self.offset, corrections)], numpy.float32) * self.group.generator.correction_step
+        if not numpy.isfinite(q).all():
+            corrupt('a coefficient is not finite')
+        return q
 
     def compute(self, row):
         if row.tier == LOSSLESS:
@@ -1330,13 +1361,19 @@ class Part:
         """4.8"""
         if not self.group.generator.kind:
             unsupported('the task has no generator to sample from')
+        if self.origin == ADDED:
+            return self.made(row, self.added([0] * self.group.generator.k))
         return self.generate(row, self.group.generator.coordinates(self.origin, self.condition), seed)
 
     def generate(self, row, a, seed):
         """4.8: of condition coordinates; without a seed the mean"""
         generator = self.group.generator
         noise = numpy.zeros(generator.d, numpy.float32) if seed is None else normals(seed, generator.d)
-        q = generator.coefficients(generator.draw(noise, a), a)
+        return self.made(row, generator.coefficients(generator.draw(noise, a), a))
+
+    def made(self, row, q):
+        """4.8: from a code alone"""
+        generator = self.group.generator
         if row.tier != LOSSLESS:
             return self.file(row, self.tensors(row, q, {}))
         data, out = self.original(row), []

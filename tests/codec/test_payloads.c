@@ -532,7 +532,7 @@ static void try_condition(const icma_generator *g, icma_condition_origin origin,
                      back = {0};
     icma_buffer payload = {0};
     icma_error error = {0};
-    icma_condition_write(&c, &payload);
+    icma_condition_write(&c, g, &payload);
     assert_int_equal(payload.size, 3 + strlen(name) + count);
     assert_int_equal(icma_condition_read(payload.data, payload.size, g, &back, &error), ICMA_OK);
     assert_true(back.origin == origin && back.condition_size == count);
@@ -575,10 +575,59 @@ static void conditions_come_back(void **state) {
     error = (icma_error){0};
     assert_int_equal(icma_condition_read(bytes, sizeof bytes, &g, &back, &error), ICMA_E_CORRUPT);
     icma_checkpoints_free(&back);
-    bytes[0] = 3;
+    bytes[0] = 4;
     error = (icma_error){0};
     assert_int_equal(icma_condition_read(bytes, sizeof bytes, &g, &back, &error), ICMA_E_UNSUPPORTED);
     icma_checkpoints_free(&back);
+    icma_generator_free(&g);
+    icma_generator_free(&none);
+    support_free_image(&image);
+}
+
+/* Offsets of tasks that were added, with a vector of any size or none (spec 4.6). */
+static void try_offset(const icma_generator *g, size_t count) {
+    float values[16];
+    int32_t offset[64];
+    icma_checkpoints back = {0}, c = {.origin = ICMA_CONDITION_OFFSET, .condition_name = (char *)"v.npy", .condition = values, .condition_size = count, .offset = offset};
+    icma_buffer payload = {0};
+    icma_error error = {0};
+    assert_true(g->total <= COUNT(offset));
+    set_floats(values, count, false);
+    icma_coarse_round(values, count);
+    for (size_t k = 0; k < g->total; k++)
+        offset[k] = (k % 2 ? -1 : 1) * (k < 2 ? 1 << 23 : (int32_t)(k * k));
+    icma_condition_write(&c, g, &payload);
+    assert_int_equal(icma_condition_read(payload.data, payload.size, g, &back, &error), ICMA_OK);
+    assert_int_equal(back.origin, ICMA_CONDITION_OFFSET);
+    assert_string_equal(back.condition_name, "v.npy");
+    assert_int_equal(back.condition_size, count);
+    assert_true((back.condition != NULL) == (count > 0));
+    if (count)
+        assert_memory_equal(back.condition, values, count * sizeof *values);
+    assert_memory_equal(back.offset, offset, g->total * sizeof *offset);
+    icma_checkpoints_free(&back);
+    subject s = {"offset", read_condition, g, 512, 4};
+    attack(&s, &payload);
+    icma_buffer_free(&payload);
+}
+
+static void offsets_come_back(void **state) {
+    (void)state;
+    support_image image;
+    icma_generator g, none;
+    icma_checkpoints back = {0};
+    icma_error error = {0};
+    make_signature(&image);
+    make_generator(&image, &all_sizes[0], &g);
+    make_generator(&image, NULL, &none);
+    try_offset(&g, 0);
+    try_offset(&g, 7);
+    try_offset(&g, 13);
+    assert_int_equal(icma_condition_read("\3\0\0\0\0\0\0\0", 8, &none, &back, &error), ICMA_E_CORRUPT);
+    icma_checkpoints_free(&back);
+    icma_checkpoints added = {.origin = ICMA_CONDITION_OFFSET}, learned = {.origin = ICMA_CONDITION_LEARNED};
+    assert_int_equal(icma_stored_latents(&g, &added), 0);
+    assert_int_equal(icma_stored_latents(&g, &learned), g.latent);
     icma_generator_free(&g);
     icma_generator_free(&none);
     support_free_image(&image);
@@ -678,7 +727,7 @@ static icma_status read_table(const void *context, const uint8_t *data, size_t s
     const table_context *t = context;
     icma_checkpoints c;
     memset(&c, 0x5A, sizeof c);
-    icma_status status = icma_checkpoints_read(data, size, t->count, t->g, &c, error);
+    icma_status status = icma_checkpoints_read(data, size, t->count, t->g, ICMA_CONDITION_LEARNED, &c, error);
     if (status) {
         assert_true(c.list == NULL && c.count == 0);
         return status;
@@ -726,7 +775,7 @@ static void tables_come_back(void **state) {
             make_table(&g, count, pick(2), &c);
             icma_checkpoints_write(&c, &g, &payload);
             assert_int_equal(icma_buffer_status(&payload, &error), ICMA_OK);
-            assert_int_equal(icma_checkpoints_read(payload.data, payload.size, count, &g, &back, &error),
+            assert_int_equal(icma_checkpoints_read(payload.data, payload.size, count, &g, ICMA_CONDITION_LEARNED, &back, &error),
                              ICMA_OK);
             check_same_table(&g, &c, &back);
             icma_checkpoints_free(&back);
@@ -780,7 +829,7 @@ static void bounds_are_checked(void **state) {
         icma_buffer payload = {0};
         icma_error error = {0};
         icma_checkpoints_write(&c, &g, &payload);
-        icma_status status = icma_checkpoints_read(payload.data, payload.size, 1, &g, &back, &error);
+        icma_status status = icma_checkpoints_read(payload.data, payload.size, 1, &g, ICMA_CONDITION_LEARNED, &back, &error);
         if (status != cases[i].expected)
             fail_msg("bound %u of %g: %s", cases[i].kind, (double)cases[i].value, icma_status_name(status));
         icma_checkpoints_free(&back);
@@ -818,7 +867,7 @@ static void chains_are_checked(void **state) {
                                         .tier = j == cases[i].verbatim ? ICMA_TIER_VERBATIM : ICMA_TIER_LOSSLESS,
                                         .taps = cases[i].taps[j]};
         icma_checkpoints_write(&c, &g, &payload);
-        icma_status status = icma_checkpoints_read(payload.data, payload.size, 3, &g, &back, &error);
+        icma_status status = icma_checkpoints_read(payload.data, payload.size, 3, &g, ICMA_CONDITION_LEARNED, &back, &error);
         if (status != cases[i].expected)
             fail_msg("chain %zu: %s", i, icma_status_name(status));
         for (size_t j = 0; !status && j < 3; j++)
@@ -1327,6 +1376,7 @@ int main(void) {
         cmocka_unit_test_setup(trunks_evaluate_exactly, start),
         cmocka_unit_test_setup(conditions_have_coordinates, start),
         cmocka_unit_test_setup(conditions_come_back, start),
+        cmocka_unit_test_setup(offsets_come_back, start),
         cmocka_unit_test_setup(tables_come_back, start),
         cmocka_unit_test_setup(bounds_are_checked, start),
         cmocka_unit_test_setup(chains_are_checked, start),

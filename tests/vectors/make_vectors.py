@@ -505,11 +505,65 @@ def diffusion(root):
     return (*conv('4,4', 3, '--max-error', 'dw=0.1'), '--generator', 'diffusion')
 
 
+def added(root):
+    """tier bounded, dW within 10 %: two tasks were added to a basis of three, one with a vector of other size than theirs, one with none, exceptions, zero B and texts of its own; a third of another rank made a group
+    of its own"""
+    for task in ('bird', 'cat', 'dog'):
+        for n in range(4):
+            adapter(root / task / f'checkpoint-{n + 1}', safetensors(lora(task, n / 3, rank=4, width=24), {'format': 'pt'}), 4)
+        condition(root / task, numbers(f'{task} condition', 6))
+    more = root.with_name(root.name + '-more')
+    for n in range(3):
+        tensors = lora('ant', n / 2, rank=4, width=24)
+        names = list(tensors)
+        if n == 0:
+            dtype, shape, data = tensors[names[3]]
+            tensors[names[3]] = (dtype, shape, bytes(len(data)))
+        if n == 1:
+            dtype, shape, data = tensors[names[0]]
+            tensors[names[0]] = (dtype, shape, b'\x00\x00\x80\x7f' + data[4:])
+        adapter(more / 'ant' / f'checkpoint-{n + 1}', safetensors(tensors, {'format': 'pt', 'n': str(n)}), 4)
+        adapter(more / 'cow' / f'checkpoint-{n + 1}', safetensors(lora('cow', n / 2, rank=4, width=24), {'format': 'pt'}), 4)
+        adapter(more / 'eel' / f'checkpoint-{n + 1}', safetensors(lora('eel', n / 2, rank=2, width=24), {'format': 'pt'}), 2)
+    condition(more / 'cow', numbers('cow condition', 4))
+    return (*QUICK, '--generator', 'basis'), (more / 'ant', more / 'cow'), ('--generator', 'old'), (more / 'eel',), ('--epochs', '40')
+
+
+def added_latent(root):
+    """tier latent: a task was added to a basis of two with latents; offset and corrections, no latents; an integer tensor"""
+    for task in ('left', 'right', 'up'):
+        folder = root if task != 'up' else root.with_name(root.name + '-more')
+        for n in range(5):
+            tensors = lora(task, n / 4, dtypes=('F16', 'BF16'))
+            tensors['steps'] = ('I32', (1,), struct.pack('<i', n))
+            put(folder / task / ('' if n == 4 else f'checkpoint-{n + 1}') / 'adapter_model.safetensors', safetensors(tensors, {'format': 'pt'}))
+    return LATENT, (folder / 'up',), ('--generator', 'old')
+
+
+def added_generate(root):
+    """tier generate: a task was added to a basis of two, of which only the offset is kept"""
+    for task in ('sun', 'moon', 'star'):
+        folder = root if task != 'star' else root.with_name(root.name + '-more')
+        for n in range(3):
+            adapter(folder / task / f'checkpoint-{n + 1}', safetensors(lora(task, n / 2), {'format': 'pt'}))
+        condition(folder / task, numbers(f'{task} condition', 4))
+    return (*QUICK, '--tier', 'generate'), (folder / 'star',), ('--generator', 'old')
+
+
+def added_lossless(root):
+    """tier lossless: a task was added to a basis of two, which with its offset is one more tap"""
+    for task in ('red', 'green', 'blue'):
+        folder = root if task != 'blue' else root.with_name(root.name + '-more')
+        for n in range(4):
+            adapter(folder / task / f'checkpoint-{n + 1}', safetensors(lora(task, n / 3, rank=4, width=24, dtypes=('F32', 'BF16')), {'format': 'pt'}), 4)
+    return (*LOSSLESS, '--generator', 'basis'), (folder / 'blue',), ()
+
+
 MAKERS = {f.__name__.replace('_', '-'): f for f in (basis_given, basis_learned, basis_mixed, basis_wide, paper, generate,
                                                      stepless, none, one, two_groups, bounded_dw, bounded_rel, bounded_abs,
                                                      bounded_none, bounded_verbatim, bounded_streams, lossless_chain, lossless_basis, lossless_one,
                                                      lossless_large, texts_shared, texts_own, conv_f32, conv_bf16, conv_bounded, conv_generate, conv_lossless, conv_variance,
-                                                     diffusion)}
+                                                     diffusion, added, added_latent, added_generate, added_lossless)}
 
 
 def sha256(data):
@@ -528,7 +582,10 @@ def run(*arguments, unsupported=False):
 def make(name, shop):
     tree, bundle = shop / name, HERE / f'{name}.icma'
     options = MAKERS[name](tree)
-    run('pack', tree, '-o', bundle, '-f', *options)
+    more = options[1:] if options and isinstance(options[0], tuple) else ()
+    run('pack', tree, '-o', bundle, '-f', *(options[0] if more else options))
+    for paths, choices in zip(more[::2], more[1::2]):
+        run('add', bundle, *paths, '-T', '1', *choices)
     tasks = {}
     for task in json.loads(run('list', bundle, '-v', '--json'))['tasks']:
         out = {'checkpoints': {}, 'samples': {}}

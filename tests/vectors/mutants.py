@@ -886,7 +886,9 @@ def group_of(draft, task):
 
 def table_of(draft, task, group=None):
     piece = draft.find(TASK, task=task, group=group)
-    return reader.read_table(reader.Cursor(draft.raw(piece), ''), piece.count, draft.generator(piece.group))
+    generator = draft.generator(piece.group)
+    added = any(p.kind == CONDITION and (p.group, p.task) == (piece.group, piece.task) and draft.raw(p)[:1] == b'\3' for p in draft.pieces)
+    return reader.read_table(reader.Cursor(draft.raw(piece), ''), piece.count, generator, generator.d if generator.kind and not added else 0)
 
 
 def write_table(rows, generator):
@@ -905,7 +907,7 @@ def write_table(rows, generator):
             out, last = out + varint(t - last - 1), t
     latent = [row for row in rows if reader.has_coefficients(row, generator)]
     if generator.kind:
-        for j in range(generator.d):
+        for j in range(len(latent[0].latents) if latent else 0):
             last = 0
             for row in latent:
                 out, last = out + signed(row.latents[j] - last), row.latents[j]
@@ -1020,13 +1022,96 @@ for name, verdict, what, change in (
         ('condition-exponent', 'corrupt', 'a condition with exponent 121', lambda draft: draft.edit(CONDITION, set_exponent(121))),
         ('condition-huge', 'corrupt', 'a condition so large that a coefficient is not finite',
          lambda draft: draft.edit(CONDITION, lambda raw: set_exponent(120)(raw[:-4] + b'\x7f' * 4))),
-        ('condition-origin', 'unsupported', 'a condition of origin 3', lambda draft: draft.edit(CONDITION, at(0, b'\3'))),
+        ('condition-origin', 'unsupported', 'a condition of origin 4', lambda draft: draft.edit(CONDITION, at(0, b'\4'))),
+        ('condition-offset', 'corrupt', 'a given condition that says it is an offset', lambda draft: draft.edit(CONDITION, at(0, b'\3'))),
         ('condition-learned', 'corrupt', 'a given condition that says it was learned', lambda draft: draft.edit(CONDITION, at(0, b'\2'))),
         ('condition-short', 'corrupt', 'a condition of one number less', lambda draft: draft.edit(CONDITION, lambda raw: raw[:-1])),
         ('condition-odd', 'corrupt', 'a condition of five bytes more', lambda draft: draft.edit(CONDITION, lambda raw: raw + b'12345')),
         ('condition-nul', 'corrupt', "NUL in the name of a condition's file", lambda draft: draft.edit(CONDITION, at(3, b'\0'))),
         ('condition-missing', 'corrupt', 'no condition', lambda draft: draft.pieces.remove(draft.find(CONDITION)))):
     simple(name, verdict, what, change)
+
+
+# Offsets of tasks that were added (4.6)
+
+def read_offset(draft, task):
+    """The file's name, the coarse vector, the offset."""
+    raw, k = draft.raw(draft.find(CONDITION, task=task)), draft.generator().k
+    cursor = reader.Cursor(raw, '')
+    cursor.u8()
+    name, count = cursor.take(cursor.u8()), cursor.varint()
+    vector = cursor.take(1 + count if count else 0)
+    return [name, vector, [cursor.signed() for _ in range(k)]]
+
+
+def write_offset(name, vector, offset, count=None):
+    count = max(len(vector) - 1, 0) if count is None else count
+    return bytes([3, len(name)]) + name + varint(count) + vector + b''.join(map(signed, offset))
+
+
+def offset(change, task=0, **more):
+    def change_draft(draft):
+        own = read_offset(draft, task)
+        change(own)
+        draft.store(draft.find(CONDITION, task=task), write_offset(*own, **more))
+    return change_draft
+
+
+def offset_and_corrections(draft):
+    """The whole offset moved into the corrections."""
+    own = read_offset(draft, 0)
+    moved, own[2] = own[2], [0] * len(own[2])
+    draft.store(draft.find(CONDITION, task=0), write_offset(*own))
+    table(lambda rows: [setattr(row, 'corrections', [c + o for c, o in zip(row.corrections, moved)]) for row in rows], 0)(draft)
+
+
+for name, verdict, what, change in (
+        ('offset-in-corrections', 'good', 'no offset, and corrections that are larger by it', offset_and_corrections),
+        ('offset-vector', 'good', 'a vector beside the offset, where there was none', offset(lambda own: own.__setitem__(1, b'\0' + bytes(range(100))))),
+        ('offset-vector-gone', 'good', 'no vector beside the offset, where there was one', offset(lambda own: own.__setitem__(1, b''), 3)),
+        ('offset-vector-at-limit', 'good', 'a vector of 2^20 numbers beside the offset', offset(lambda own: own.__setitem__(1, bytes(1 + (1 << 20))))),
+        ('offset-vector-over-limit', 'limit', 'a vector of 2^20 + 1 numbers beside the offset', offset(lambda own: own.__setitem__(1, bytes(2 + (1 << 20))))),
+        ('offset-vector-huge', 'corrupt', 'a vector of 2^64 - 1 numbers beside the offset', offset(lambda own: None, count=2**64 - 1)),
+        ('offset-vector-more', 'corrupt', 'a vector of more numbers than bytes are left', offset(lambda own: None, count=5000)),
+        ('offset-vector-least', 'corrupt', 'a vector with -128 beside the offset', offset(lambda own: own.__setitem__(1, own[1][:-1] + b'\x80'), 3)),
+        ('offset-vector-exponent', 'corrupt', 'a vector with exponent 121 beside the offset', offset(lambda own: own.__setitem__(1, b'\x79' + own[1][1:]), 3)),
+        ('offset-nul', 'corrupt', 'NUL in the name of the file of a vector beside an offset', offset(lambda own: own.__setitem__(0, b'a\0b'))),
+        ('offset-other', 'corrupt', 'another offset: the decoded files do not have their hashes', offset(lambda own: own[2].__setitem__(0, own[2][0] + 9))),
+        ('offset-high', 'corrupt', 'an offset of 2^23 + 1', offset(lambda own: own[2].__setitem__(0, (1 << 23) + 1))),
+        ('offset-low', 'corrupt', 'an offset of -2^23 - 1', offset(lambda own: own[2].__setitem__(-1, -(1 << 23) - 1))),
+        ('offset-short', 'corrupt', 'an offset of one number less', offset(lambda own: own[2].pop())),
+        ('offset-odd', 'corrupt', 'an offset of one number more', offset(lambda own: own[2].append(0))),
+        ('offset-cut', 'corrupt', 'an offset whose last number is cut off', lambda draft: (
+            offset(lambda own: own[2].__setitem__(-1, 1 << 20))(draft), draft.edit(CONDITION, lambda raw: raw[:-1], task=0))),
+        ('offset-none', 'corrupt', 'a condition that ends after its name', lambda draft: draft.edit(CONDITION, lambda raw: b'\3\0', task=0)),
+        ('offset-latents', 'corrupt', 'latents in the table of a task with an offset', lambda draft: draft.edit(
+            TASK, lambda raw: raw[:-14 * 3] + bytes(3 * draft.generator().d) + raw[-14 * 3:], task=0)),
+        ('offset-learned', 'corrupt', 'an offset that says it is a learned condition', lambda draft: draft.edit(CONDITION, at(0, b'\2'), task=0))):
+    simple(name, verdict, what, change, 'added')
+for base, task in (('bounded-none', 1), ('conv-bounded', 0)):
+    simple(f'offset-in-{base}', 'corrupt', 'an offset in a group without basis', lambda draft, task=task: draft.store(
+        draft.find(CONDITION, task=task), bytes([3, 0, 0]) + bytes(30)), base)
+
+
+@mutant('equal', 'added-generate')
+def offset_extreme(draft):
+    """offsets of 2^23 and -2^23, of a task of tier generate"""
+    name = draft.names.index(b'star')
+    own = read_offset(draft, name)
+    own[2] = [(1 << 23) * (1 - k % 2 * 2) for k in range(len(own[2]))]
+    draft.store(draft.find(CONDITION, task=name), write_offset(*own))
+    rehash(draft)
+
+
+@mutant('corrupt', 'added-generate')
+def offset_infinite(draft):
+    """a correction step so large that an offset's coefficient is not finite"""
+    name = draft.names.index(b'star')
+    own = read_offset(draft, name)
+    own[2][0] = 1 << 23
+    draft.store(draft.find(CONDITION, task=name), write_offset(*own))
+    steps = draft.generator().correction_step.astype('<f4').tobytes()
+    draft.edit(GENERATOR, lambda raw: bytes(raw).replace(steps, struct.pack('<f', 3e38) + steps[4:]))
 
 
 def more_texts(count):
@@ -1991,7 +2076,7 @@ def lossless_among_verbatim(draft):
     draft.store(draft.find(GENERATOR), generator[:where['treatment']] + b'\3' * len(draft.tensors()))
     for task in range(2):
         piece_of = draft.find(TASK, task=task)
-        again = reader.read_table(reader.Cursor(draft.raw(piece_of), ''), piece_of.count, reader.Generator(generator, draft.tensors()))
+        again = reader.read_table(reader.Cursor(draft.raw(piece_of), ''), piece_of.count, reader.Generator(generator, draft.tensors()), 0)
         for row in again:
             row.exceptions = []
         if task == 0:
@@ -2568,14 +2653,14 @@ for name, verdict, what, change in (
 # The classes of hostile input, as tests/README.md numbers them: what each is, which of the mutants above are in it (a vector may be in several), and which
 # other tests there are.
 CLASSES = (
-    (1, 'a length beyond the file or a cap', 'groups-over-sections *-huge *-over *-lie *-lie-less residual-size-* streams-size-* link-size-* link-*-size* conv-quantised-size-* texts-size residual-sizes-*',
+    (1, 'a length beyond the file or a cap', 'offset-vector-more groups-over-sections *-huge *-over *-lie *-lie-less residual-size-* streams-size-* link-size-* link-*-size* conv-quantised-size-* texts-size residual-sizes-*',
      'format/test_safetensors.c, test_container.c'),
     (2, 'truncated, trailing bytes, padding, a second footer', 'empty-file seven-bytes eight-bytes header-only truncated-* trailing-* second-footer frame-second frame-skippable* prefix-64 padding index-padding *-cut *-short *-trailing *-long '
      '*-longer footer-magic frame-cut frame-trailing table-missing *-ends *-byte-more *-word-more *-word-missing *-state-cut link-plan-long link-plan-short names-more footer-length link-low-more link-empty '
      'residual-no-codes residual-flag-alone residual-empty-block head-context-missing *-stream-missing',
      'vectors_flips: every prefix; format/test_safetensors.c, test_json.c, test_npy.c: every prefix'),
     (3, 'holes, overlaps, aliased ranges', 'hole* overlap* *-overlap footer-hole in-header signature-hole signature-alias entry-twice swapped-entries', 'format/test_safetensors.c'),
-    (4, 'one fact told twice, differently', '*-twice *-twice-section index-raw-other frame-other-size frame-no-size section-raw-* *-other generator-tensors owner* condition-count record-count record-task head-task '
+    (4, 'one fact told twice, differently', 'offset-learned offset-in-* offset-latents *-twice *-twice-section index-raw-other frame-other-size frame-no-size section-raw-* *-other generator-tensors owner* condition-count record-count record-task head-task '
      'signature-first texts-first condition-first header-text header-of-others signature-changed known-kind-optional *-owner *-group *-task *-hash *-beyond *-outside *-late *-range *-range-* *-count* *-missing '
      '*-from-* verbatim-* texts-* step-in-two-parts final-in-two-parts taps-* tier-* *-of-* link-* residual-* index-raw-impossible index-offset task-without-section part-without-table text-* side-*',
      'format/test_container.c: counts, owners, order'),
@@ -2589,11 +2674,11 @@ CLASSES = (
     (10, 'more declared than there is', 'table-count-huge residual-tensors-huge residual-tensors-many texts-count names-cut sections-lie groups-lie tasks-lie frame-other-size conv-channels-more conv-inputs-more denoiser-steps-more '
      'link-profiles-huge link-profiles-more link-one-more link-plan-most', 'codec/test_payloads.c: every truncation; msan preset'),
     (11, 'over a limit', '*-limit sections-2-22 rows-over-limit signature-dimensions signature-tensors signature-deep frame-window* side-files-many unpacked-*', 'good at n: *-at-limit; format/test_container.c, test_safetensors.c'),
-    (12, 'ranges and numbers that are none', 'signature-fraction signature-sign signature-nan signature-large signature-shape signature-dtype varint-* *-low *-high *-lowest *-level* *-code* *-gap* *-under link-method* link-level*',
+    (12, 'ranges and numbers that are none', 'offset-vector-least offset-vector-exponent signature-fraction signature-sign signature-nan signature-large signature-shape signature-dtype varint-* *-low *-high *-lowest *-level* *-code* *-gap* *-under link-method* link-level*',
      'format/test_json.c, test_safetensors.c'),
     (13, 'JSON: depth, tokens, size', 'signature-deep signature-tensors', 'format/test_json.c: depth and values at the limit and beyond; vectors_costs'),
     (14, 'duplicate keys after unescaping', 'signature-twice signature-key-escaped', 'format/test_json.c, test_safetensors.c'),
-    (15, 'UTF-8, surrogates, NUL, control characters', 'signature-utf8 signature-surrogate signature-nul signature-escaped-nul signature-bom name-utf8 name-overlong name-surrogate name-beyond name-nul name-newline name-delete '
+    (15, 'UTF-8, surrogates, NUL, control characters', 'offset-nul signature-utf8 signature-surrogate signature-nul signature-escaped-nul signature-bom name-utf8 name-overlong name-surrogate name-beyond name-nul name-newline name-delete '
      'condition-nul side-name-nul', 'format/test_json.c'),
     (16, 'endless numbers, strings without end', 'varint-long link-bits-many', 'format/test_json.c: numbers of 64 characters, every prefix; vectors_costs: number, string-without-end'),
     (17, 'missing and extra fields, metadata', 'signature-field signature-field-missing signature-metadata signature-json signature-space signature-missing', 'format/test_safetensors.c'),
@@ -2602,7 +2687,7 @@ CLASSES = (
     (20, 'super-linear work', '', 'vectors_costs: groups and tasks, one task in all groups, a damaged group of many tasks, keys; format/test_container.c: 50,000 tasks'),
     (21, 'entropy tables and streams', 'index-zstd frame-dictionary head-* residual-* streams-size-* link-* conv-quantised-* variance-*', 'codec/test_rans.c, test_trellis.c, test_payloads.c; fuzz_entropy'),
     (22, 'numbers that are not finite or denormal', '*-nan *-infinite *-infinity *-denormal weights-infinite coefficients-infinite condition-huge *-negative *-minus-zero error-* lossless-weights', 'good: basis-mixed, lossless-chain (NaN and infinities of users)'),
-    (23, 'dimensions that disagree', 'rows-other hidden-other generator-tensors condition-coordinates condition-short condition-odd condition-long-none conv-inputs-* conv-channels-* conv-start-* conv-width-even conv-m-g-over conv-prior-other '
+    (23, 'dimensions that disagree', 'offset-odd offset-in-* rows-other hidden-other generator-tensors condition-coordinates condition-short condition-odd condition-long-none conv-inputs-* conv-channels-* conv-start-* conv-width-even conv-m-g-over conv-prior-other '
      'head-starts-late head-ends-* head-without-* treatment-* scale-* generator-* none-* conv-* denoiser-* latent-* correction-* exception-* head-step-* condition-* lossless-*', 'codec/test_conv_decoder.c, test_denoiser.c'),
     (24, 'a file that changes while it is read', '', 'format/test_file.c: shrinks, grows, is replaced; faults_machine: sources change at every read'),
     (25, 'pickles and other formats', '', 'format/test_safetensors.c: advice for pickle, zip, Git LFS; cli/test_pack.py: each is named; codec/test_inputs.c'),
