@@ -508,9 +508,10 @@ static icma_status read_condition(const void *context, const uint8_t *data, size
     icma_checkpoints c = {0};
     icma_status status = icma_condition_read(data, size, g, &c, error);
     if (!status) {
-        assert_true(c.origin == ICMA_CONDITION_GIVEN || c.origin == ICMA_CONDITION_LEARNED);
+        assert_true(c.origin >= ICMA_CONDITION_GIVEN && c.origin <= ICMA_CONDITION_OFFSET);
+        assert_true((c.offset != NULL) == (c.origin == ICMA_CONDITION_OFFSET));
         assert_non_null(c.condition_name);
-        if (g->kind == ICMA_GENERATOR_BASIS)
+        if (g->kind == ICMA_GENERATOR_BASIS && !c.offset)
             assert_int_equal(c.condition_size,
                              c.origin == ICMA_CONDITION_GIVEN ? g->condition_size : g->coordinates);
         for (size_t i = 0; i < c.condition_size; i++)
