@@ -64,6 +64,7 @@ static icma_status run_diff(const void *arguments, const cli_list *operands, icm
 
 const cli_verb cli_verb_diff = {
     .name = "diff",
+    .purpose = CLI_LOOKS,
     .also = "compare cmp",
     .operands = "ORIGINAL OTHER",
     .summary = "measure how far one adapter or tree is from another",

@@ -253,6 +253,8 @@ static icma_status run_embed(const void *arguments, const cli_list *operands, ic
 
 const cli_verb cli_verb_embed = {
     .name = "embed",
+    .purpose = CLI_CONDITIONS,
+    .also = "vector condition describe",
     .operands = "--text TEXT... --encoder DIR",
     .summary = "make a task's condition from its description",
     .description =

@@ -309,6 +309,8 @@ static icma_status run_generate(const void *arguments, const cli_list *operands,
 
 const cli_verb cli_verb_generate = {
     .name = "generate",
+    .purpose = CLI_TAKES,
+    .also = "sample mix merge new",
     .operands = "[B.icma]",
     .summary = "make an adapter for a task that was not packed",
     .description =

@@ -99,15 +99,27 @@ void cli_help_verb(const cli_verb *verb, FILE *out) {
     print_exits(verb->exits, out);
 }
 
-void cli_help_all(const cli_verb *const *verbs, FILE *out) {
-    fprintf(out, "Usage: icma VERB [options] ...\n\n%s\n", cli_help_purpose);
-    print_heading("Verbs", out);
+static void print_verbs(const cli_verb *const *verbs, cli_purpose purpose, FILE *out) {
+    static const char *const headings[CLI_PURPOSES] = {
+        [CLI_MAKES] = "Make an archive, and change it",
+        [CLI_TAKES] = "Get adapters",
+        [CLI_LOOKS] = "Look and check",
+        [CLI_CONDITIONS] = "Describe tasks",
+    };
+    print_heading(headings[purpose], out);
     for (; *verbs; verbs++) {
         char name[32];
         snprintf(name, sizeof name, "%s%s%s", (*verbs)->name, (*verbs)->alias ? ", " : "",
                  (*verbs)->alias ? (*verbs)->alias : "");
-        fprintf(out, "  %-14s%s\n", name, (*verbs)->summary);
+        if ((*verbs)->purpose == purpose)
+            fprintf(out, "  %-14s%s\n", name, (*verbs)->summary);
     }
+}
+
+void cli_help_all(const cli_verb *const *verbs, FILE *out) {
+    fprintf(out, "Usage: icma VERB [options] ...\n\n%s\n", cli_help_purpose);
+    for (int purpose = 0; purpose < CLI_PURPOSES; purpose++)
+        print_verbs(verbs, (cli_purpose)purpose, out);
     print_heading("Options", out);
     fputs("  -h, --help    show this help; icma VERB --help shows a verb's\n"
           "  -V, --version print the version\n",

@@ -272,7 +272,8 @@ static icma_status run_info(const void *arguments, const cli_list *operands, icm
 
 const cli_verb cli_verb_info = {
     .name = "info",
-    .also = "inspect stat describe header",
+    .purpose = CLI_LOOKS,
+    .also = "inspect stat header",
     .operands = "[B.icma]",
     .summary = "show format, generator, sections and training record",
     .description =

@@ -171,6 +171,7 @@ static icma_status run_list(const void *arguments, const cli_list *operands, icm
 
 const cli_verb cli_verb_list = {
     .name = "list",
+    .purpose = CLI_LOOKS,
     .also = "show dir cat tasks l",
     .alias = "ls",
     .operands = "[B.icma]",

@@ -102,8 +102,12 @@ typedef struct cli_common {
     CLI_ROW_FLAG(0, "no-color", offsetof(cli_common, no_color), "no colours (nor with NO_COLOR set)")
 #define CLI_ROW_VERBOSE(help_) CLI_ROW_FLAG('v', "verbose", offsetof(cli_common, verbose), help_)
 
+/* What a verb is for; the overview is told in this order. */
+typedef enum cli_purpose { CLI_MAKES, CLI_TAKES, CLI_LOOKS, CLI_CONDITIONS, CLI_PURPOSES } cli_purpose;
+
 typedef struct cli_verb {
     const char *name;
+    cli_purpose purpose;
     const char *alias;           /* or NULL */
     const char *also;            /* what other programs call it, with blanks between; for suggestions; may be NULL */
     const char *other_options;   /* what they call its options: "jobs=threads j=threads"; may be NULL */

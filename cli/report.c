@@ -230,6 +230,7 @@ static icma_status run_report(const void *arguments, const cli_list *operands, i
 
 const cli_verb cli_verb_report = {
     .name = "report",
+    .purpose = CLI_LOOKS,
     .also = "stats summary analyse analyze evaluate",
     .operands = "[B.icma] [-o r.html|r.json|r.txt|-]",
     .summary = "write the fidelity report",

@@ -45,7 +45,7 @@ static icma_status find_lone_bundle(char **path, icma_error *error) {
     struct dirent **entries;
     int count = scandir(".", &entries, looks_like_bundle, alphasort);
     if (count < 0)
-        return icma_fail(error, ICMA_E_IO, ".", "cannot look for a bundle here (%s); name one",
+        return icma_fail(error, ICMA_E_IO, ".", "cannot look for an archive here (%s); name one",
                          strerror(errno));
     icma_status status = ICMA_OK;
     if (count == 0)

@@ -400,6 +400,7 @@ static icma_status run_unpack(const void *arguments, const cli_list *operands, i
 
 const cli_verb cli_verb_unpack = {
     .name = "unpack",
+    .purpose = CLI_TAKES,
     .also = "extract decompress decode restore unzip x get",
     .surplus = "a folder to unpack into is -C DIR, a task to unpack --task TASK",
     .operands = "[B.icma]",

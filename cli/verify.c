@@ -341,6 +341,7 @@ static icma_status run_verify(const void *arguments, const cli_list *operands, i
 
 const cli_verb cli_verb_verify = {
     .name = "verify",
+    .purpose = CLI_LOOKS,
     .alias = "test",
     .also = "check validate fsck",
     .surplus = "originals to compare with are --against DIR",
