@@ -183,6 +183,7 @@ static icma_status run_add(const void *arguments, const cli_list *operands, icma
 
 const cli_verb cli_verb_add = {
     .name = "add",
+    .also = "append insert update extend",
     .operands = "B.icma DIR|FILE...",
     .summary = "add tasks to an archive, without retraining",
     .description =

@@ -111,6 +111,7 @@ static icma_status run_remove(const void *arguments, const cli_list *operands, i
 
 const cli_verb cli_verb_remove = {
     .name = "remove",
+    .also = "rm delete del drop",
     .operands = "B.icma --task TASK...",
     .summary = "remove tasks from an archive",
     .description =

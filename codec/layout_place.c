@@ -55,7 +55,7 @@ bool icma_file_naming_of(const char *path, const char *task, bool has_step, uint
     if (strcmp(name, diffusers_model) == 0)
         return true;
     out->form = ICMA_FORM_PLAIN;
-    word = strlen(name) > strlen(task) ? name + strlen(task) : "";
+    word = name + (strlen(name) > strlen(task) ? strlen(task) : strlen(name));
     out->by_step = has_step && strncmp(word, "-step", 5) == 0;
     out->digits = out->by_step ? (unsigned)strspn(word + 5, "0123456789") : 0;
     if (out->digits > MOST_DIGITS)
