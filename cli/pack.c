@@ -21,8 +21,8 @@
 typedef struct pack_arguments {
     cli_common common;
     const char *output;
-    bool force, dry_run, scalar, resume, variance;
-    const char *tier, *generator, *preset, *max_error, *checkpoints, *keep, *device, *precision, *channels, *weights, *training, *eval;
+    bool force, dry_run, scalar, resume, variance, projection;
+    const char *tier, *generator, *preset, *max_error, *checkpoints, *keep, *device, *precision, *channels, *weights, *training, *eval, *text_from, *encoder;
     cli_whole components, restart, epochs, seed, latent_dim, batch, threads, layers, kernel, patience, denoiser_epochs;
     cli_real explain, target_bits, kld_weight, learning_rate, weight_decay, save_every;
 } pack_arguments;
@@ -43,6 +43,12 @@ static const cli_option pack_options[] = {
     CLI_ROW(CLI_TEXT, 0, "keep", "all|last", AT(keep), "which checkpoints can be restored (default all)"),
     CLI_ROW(CLI_TEXT, 0, "checkpoints", "all|last:N", AT(checkpoints),
             "which checkpoints of each task to use at all (default all)"),
+    CLI_ROW_HEADING("Conditions from texts"),
+    CLI_ROW(CLI_TEXT, 0, "text-from", "MAP.json", AT(text_from),
+            "texts as the tasks' conditions: {\"cat\": \"detect the cat\", ...}; a task\n"
+            "that is not in it keeps its task_vector, or has a condition learned"),
+    CLI_ROW(CLI_TEXT, 0, "encoder", "DIR", AT(encoder), "folder of the CLIP text encoder that embeds them (see icma embed --help)"),
+    CLI_ROW_FLAG(0, "projection", AT(projection), "multiply them with its text projection"),
     CLI_ROW_HEADING("Size against fidelity"),
     CLI_ROW_RANGE(CLI_REAL, 0, "explain", "X", AT(explain), 1e-6, 1,
                   "share of the variance within tasks to span"),
@@ -348,6 +354,17 @@ static icma_status read_precision(const pack_arguments *a, icma_pack_options *op
     return status;
 }
 
+static icma_status read_texts(const pack_arguments *a, icma_pack_options *options, icma_error *error) {
+    if (a->text_from && !a->encoder)
+        return usage(error, "--text-from needs the encoder that embeds its texts; add --encoder DIR");
+    if ((a->encoder || a->projection) && !a->text_from)
+        return usage(error, "--encoder and --projection belong to --text-from");
+    options->text_from = a->text_from;
+    options->text_encoder = a->encoder;
+    options->text_projection = a->projection;
+    return ICMA_OK;
+}
+
 static icma_status read_options(const pack_arguments *a, icma_pack_options *options, icma_error *error) {
     *options = icma_pack_defaults();
     if (a->output && !a->output[0])
@@ -367,6 +384,8 @@ static icma_status read_options(const pack_arguments *a, icma_pack_options *opti
         status = read_target(a, options, error);
     if (!status)
         status = read_precision(a, options, error);
+    if (!status)
+        status = read_texts(a, options, error);
     options->threads = a->threads.given ? (int)a->threads.value : 0;
     options->overwrite = a->force;
     options->scalar = a->scalar;
@@ -470,9 +489,9 @@ static icma_status run_pack(const void *arguments, const cli_list *operands, icm
     if (!status)
         status = cli_inputs_find(operands, &inputs, &skipped, error);
     if (!status)
-        cli_pack_explain_found(&inputs);
+        cli_pack_explain_found(&inputs, a->text_from);
     if (!status && a->dry_run)
-        status = cli_pack_tell_found(&inputs, &a->common, error);
+        status = cli_pack_tell_found(&inputs, a->text_from, &a->common, error);
     else if (!status)
         status = pack_found(a, &inputs, &options, error);
     icma_inputs_free(&inputs);

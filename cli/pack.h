@@ -14,14 +14,15 @@ icma_status cli_pack_read_checkpoints(const char *checkpoints, icma_pack_options
 /* What packing these inputs takes of a device, about. */
 icma_device_work cli_pack_work(const icma_inputs *inputs, const icma_pack_options *options);
 
-/* --dry-run: what was found, on stdout. pack_found.c */
-icma_status cli_pack_tell_found(const icma_inputs *inputs, const cli_common *common, icma_error *error);
+/* --dry-run: what was found, on stdout. `texts`: the file of --text-from, or NULL. pack_found.c */
+icma_status cli_pack_tell_found(const icma_inputs *inputs, const char *texts, const cli_common *common,
+                                icma_error *error);
 
 /* What was packed: words on stderr, or with --json the document on stdout. pack_told.c */
 icma_status cli_pack_tell_result(const char *path, const icma_pack_result *result, const cli_common *common,
                                  icma_error *error);
 
 /* What tasks were found where, and whence their conditions, as details. */
-void cli_pack_explain_found(const icma_inputs *inputs);
+void cli_pack_explain_found(const icma_inputs *inputs, const char *texts);
 
 #endif

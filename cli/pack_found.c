@@ -3,6 +3,7 @@
 #include "pack.h"
 
 #include "adapter.h"
+#include "described.h"
 #include "facts.h"
 #include "file.h"
 #include "memory.h"
@@ -33,13 +34,19 @@ typedef struct found {
     found_task *tasks;
     size_t checkpoints;
     uint64_t bytes;
+    icma_described texts;
 } found;
 
 static void free_found(found *f) {
     for (size_t i = 0; i < f->group_count; i++)
         icma_safetensors_free(&f->groups[i].signature);
+    icma_described_free(&f->texts);
     icma_free(f->groups);
     icma_free(f->tasks);
+}
+
+static const char *text_of(const found *f, size_t task) {
+    return f->texts.text ? f->texts.text[task] : NULL;
 }
 
 static icma_status read_header(const char *path, icma_safetensors *header, uint64_t *size,
@@ -133,7 +140,7 @@ static icma_status look(const icma_inputs *inputs, found *f, icma_error *error) 
     for (size_t i = 0; i < inputs->task_count; i++) {
         const icma_input_task *task = &inputs->tasks[i];
         icma_status status = ICMA_OK;
-        if (task->condition_path)
+        if (task->condition_path && !text_of(f, i))
             status = look_at_condition(task->condition_path, &f->tasks[i].condition_size, error);
         for (size_t j = 0; !status && j < task->checkpoint_count; j++)
             status = look_at_checkpoint(f, i, task->checkpoints[j].path, error);
@@ -153,12 +160,13 @@ static cli_small steps_of(const icma_input_task *task) {
                      numbered ? task->checkpoints[numbered - 1].step : 0, final);
 }
 
-void cli_pack_explain_found(const icma_inputs *inputs) {
+void cli_pack_explain_found(const icma_inputs *inputs, const char *texts) {
     for (size_t i = 0; i < inputs->task_count; i++) {
         const icma_input_task *task = &inputs->tasks[i];
-        cli_detail("task", "\"%s\": %zu checkpoint%s (%s) in %s; condition: %s", task->name,
+        cli_detail("task", "\"%s\": %zu checkpoint%s (%s) in %s; condition: %s%s", task->name,
                    task->checkpoint_count, cli_plural(task->checkpoint_count), steps_of(task).text,
-                   task->folder, task->condition_path ? task->condition_path : "none given, to be learned");
+                   task->folder, texts ? "its text, where --text-from has one, else " : "",
+                   task->condition_path ? task->condition_path : "none given, to be learned");
     }
 }
 
@@ -172,7 +180,9 @@ static icma_status print_tasks(const icma_inputs *inputs, const found *f, icma_e
         cli_table_cell(&table, "%zu", task->checkpoint_count);
         cli_table_cell(&table, "%s", steps_of(task).text);
         cli_table_cell(&table, "%s", cli_size(t->bytes).text);
-        if (task->condition_path)
+        if (text_of(f, i))
+            cli_table_cell(&table, "text: %s", text_of(f, i));
+        else if (task->condition_path)
             cli_table_cell(&table, "%zu numbers", t->condition_size);
         else
             cli_table_cell(&table, "to be learned");
@@ -228,13 +238,14 @@ static icma_status print_found(const icma_inputs *inputs, const found *f, bool v
     return status;
 }
 
-static void task_to_json(const icma_input_task *task, const found_task *t, cJSON *tasks) {
+static void task_to_json(const icma_input_task *task, const found_task *t, const char *text, cJSON *tasks) {
     cJSON *object = cli_json_add_object(tasks, NULL);
     cli_json_text(object, "task", task->name);
     cli_json_text(object, "folder", task->folder);
     cli_json_whole(object, "bytes", t->bytes);
-    cli_json_text(object, "condition", task->condition_path);
+    cli_json_text(object, "condition", text ? NULL : task->condition_path);
     cli_json_whole(object, "condition_size", t->condition_size);
+    cli_json_text(object, "text", text);
     cJSON *checkpoints = cli_json_add_array(object, "checkpoints");
     for (size_t i = 0; i < task->checkpoint_count; i++) {
         const icma_input_checkpoint *checkpoint = &task->checkpoints[i];
@@ -253,7 +264,7 @@ static void task_to_json(const icma_input_task *task, const found_task *t, cJSON
 static icma_status found_to_json(const icma_inputs *inputs, const found *f, icma_error *error) {
     cJSON *root = cli_json_object(), *tasks = cli_json_add_array(root, "tasks");
     for (size_t i = 0; i < inputs->task_count; i++)
-        task_to_json(&inputs->tasks[i], &f->tasks[i], tasks);
+        task_to_json(&inputs->tasks[i], &f->tasks[i], text_of(f, i), tasks);
     cJSON *groups = cli_json_add_array(root, "groups");
     for (size_t i = 0; i < f->group_count; i++) {
         const found_group *g = &f->groups[i];
@@ -277,9 +288,12 @@ static icma_status found_to_json(const icma_inputs *inputs, const found *f, icma
     return cli_json_print(root, stdout, error);
 }
 
-icma_status cli_pack_tell_found(const icma_inputs *inputs, const cli_common *common, icma_error *error) {
+icma_status cli_pack_tell_found(const icma_inputs *inputs, const char *texts, const cli_common *common,
+                                icma_error *error) {
     found f = {0};
-    icma_status status = look(inputs, &f, error);
+    icma_status status = texts ? icma_described_read(texts, inputs, &f.texts, error) : ICMA_OK;
+    if (!status)
+        status = look(inputs, &f, error);
     if (!status && common->json)
         status = found_to_json(inputs, &f, error);
     else if (!status)

@@ -137,6 +137,10 @@ typedef struct icma_pack_options {
     bool overwrite;
     bool scalar; /* decode with the scalar reference ops: the same bits, slowly */
     icma_progress progress;
+    /* Descriptions of tasks as their conditions, instead of files beside the adapters; a task without one keeps what it has. Both or none. */
+    const char *text_from;    /* JSON file: {"task": "text", ...}; every name must be a task's. NULL: none */
+    const char *text_encoder; /* folder of a CLIP text encoder (text_encoder.h); its name, a hash of its weights, and the texts are recorded */
+    bool text_projection;     /* embeddings times the encoder's text projection */
 } icma_pack_options;
 
 /* What a program that is linked with the first libicma of this soname sets. */

@@ -4,9 +4,7 @@
 
 #include "pack_part.h"
 
-#include "coarse.h"
 #include "compress.h"
-#include "condition_file.h"
 #include "conv_train.h"
 #include "memory.h"
 #include "progress.h"
@@ -87,30 +85,6 @@ double icma_lap(double *now) {
     double then = *now;
     *now = (double)time.tv_sec + 1e-9 * (double)time.tv_nsec;
     return *now - then;
-}
-
-/* --- conditions -------------------------------------------------------------------------------------------------- */
-
-static icma_status load_condition(const char *path, icma_condition *out, icma_error *error) {
-    float *values;
-    size_t count;
-    icma_status status = icma_condition_load(path, &values, &count, error);
-    if (status)
-        return status;
-    icma_coarse_round(values, count); /* as it is stored (spec 4.6) */
-    *out = (icma_condition){values, count};
-    return ICMA_OK;
-}
-
-icma_status icma_pack_load_conditions(icma_packer *p, icma_error *error) {
-    icma_status status = ICMA_OK;
-    p->conditions = icma_alloc_zeroed(p->inputs->task_count, sizeof *p->conditions);
-    if (!p->conditions)
-        return icma_fail(error, ICMA_E_MEMORY, NULL, "no memory for the conditions");
-    for (size_t t = 0; !status && t < p->inputs->task_count; t++)
-        if (p->inputs->tasks[t].condition_path)
-            status = load_condition(p->inputs->tasks[t].condition_path, &p->conditions[t], error);
-    return status;
 }
 
 /* --- a group ----------------------------------------------------------------------------------------------------- */
@@ -521,6 +495,8 @@ icma_status icma_pack_check_options(const icma_pack_options *o, icma_error *erro
         return icma_fail(error, ICMA_E_USAGE, NULL, "tier bounded needs a bound above 0");
     if (!(o->target_bits >= 0) || (o->target_bits > 0 && o->tier != ICMA_TIER_BOUNDED))
         return icma_fail(error, ICMA_E_USAGE, NULL, "target bits belong to tier bounded");
+    if (!o->text_from != !o->text_encoder)
+        return icma_fail(error, ICMA_E_USAGE, NULL, "descriptions need an encoder, and an encoder descriptions; name both");
     if (o->restart == 0)
         return icma_fail(error, ICMA_E_USAGE, NULL, "a chain of checkpoints has at least one");
     if (o->generator == ICMA_CHOOSE_NONE && o->tier <= ICMA_TIER_LATENT)
@@ -546,9 +522,10 @@ typedef struct attempt {
     bool trained;
 } attempt;
 
-/* What is learned with, and what is decoded with. */
+/* What is learned with, what is decoded with, and what all tries share. */
 typedef struct tables {
     const icma_ops *learn, *decode;
+    const icma_described *described;
 } tables;
 
 static void forget(attempt *a) {
@@ -562,7 +539,7 @@ static icma_status pack_with(const icma_inputs *inputs, const char *path, const 
     out->result.device = t->learn->name;
     out->result.tier = options->tier;
     out->result.bound = options->tier == ICMA_TIER_BOUNDED ? options->bound : (icma_bound){0};
-    icma_packer p = {.inputs = inputs, .options = options, .ops = t->learn, .decode_ops = t->decode, .result = &out->result};
+    icma_packer p = {.inputs = inputs, .options = options, .ops = t->learn, .decode_ops = t->decode, .described = t->described, .result = &out->result};
     icma_status status = pack_all(&p, path, error);
     out->writer = p.writer;
     icma_packer_free(&p);
@@ -670,6 +647,20 @@ static void forget_trainings(const icma_pack_options *options, size_t groups) {
     }
 }
 
+static icma_status describe(const icma_inputs *inputs, const icma_pack_options *options, const icma_ops *ops, icma_described *out, icma_error *error) {
+    size_t texts = 0;
+    icma_status status = icma_described_read(options->text_from, inputs, out, error);
+    if (status)
+        return status;
+    for (size_t t = 0; t < out->count; t++)
+        texts += out->text[t] != NULL;
+    icma_tell(&options->progress, "embed", 0, (double)texts, NULL);
+    status = icma_described_embed(out, options->text_encoder, options->text_projection, ops, error);
+    if (!status)
+        icma_explain(&options->progress, "condition", "%zu of %zu tasks have texts, embedded by \"%s\" as %zu numbers each", texts, out->count, out->encoder, out->width);
+    return status;
+}
+
 icma_status icma_pack(const icma_inputs *inputs, const char *path, const icma_pack_options *given, const icma_ops *ops, icma_pack_result *result,
                       icma_error *error) {
     attempt a = {0};
@@ -681,14 +672,18 @@ icma_status icma_pack(const icma_inputs *inputs, const char *path, const icma_pa
         return status;
     if (!ops)
         ops = icma_ops_cpu();
-    tables t = {ops, options->scalar ? icma_ops_reference() : ops};
+    icma_described described = {0};
+    tables t = {ops, options->scalar ? icma_ops_reference() : ops, options->text_from ? &described : NULL};
     if (options->threads)
         icma_set_threads(options->threads);
     status = icma_pack_check_options(options, error);
+    if (!status && options->text_from)
+        status = describe(inputs, options, ops, &described, error);
     if (!status && options->target_bits > 0)
         status = pack_to_size(inputs, path, options, &t, &a, error);
     else if (!status)
         status = try_packing(inputs, path, options, &t, &a, error);
+    icma_described_free(&described);
     if (status)
         return status;
     icma_lap(&now);

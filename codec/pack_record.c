@@ -5,6 +5,7 @@
 #include "memory.h"
 #include "packer.h"
 
+#include <inttypes.h>
 #include <math.h>
 #include <stdio.h>
 
@@ -181,10 +182,35 @@ static void add_naming(cJSON *root, const icma_packer *p, const icma_pack_group 
         add_number(files, "step_digits", all.digits, whole);
 }
 
+/* The descriptions of the group's tasks, and what made conditions of them. */
+static void add_texts(cJSON *root, const icma_packer *p, const icma_pack_group *g, bool *whole) {
+    const icma_described *d = p->described;
+    const icma_group *group = g->group;
+    char hash[24];
+    if (!d)
+        return;
+    cJSON *encoder = cJSON_AddObjectToObject(root, "text_encoder"), *texts = cJSON_AddArrayToObject(root, "texts");
+    snprintf(hash, sizeof hash, "%016" PRIx64, d->hash);
+    add_text(encoder, "id", d->encoder, whole);
+    add_text(encoder, "hash", hash, whole);
+    add_text(encoder, "pooling", d->pooling, whole);
+    note(whole, cJSON_AddBoolToObject(encoder, "projection", d->projection));
+    note(whole, texts);
+    for (size_t i = 0; i < group->count; i++) {
+        uint32_t task = group->sources[i].task;
+        if ((i && group->sources[i - 1].task == task) || !d->text[task])
+            continue;
+        cJSON *item = add_object(texts, whole);
+        add_text(item, "task", p->inputs->tasks[task].name, whole);
+        add_text(item, "text", d->text[task], whole);
+    }
+}
+
 icma_status icma_pack_record(icma_packer *p, const icma_pack_group *g, icma_error *error) {
     cJSON *root = cJSON_CreateObject();
     bool whole = root != NULL;
     add_options(root, p, g, &whole);
+    add_texts(root, p, g, &whole);
     if (icma_generator_predicts(&g->generator))
         add_eigen(root, g, &whole);
     add_rate(root, &g->basis, &whole);

@@ -316,10 +316,20 @@ static icma_status set_offset(icma_part_writer *w, icma_error *error) {
     return ICMA_OK;
 }
 
+/* Where a given condition came from: a text, or a file's name. */
+static char *copy_origin(const icma_part_writer *w) {
+    const char *path = w->packer->inputs->tasks[w->task].condition_path, *slash = path ? strrchr(path, '/') : NULL;
+    const char *text = icma_pack_text_of(w->packer, w->task);
+    char origin[256]; /* as long as it may be (spec 4.6) */
+    if (!text)
+        return icma_copy_string(slash ? slash + 1 : path);
+    icma_described_origin(text, origin, sizeof origin);
+    return icma_copy_string(origin);
+}
+
 static icma_status set_condition(icma_part_writer *w, icma_error *error) {
     const icma_condition *given = &w->packer->conditions[w->task];
     const icma_pack_group *g = w->g;
-    const char *name = w->packer->inputs->tasks[w->task].condition_path, *slash = name ? strrchr(name, '/') : NULL;
     const float *values = given->vector;
     size_t size = given->size;
     w->table.origin = values ? ICMA_CONDITION_GIVEN : ICMA_CONDITION_NONE;
@@ -329,7 +339,7 @@ static icma_status set_condition(icma_part_writer *w, icma_error *error) {
             values = g->training.conditions.learned[s];
             size = g->generator.coordinates;
         }
-    w->table.condition_name = icma_copy_string(w->table.origin == ICMA_CONDITION_GIVEN ? (slash ? slash + 1 : name) : "");
+    w->table.condition_name = w->table.origin == ICMA_CONDITION_GIVEN ? copy_origin(w) : icma_copy_string("");
     w->table.condition = size ? icma_alloc_array(size, sizeof(float)) : NULL;
     if (!w->table.condition_name || (size && !w->table.condition))
         return no_memory(error);

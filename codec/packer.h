@@ -6,6 +6,7 @@
 #include "basis.h"
 #include "checkpoints.h"
 #include "decode.h"
+#include "described.h"
 #include "fidelity.h"
 #include "train.h"
 
@@ -45,6 +46,7 @@ typedef struct icma_packer {
     const uint32_t *owners; /* the inputs' tasks in the archive; NULL: the same */
     const icma_pack_options *options;
     const icma_ops *ops, *decode_ops;
+    const icma_described *described; /* texts of tasks, embedded; NULL: none */
     icma_condition *conditions; /* one a task of the inputs */
     icma_dataset dataset;
     icma_container_writer *writer;
@@ -85,6 +87,8 @@ icma_status icma_pack_take_options(const icma_pack_options *options, icma_pack_o
 icma_status icma_pack_check_options(const icma_pack_options *options, icma_error *error);
 /* What a basis has to reach under these options. */
 icma_basis_target icma_pack_target(const icma_pack_options *options);
+/* The description of a task of the inputs; NULL: it has none. */
+const char *icma_pack_text_of(const icma_packer *packer, size_t task);
 /* Writes the group's RECORD section. */
 icma_status icma_pack_record(icma_packer *packer, const icma_pack_group *group, icma_error *error);
 

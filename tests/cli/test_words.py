@@ -10,7 +10,7 @@ import unittest
 
 from harness import Case, PROGRAM, icma, main
 
-VERBS = ['pack', 'unpack', 'generate', 'list', 'info', 'verify', 'diff', 'report']
+VERBS = ['pack', 'unpack', 'generate', 'embed', 'list', 'info', 'verify', 'diff', 'report']
 
 
 def on_terminal(*arguments, env=None, cwd=None):
