@@ -9,10 +9,10 @@
 static const struct {
     const char *phase, *unit;
 } phases[] = {
-    {"embed", "texts"},        {"read", "files"},         {"gram", "bytes"},        {"choose", "steps"},   {"basis", "bytes"},
-    {"copy", "bytes"},         {"project", "tensors"},
-    {"soup", "scores"},        {"train", "epochs"},      {"denoise", "epochs"}, {"weights", "trials"},
-    {"encode", "checkpoints"}, {"check", "checkpoints"}, {"zstd", "bytes"},     {"write", "bytes"},
+    {"embed", "texts"},       {"read", "files"},     {"gram", "bytes"},      {"choose", "steps"},
+    {"basis", "bytes"},       {"copy", "bytes"},     {"project", "tensors"}, {"soup", "scores"},
+    {"train", "epochs"},      {"denoise", "epochs"}, {"weights", "trials"},  {"encode", "checkpoints"},
+    {"check", "checkpoints"}, {"zstd", "bytes"},     {"write", "bytes"},
 };
 
 const char *icma_progress_unit(const char *phase) {
