@@ -222,7 +222,8 @@ static icma_status add_task(generation *g, size_t i, double *coordinates, double
     const icma_part *p = part_of(g, task);
     if (!p)
         return icma_fail(error, ICMA_E_UNSUPPORTED, NULL,
-                         "tasks %.100s and %.100s have adapters of different shapes; mix tasks of one",
+                         "tasks %.100s and %.100s have no generator in common (adapters of different shapes, "
+                         "or packed apart); mix tasks of one group (icma list -v --json)",
                          name_of(g, g->told->like), name_of(g, task));
     if (p->table.origin == ICMA_CONDITION_OFFSET)
         return icma_fail(error, ICMA_E_UNSUPPORTED, NULL,

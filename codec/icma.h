@@ -404,14 +404,15 @@ static inline icma_generation icma_generation_defaults(void) {
     return what;
 }
 
-/* Where it lies among what was packed. A condition is compared with given ones of its length, a mix in coordinates (spec 4.5), in one group each. */
+/* Where it lies among what was packed. A condition, or the sum of a mix of given ones, is compared with given conditions of its length; a mix with learned ones in coordinates (spec 4.5), with the learned ones of its
+ * group and those that it mixes. */
 typedef struct icma_generated {
     size_t like;      /* as used */
     uint32_t group;
     size_t nearest;   /* task, by Euclidean distance */
     double cosine;    /* between the condition and its; NAN where one is zero */
     double distance;  /* |condition - its| / |its|; NAN likewise */
-    double seen;      /* share of the condition's square that lies in the span of the packed ones, about: the generator sees nothing of the rest. 1 for a mix */
+    double seen;      /* share of the condition's square that lies in the span of the packed ones, about: the generator sees nothing of the rest. 1 where there is no vector */
     uint64_t hash;    /* XXH3-64 of the rounded condition, or of a mix's coordinates, as little-endian f32 */
     uint64_t archive; /* the hash of the archive's footer */
 } icma_generated;

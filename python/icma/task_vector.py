@@ -220,7 +220,7 @@ def parse(arguments):
     parser.add_argument('--adapter', metavar='DIR', help='folder of a PEFT adapter to put on it')
     parser.add_argument('--samples', required=True, metavar='FILE')
     parser.add_argument('-o', '--output', required=True, metavar='FILE', help='the vector, as safetensors')
-    parser.add_argument('--per-sample', metavar='FILE', help='also every sample\'s state, samples x width (tensor hidden_states); not beside adapters')
+    parser.add_argument('--per-sample', metavar='FILE', help='also every sample\'s state, samples x width; as DIR/TASK.safetensors for icma report --vectors DIR')
     parser.add_argument('--limit', type=int, metavar='N', help='only the first N samples')
     parser.add_argument('--batch', type=int, default=8, metavar='N', help='texts at a time (default %(default)s); changes nothing but speed and memory')
     parser.add_argument('--max-length', type=int, metavar='N', help='cut texts to N tokens (default: what the model takes)')

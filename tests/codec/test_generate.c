@@ -437,7 +437,7 @@ static void groups_are_not_mixed(void **state) {
     icma_bundle *bundle = pack(*state, ICMA_CHOOSE_BASIS);
     assert_int_equal(icma_bundle_group_count(bundle), 2);
     refused(bundle, of_mix(across, halves, 2), ICMA_E_UNSUPPORTED,
-            "tasks a and d have adapters of different shapes");
+            "tasks a and d have no generator in common");
     generate(bundle, of_vector(vector), NULL, &told); /* the nearest task decides */
     assert_int_equal(told.nearest, 3);
     assert_int_equal(told.like, 3);
@@ -449,7 +449,7 @@ static void groups_are_not_mixed(void **state) {
     assert_true(told.nearest != 3 && told.group != group);
     liked = of_mix(across, halves, 1);
     liked.like = 3;
-    refused(bundle, liked, ICMA_E_UNSUPPORTED, "tasks d and a have adapters of different shapes");
+    refused(bundle, liked, ICMA_E_UNSUPPORTED, "tasks d and a have no generator in common");
     icma_bundle_close(bundle);
 }
 

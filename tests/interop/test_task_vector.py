@@ -182,6 +182,18 @@ class TaskVector(Case):
         found = self.icma_json('pack', self.path('tree'), '-o', self.path('b.icma'), '--dry-run')
         self.assertEqual({t['condition_size'] for t in found['tasks']}, {16})
 
+    def test_the_report_maps_samples(self):
+        """--per-sample writes what icma report --vectors reads: DIR/TASK.safetensors, a row a sample."""
+        folder = self.saved(llama())
+        os.mkdir(self.path('vectors'))
+        for task, text in (('c', 'a cat sat on the mat'), ('doc', 'dog'), ('python', 'two bird saw the')):
+            samples = self.samples([text + ' ' + more for more in TEXTS], f'{task}.txt')
+            code = task_vector.main(['--model', folder, '--samples', samples, '-o', self.path(f'{task}.safetensors'), '--per-sample', self.path('vectors', f'{task}.safetensors')])
+            self.assertEqual(code, 0)
+        self.icma('pack', LORAS, '-o', self.path('b.icma'), '-q')
+        mapped = self.icma_json('report', self.path('b.icma'), '--vectors', self.path('vectors'))['map']
+        self.assertEqual((mapped['vectors'], mapped['all'], mapped['dims']), ('samples', 3 * len(TEXTS), 16))
+
     def test_what_is_refused(self):
         folder = self.saved(llama())
         path = self.samples()
