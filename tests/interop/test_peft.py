@@ -6,6 +6,7 @@ import unittest
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from common import ADAPTER, LORAS, Case, adapters, bits, example_model
@@ -48,6 +49,14 @@ class Peft(Case):
         for name in stored:
             self.assertEqual(bits(loaded[name]), bits(stored[name]), name)
         return model
+
+    def test_generated_adapters_load(self):
+        self.icma('pack', LORAS, '-o', self.path('b.icma'), '--generator', 'basis', '-q')
+        self.icma('generate', self.path('b.icma'), '--mix', 'c:0.5,doc:0.5', '-C', self.path('made'), '-q')
+        mixed = logits(self.load(self.path('made')))
+        self.assertGreater((mixed - logits(example_model())).norm(), 0.01 * mixed.norm())
+        with safe_open(os.path.join(self.path('made'), ADAPTER), 'pt') as file:
+            self.assertEqual(file.metadata()['icma_generated'], 'true')
 
     def test_examples_act_as_the_originals(self):
         back = self.unpacked(LORAS, '--checkpoint', 'all')
