@@ -56,6 +56,7 @@ static const cli_option generate_options[] = {
     CLI_ROW_HEADING("Talk"),
     CLI_ROW_QUIET,
     CLI_ROW_JSON,
+    CLI_ROW_NO_PROGRESS,
     CLI_ROW_NO_COLOR,
     CLI_ROW_HELP,
     CLI_ROW_END,
@@ -269,6 +270,7 @@ static icma_status generate(job *j, icma_error *error) {
     const generate_arguments *a = j->a;
     icma_decoded decoded = {0};
     icma_status status = a->dry_run ? ICMA_OK : cli_bundle_choose_device(j->bundle, &a->decoding, 1, error);
+    cli_progress_show("generate", 0, 0, NULL, NULL); /* one adapter: in one piece */
     if (!status)
         status = cli_bundle_generate(j->bundle, &j->what, NULL, &j->told, error);
     if (!status)

@@ -2,6 +2,7 @@
 /* icma list: tasks, checkpoints, tier, bytes, error. */
 #include "facts.h"
 #include "memory.h"
+#include "progress.h"
 #include "sandbox.h"
 #include "source.h"
 #include "verbs.h"
@@ -19,6 +20,7 @@ static const cli_option list_options[] = {
     CLI_ROW_FLAG(0, "names", offsetof(list_arguments, names), "only the names of tasks, one a line"),
     CLI_ROW_VERBOSE("every checkpoint on its own line"),
     CLI_ROW_JSON,
+    CLI_ROW_NO_PROGRESS,
     CLI_ROW_NO_COLOR,
     CLI_ROW_HELP,
     CLI_ROW_END,
@@ -137,12 +139,14 @@ static icma_status list_tasks(const list_arguments *a, icma_bundle *bundle, cons
     listing out = start_listing(a, path);
     for (size_t i = 0; !status && i < count; i++) {
         icma_task_info info;
+        cli_progress_show("list", (double)i, (double)count, "tasks", NULL);
         status = icma_bundle_task(bundle, tasks[i], &info, error);
         if (!status)
             add_task(&out, &info);
         icma_bundle_forget_task(bundle, tasks[i]);
     }
     icma_free(tasks);
+    cli_progress_clear();
     if (status) {
         icma_error_set_file(error, path);
         cJSON_Delete(out.root);

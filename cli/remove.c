@@ -112,6 +112,7 @@ static icma_status run_remove(const void *arguments, const cli_list *operands, i
 const cli_verb cli_verb_remove = {
     .name = "remove",
     .also = "rm delete del drop",
+    .surplus = "a task to remove is --task TASK",
     .operands = "B.icma --task TASK...",
     .summary = "remove tasks from an archive",
     .description =

@@ -80,12 +80,14 @@ size_t cli_bundle_checkpoints(const icma_bundle *bundle) {
     return count;
 }
 
-void cli_bundle_explain(const icma_bundle *bundle, const char *path) {
+void cli_bundle_explain(const icma_bundle *bundle, const char *path, const cli_decoding *decoding) {
     size_t tasks = icma_bundle_task_count(bundle), groups = icma_bundle_group_count(bundle),
            sections = icma_bundle_section_count(bundle);
     cli_detail("archive", "%s: %s, %zu checkpoints of %zu task%s, in %zu signature group%s and %zu section%s",
                path, cli_size(icma_bundle_bytes(bundle).total).text, cli_bundle_checkpoints(bundle), tasks,
                cli_plural(tasks), groups, cli_plural(groups), sections, cli_plural(sections));
+    if (!is_auto(decoding))
+        cli_detail("device", "%s, as asked for", decoding->scalar ? "reference" : decoding->device);
 }
 
 icma_status cli_bundle_open(const cli_list *operands, const cli_decoding *decoding, icma_bundle **bundle,
@@ -110,8 +112,6 @@ icma_status cli_bundle_open(const cli_list *operands, const cli_decoding *decodi
     }
     if (!status)
         status = icma_device_open(device, ICMA_PRECISION_F32, (icma_device_work){0}, &ops, error);
-    if (!status && !is_auto(decoding))
-        explain_device(device, (icma_device_work){0}, ops);
     if (!status) {
         cli_sandbox_enter(ops->name);
         status = icma_bundle_open(*path, ops, &limits, bundle, error);

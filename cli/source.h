@@ -30,8 +30,8 @@ typedef struct cli_decoding {
 icma_status cli_bundle_open(const cli_list *operands, const cli_decoding *decoding, icma_bundle **bundle,
                             char **path, icma_error *error);
 
-/* What there is to read, as a detail. */
-void cli_bundle_explain(const icma_bundle *bundle, const char *path);
+/* What there is to read and, where the user has chosen, with which device, as details. */
+void cli_bundle_explain(const icma_bundle *bundle, const char *path, const cli_decoding *decoding);
 /* Checkpoints of all tasks, by the index alone. */
 size_t cli_bundle_checkpoints(const icma_bundle *bundle);
 

@@ -237,6 +237,7 @@ static icma_status check_sections(icma_bundle *bundle, const cli_unpack_plan *pl
         for (size_t j = 0; !wanted && j < plan->count; j++)
             wanted = plan->items[j].task == section.task;
         icma_error detail = {0};
+        cli_progress_show("verify", (double)section.offset, (double)icma_bundle_bytes(bundle).total, "bytes", NULL);
         icma_status status = wanted ? icma_bundle_check_section(bundle, i, &detail) : ICMA_OK;
         if (status == ICMA_E_CORRUPT && section.task != UINT32_MAX)
             icma_fail(error, status, detail.file, "task %s: %s; --keep-going unpacks the others",
@@ -384,7 +385,7 @@ static icma_status run_unpack(const void *arguments, const cli_list *operands, i
     if (!status)
         status = cli_bundle_open(operands, &a->decoding, &bundle, &path, error);
     if (!status) {
-        cli_bundle_explain(bundle, path);
+        cli_bundle_explain(bundle, path, &a->decoding);
         icma_bundle_compare_checksums(bundle, !a->no_check);
         status = make_plan(a, bundle, path, &plan, &partial, error);
     }

@@ -327,7 +327,7 @@ static icma_status run_verify(const void *arguments, const cli_list *operands, i
     if (status)
         return status;
     v.path = path;
-    cli_bundle_explain(v.bundle, path);
+    cli_bundle_explain(v.bundle, path, &v.a->decoding);
     if (!v.a->decoding.device && !v.a->decoding.scalar)
         cli_detail("device", "cpu: in the sandbox there is no GPU; --device cuda leaves the sandbox");
     status = verify_bundle(&v, error);

@@ -159,9 +159,10 @@ class Told(Case):
         for arguments, phases in ((['verify', bundle, '--deep', '--against', self.tree], ['check', 'decode', 'find', 'compare']),
                                   (['report', bundle, '--against', self.tree], ['find', 'compare']),
                                   (['diff', self.tree, self.tree], ['find', 'compare']),
-                                  (['unpack', bundle, '-C', 'out'], ['unpack'])):
+                                  (['unpack', bundle, '-C', 'out'], ['verify', 'unpack']), (['list', bundle], ['list']),
+                                  (['generate', bundle, '--mix', 'cat,dog', '-C', 'new'], ['generate'])):
             result = self.run_icma(0, *arguments, '--json', '--progress')
-            told = [json.loads(line)['progress']['phase'] for line in result.words.splitlines()]
+            told = [told['progress']['phase'] for told in map(json.loads, result.words.splitlines()) if 'progress' in told]
             self.assertEqual([phase for phase in dict.fromkeys(told) if phase in phases], phases)
 
     def test_lines(self):
