@@ -31,7 +31,7 @@ static const cli_option add_options[] = {
     CLI_ROW_FLAG('n', "dry-run", AT(dry_run),
                  "do all but let the new archive appear; tell what would come of it"),
     CLI_ROW_HEADING("What to keep"),
-    CLI_ROW(CLI_TEXT, 0, "tier", "TIER", AT(tier),
+    CLI_ROW_CHOICE(0, "tier", "TIER", "bounded|lossless|latent|generate", AT(tier),
             "bounded, lossless, latent or generate (default: as the archive's\ntasks are kept)"),
     CLI_ROW(CLI_TEXT, 0, "max-error", "dw=X|rel=X|abs=X", AT(max_error),
             "as for pack (default: the archive's)"),
@@ -40,7 +40,7 @@ static const cli_option add_options[] = {
     CLI_ROW_RANGE(CLI_WHOLE, 0, "restart", "N", AT(restart), 1, 1e9,
                   "lossless: most checkpoints in a chain of predictions"),
     CLI_ROW_HEADING("What predicts it"),
-    CLI_ROW(CLI_TEXT, 0, "generator", "KIND", AT(generator),
+    CLI_ROW_CHOICE(0, "generator", "KIND", "auto|old|new", AT(generator),
             "auto: whichever is expected to take fewer bytes (default);\n"
             "old: the archive's, with an offset for each new task;\n"
             "new: their own, learned from them alone, as pack would"),

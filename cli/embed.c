@@ -43,7 +43,7 @@ static const cli_option embed_options[] = {
             "task_vector.safetensors; of several one row each;\n- is standard output"),
     CLI_ROW_FLAG('f', "force", AT(force), "replace the output if it exists"),
     CLI_ROW_HEADING("Machine"),
-    CLI_ROW(CLI_TEXT, 0, "device", "NAME", AT(device), "auto, cpu, cuda or cuda:N (default cpu)"),
+    CLI_ROW_CHOICE(0, "device", "NAME", "auto|cpu|cuda", AT(device), "auto, cpu, cuda or cuda:N (default cpu)"),
     CLI_ROW_RANGE(CLI_WHOLE, 'T', "threads", "N", AT(threads), 1, 4096,
                   "threads (default: as many as the machine has)"),
     CLI_ROW_HEADING("Talk"),

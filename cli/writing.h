@@ -21,7 +21,7 @@ typedef struct cli_writing_options {
 
 /* In which form; and all of it, with where to. */
 #define CLI_ROWS_FORM(type, member)                                                                          \
-    CLI_ROW(CLI_TEXT, 0, "layout", "LAYOUT", offsetof(type, member.layout),                                  \
+    CLI_ROW_CHOICE(0, "layout", "LAYOUT", "original|peft|kohya", offsetof(type, member.layout),              \
             "original: files and names as they were packed (default)\npeft: adapter_model.safetensors and "  \
             "adapter_config.json, for\nPEFT, vLLM and LoRAX\n"                                               \
             "kohya: one file, lora_te_....lora_down.weight and .alpha"),                                     \

@@ -21,16 +21,17 @@ from typing import TYPE_CHECKING, Any
 
 from ._bundle import (Adapter, Bundle, CheckpointInfo, Generated, GeneratorInfo, SectionInfo, TaskInfo, TensorInfo, load_file, open)
 from ._library import set_threads, version
-from ._pack import PackedTask, PackResult, Progress, pack
+from ._pack import AddedGroup, AddResult, PackedTask, PackResult, Progress, RemoveResult, add, pack, remove
 from .errors import (BoundError, CancelledError, CorruptError, DeviceError, Error, ExistsError, FormatError, InputOutputError, LibraryError, LimitError,
                      NotFoundError, OutOfMemoryError, PartialError, UnsupportedError, UsageError)
 
 if TYPE_CHECKING:
     from . import peft
 
-__all__ = ['Adapter', 'BoundError', 'Bundle', 'CancelledError', 'CheckpointInfo', 'CorruptError', 'DeviceError', 'Error', 'ExistsError', 'FormatError', 'Generated',
+__all__ = ['AddResult', 'AddedGroup', 'Adapter', 'BoundError', 'Bundle', 'CancelledError', 'CheckpointInfo', 'CorruptError', 'DeviceError', 'Error', 'ExistsError', 'FormatError', 'Generated',
            'GeneratorInfo', 'InputOutputError', 'LibraryError', 'LimitError', 'NotFoundError', 'OutOfMemoryError', 'PackResult', 'PackedTask', 'PartialError',
-           'Progress', 'SectionInfo', 'TaskInfo', 'TensorInfo', 'UnsupportedError', 'UsageError', 'load_file', 'open', 'pack', 'peft', 'set_threads', 'version']
+           'Progress', 'RemoveResult', 'SectionInfo', 'TaskInfo', 'TensorInfo', 'UnsupportedError', 'UsageError', 'add', 'load_file', 'open', 'pack', 'peft',
+           'remove', 'set_threads', 'version']
 
 
 def __getattr__(name: str) -> Any:

@@ -7,6 +7,7 @@ import dataclasses
 import json
 import os
 import threading
+import warnings
 import weakref
 from types import TracebackType
 from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple, Type, Union
@@ -108,7 +109,8 @@ def _plain(structure: ctypes.Structure) -> Dict[str, Any]:
 class Adapter:
     """One adapter in memory: a complete safetensors file, and the side files that were packed with it. Its memory lives as long as this, or anything made of it."""
 
-    def __init__(self, decoded: s.Decoded) -> None:
+    def __init__(self, decoded: s.Decoded, config_made: bool = False) -> None:
+        self.config_made = config_made  # by `Bundle.convert`, from shapes and alphas
         self.files: Dict[str, bytes] = {text(f.name): ctypes.string_at(f.data, f.size) if f.size else b'' for f in decoded.files[:decoded.file_count]}
         buffer = (ctypes.c_uint8 * decoded.size).from_address(decoded.data)
         weakref.finalize(buffer, _free_decoded, decoded)
@@ -294,6 +296,27 @@ class Bundle:
         """Decodes a checkpoint (a step, "last", or a CheckpointInfo), and compares its checksum."""
         return self._decoded('icma_bundle_decode', *self._find(task, checkpoint), ())
 
+    def convert(self, task: str, checkpoint: Checkpoint = 'last', *, layout: str = 'peft', dtype: Optional[str] = None, leave_out: bool = False,
+                base_model: Optional[str] = None) -> Dict[str, Adapter]:
+        """Decodes a checkpoint into a layout, "peft", "kohya" or "original", as `icma unpack --layout` does: an adapter for each component of a pipeline ("unet", "text_encoder"), or one, whose
+        component is "". `dtype`: "F32", "F16" or "BF16", to cast to; `leave_out`: what has no place there, instead of an UnsupportedError. What is to be known of it is warned about."""
+        options, result, decoded = s.LayoutOptions(), s.LayoutResult(), s.Decoded()
+        known, kind = ctypes.c_int(), ctypes.c_int()
+        if not library().icma_layout_from_name(bytes_of(layout, 'a layout'), ctypes.byref(known)):
+            raise UsageError(f'layout "{layout}" is unknown; there are peft, kohya and original')
+        if dtype is not None and dtype not in ('F32', 'F16', 'BF16'):
+            raise UsageError(f'dtype "{dtype}"; weights are cast to F32, F16 or BF16')
+        library().icma_layout_options_init(ctypes.byref(options), ctypes.sizeof(options))
+        if dtype is not None:
+            library().icma_dtype_from_name(bytes_of(dtype, 'a dtype'), ctypes.byref(kind))
+        where = self._find(task, checkpoint)
+        options.layout, options.cast, options.dtype, options.leave_out = known, dtype is not None, kind, leave_out
+        options.other_weights = self.checkpoints(task)[where[1]].tier not in ('lossless', 'verbatim')
+        options.base_model = bytes_of(base_model, 'a name') if base_model is not None else None
+        self._call('icma_bundle_decode', *where, ctypes.byref(decoded))
+        call('icma_layout_convert', ctypes.byref(decoded), ctypes.byref(options), ctypes.byref(result))
+        return _converted(result)
+
     def load(self, task: str, checkpoint: Checkpoint = 'last', *, framework: str = 'numpy', device: Any = None) -> Dict[str, Any]:
         """Tensors of a checkpoint by name, in memory: nothing is written. `framework` is "numpy" or "torch"; `device` is where torch is to have them (and implies torch).
 
@@ -358,6 +381,22 @@ class Bundle:
         adapter = self._decoded('icma_bundle_generate', ctypes.byref(what), (ctypes.byref(told),))
         names = self.tasks
         return adapter, Generated(names[told.like], names[told.nearest], told.cosine, told.distance, told.seen)
+
+
+def _converted(result: s.LayoutResult) -> Dict[str, Adapter]:
+    """The adapters take their memory over."""
+    out: Dict[str, Adapter] = {}
+    try:
+        for remark in result.remarks[:result.remark_count]:
+            warnings.warn(text(remark), stacklevel=3)
+        for part in result.list[:result.count]:
+            own = s.Decoded()
+            ctypes.pointer(own)[0] = part.decoded
+            part.decoded = s.Decoded()
+            out[text(part.component)] = Adapter(own, part.config_made)
+        return out
+    finally:
+        library().icma_layout_result_free(ctypes.byref(result))
 
 
 def _seed(seed: int) -> int:

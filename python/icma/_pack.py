@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Packing."""
+"""Packing, adding to an archive and removing from it."""
 from __future__ import annotations
 
 import contextlib
@@ -22,6 +22,7 @@ GENERATORS = ('auto', 'basis', 'none', 'conv', 'diffusion', 'soup')
 TIERS = ('generate', 'latent', 'bounded', 'lossless')
 BOUNDS = ('none', 'dw', 'rel', 'abs')
 WEIGHTS = ('auto', 'bf16', 'f32')
+ADDING = ('auto', 'old', 'new')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +69,43 @@ class PackResult:
     break_even: int
     seconds: Dict[str, float]
     skipped: Dict[str, str]  # files that were not taken, and why
+
+
+@dataclasses.dataclass(frozen=True)
+class AddedGroup:
+    """The newcomers that have the same tensors (icma_add_group)."""
+    group: int
+    joined: bool
+    generator: str
+    tasks: int
+    checkpoints: int
+    explained: float
+    old_bytes: float
+    new_bytes: float
+    bytes: int
+
+
+@dataclasses.dataclass(frozen=True)
+class AddResult:
+    """What adding gave (icma_add_result)."""
+    pack: PackResult  # of the newcomers; its `bytes` are the whole archive's
+    bytes_before: int
+    groups: Tuple[AddedGroup, ...]
+    old_checkpoints: int
+    old_bytes: int
+    packed_anew: float
+
+
+@dataclasses.dataclass(frozen=True)
+class RemoveResult:
+    """What removing gave (icma_remove_result)."""
+    bytes_before: int
+    bytes_after: int
+    tasks: int
+    checkpoints: int
+    groups: int
+    tasks_left: int
+    groups_left: int
 
 
 def _f32_at_most(value: float) -> float:
@@ -138,10 +176,17 @@ class _Hooks:
         finally:
             signal.signal(signal.SIGINT, previous)
 
-    def set(self, options: s.PackOptions) -> None:
-        options.progress.update, options.progress.cancelled, options.progress.say = self.update, self.cancelled, self.say
-        if self.scorer is not None:
-            options.scorer.score = self.score
+    def set(self, progress: s.Progress) -> None:
+        progress.update, progress.cancelled, progress.say = self.update, self.cancelled, self.say
+
+    def call(self, function: str, *arguments: Any) -> None:
+        try:
+            with self.interruptible():
+                call(function, *arguments)
+        except CancelledError:
+            if self.raised is not None:
+                raise self.raised from None
+            raise
 
 
 class _Found:
@@ -193,12 +238,21 @@ def _set_bound(options: s.PackOptions, tier: str, max_error: Union[float, str]) 
         options.max_error = float(value)
 
 
+def _set(options: s.PackOptions, given: Dict[str, Any]) -> None:
+    for name, value in given.items():
+        if value is not None and value < 0:
+            raise UsageError(f'{name} {value} is below 0')
+        if value is not None:
+            setattr(options, name, value)
+
+
 def pack(paths: Union[Path, Sequence[Path]], output: Path, *, tier: str = 'bounded', max_error: Union[None, float, str] = None, target_bits: Optional[float] = None,
          generator: str = 'auto', preset: Optional[str] = None, keep: str = 'all', train_last: int = 0, components: int = 0, explain: Optional[float] = None,
          restart: Optional[int] = None, epochs: Optional[int] = None, batch: Optional[int] = None, learning_rate: Optional[float] = None,
          latent_dim: Optional[int] = None, kld_weight: Optional[float] = None, weight_decay: Optional[float] = None, patience: Optional[int] = None,
          layers: Optional[int] = None, channels: Optional[Sequence[int]] = None, kernel: Optional[int] = None, weights: str = 'auto', variance: bool = False,
          denoiser_epochs: Optional[int] = None, training_file: Optional[Path] = None, save_seconds: Optional[float] = None, resume: bool = False,
+         text_from: Optional[Path] = None, text_encoder: Optional[Path] = None, text_projection: bool = False,
          scorer: Optional[Callable[[str, memoryview], float]] = None, seed: Optional[int] = None, device: str = 'auto', precision: str = 'f32', threads: int = 0,
          overwrite: bool = False, progress: Optional[Callable[[Progress], Any]] = None) -> PackResult:
     """Finds adapters below `paths`, trains, encodes, decodes and checks, and writes a new archive; `icma pack --help` describes the options, which are named alike.
@@ -217,12 +271,8 @@ def pack(paths: Union[Path, Sequence[Path]], output: Path, *, tier: str = 'bound
     given = {'target_bits': target_bits, 'explain': explain, 'restart': restart, 'epochs': epochs, 'batch': batch, 'learning_rate': learning_rate,
              'latent_dim': latent_dim, 'kld_weight': kld_weight, 'weight_decay': weight_decay, 'patience': patience, 'layers': layers, 'kernel': kernel,
              'denoiser_epochs': denoiser_epochs, 'save_seconds': save_seconds, 'seed': seed, 'train_last': train_last, 'components': components,
-             'variance': variance, 'resume': resume, 'threads': threads, 'overwrite': overwrite}
-    for name, value in given.items():
-        if value is not None and value < 0:
-            raise UsageError(f'{name} {value} is below 0')
-        if value is not None:
-            setattr(options, name, value)
+             'variance': variance, 'resume': resume, 'threads': threads, 'overwrite': overwrite, 'text_projection': text_projection}
+    _set(options, given)
     if max_error is not None:
         _set_bound(options, tier, max_error)
     if channels is not None:
@@ -232,25 +282,28 @@ def pack(paths: Union[Path, Sequence[Path]], output: Path, *, tier: str = 'bound
         options.channels[:len(channels)] = list(channels)
     options.training_file = bytes_of(training_file, 'a path') if training_file is not None else None
     options.precision = bytes_of(precision, 'a precision')
+    options.text_from = bytes_of(text_from, 'a path') if text_from is not None else None
+    options.text_encoder = bytes_of(text_encoder, 'a path') if text_encoder is not None else None
     hooks = _Hooks(progress, scorer)
-    hooks.set(options)
+    hooks.set(options.progress)
+    if scorer is not None:
+        options.scorer.score = hooks.score
     return _run(paths, output, options, device, precision, hooks)
+
+
+def _skipped(inputs: s.Inputs) -> Dict[str, str]:
+    skipped = {text(k.path): text(k.reason) for k in inputs.skips[:inputs.skip_count]}
+    for path, reason in skipped.items():
+        warnings.warn(f'{path} was not taken: {reason}', stacklevel=4)
+    return skipped
 
 
 def _run(paths: Union[Path, Sequence[Path]], output: Path, options: s.PackOptions, device: str, precision: str, hooks: _Hooks) -> PackResult:
     result = s.PackResult()
     with _Found(paths) as inputs:
-        skipped = {text(k.path): text(k.reason) for k in inputs.skips[:inputs.skip_count]}
-        for path, reason in skipped.items():
-            warnings.warn(f'{path} was not taken: {reason}', stacklevel=3)
+        skipped = _skipped(inputs)
         ops = _open_device(device, precision, inputs, options)
-        try:
-            with hooks.interruptible():
-                call('icma_pack', ctypes.byref(inputs), bytes_of(output, 'a path'), ctypes.byref(options), ops, ctypes.byref(result))
-        except CancelledError:
-            if hooks.raised is not None:
-                raise hooks.raised from None
-            raise
+        hooks.call('icma_pack', ctypes.byref(inputs), bytes_of(output, 'a path'), ctypes.byref(options), ops, ctypes.byref(result))
     try:
         if hooks.raised is not None:  # too late to stop anything
             raise hooks.raised
@@ -273,3 +326,47 @@ def _plain(result: s.PackResult, skipped: Dict[str, str]) -> PackResult:
         bound_value=result.bound.value, device=text(result.device), generator=text(result.generator) if result.has_generator else 'none',
         components=result.components, active_latents=result.active_latents, within_task_explained=result.within_task_explained, break_even=result.break_even,
         seconds=_fields(result.seconds), skipped=skipped)
+
+
+def _change(output: Optional[Path], overwrite: bool, dry_run: bool, hooks: _Hooks) -> s.ChangeOptions:
+    change = s.ChangeOptions()
+    library().icma_change_options_init(ctypes.byref(change), ctypes.sizeof(change))
+    change.output, change.overwrite, change.dry_run = bytes_of(output, 'a path') if output is not None else None, overwrite, dry_run
+    hooks.set(change.progress)
+    return change
+
+
+def add(archive: Path, paths: Union[Path, Sequence[Path]], *, output: Optional[Path] = None, overwrite: bool = False, dry_run: bool = False, generator: str = 'auto',
+        tier: Optional[str] = None, max_error: Union[None, float, str] = None, restart: Optional[int] = None, train_last: int = 0, epochs: Optional[int] = None,
+        seed: Optional[int] = None, threads: int = 0, device: str = 'cpu', progress: Optional[Callable[[Progress], Any]] = None) -> AddResult:
+    """Adds the adapters below `paths` to an archive, in place or into `output`, without retraining: `icma add --help` describes the options, which are named alike. Every other section keeps its
+    bytes. Without `tier` and `max_error` newcomers are kept as the others are."""
+    options, added, result = s.PackOptions(), s.AddOptions(), s.AddResult()
+    library().icma_pack_options_init(ctypes.byref(options), ctypes.sizeof(options))
+    library().icma_add_options_init(ctypes.byref(added), ctypes.sizeof(added))
+    hooks = _Hooks(progress, None)
+    change = _change(output, overwrite, dry_run, hooks)
+    options.tier = _choice(tier or 'bounded', TIERS, 'tier')
+    _set(options, {'restart': restart, 'train_last': train_last, 'epochs': epochs, 'seed': seed, 'threads': threads})
+    if max_error is not None:
+        _set_bound(options, tier or 'bounded', max_error)
+    added.change, added.pack = ctypes.pointer(change), ctypes.pointer(options)
+    added.same_tier, added.choice = tier is None and max_error is None, _choice(generator, ADDING, 'generator')
+    with _Found(paths) as inputs:
+        skipped = _skipped(inputs)
+        hooks.call('icma_bundle_add', bytes_of(archive, 'a path'), ctypes.byref(inputs), ctypes.byref(added), open_device(device), ctypes.byref(result))
+    try:
+        groups = tuple(AddedGroup(**{**_fields(g), 'generator': text(g.generator)}) for g in result.groups[:result.group_count])
+        return AddResult(_plain(result.pack, skipped), result.bytes_before, groups, result.old_checkpoints, result.old_bytes, result.packed_anew)
+    finally:
+        library().icma_add_result_free(ctypes.byref(result))
+
+
+def remove(archive: Path, tasks: Union[str, Sequence[str]], *, output: Optional[Path] = None, overwrite: bool = False, dry_run: bool = False,
+           progress: Optional[Callable[[Progress], Any]] = None) -> RemoveResult:
+    """Removes tasks from an archive, in place or into `output`. Every other section keeps its bytes; what a generator has learned from them stays in it."""
+    hooks, result = _Hooks(progress, None), s.RemoveResult()
+    names = [bytes_of(task, 'a task') for task in ([tasks] if isinstance(tasks, str) else tasks)]
+    change = _change(output, overwrite, dry_run, hooks)
+    hooks.call('icma_bundle_remove', bytes_of(archive, 'a path'), (ctypes.c_char_p * max(1, len(names)))(*names), len(names), ctypes.byref(change), ctypes.byref(result))
+    return RemoveResult(**_fields(result))

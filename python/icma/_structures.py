@@ -72,7 +72,7 @@ class PackOptions(ctypes.Structure):
                 ('weight_decay', c_double), ('patience', c_size_t), ('scorer', Scorer), ('layers', c_size_t), ('channels', c_size_t * MOST_LAYERS),
                 ('kernel', c_size_t), ('weights', c_int), ('variance', c_bool), ('denoiser_epochs', c_size_t), ('training_file', c_char_p),
                 ('save_seconds', c_double), ('resume', c_bool), ('seed', c_uint64), ('precision', c_char_p), ('threads', c_int), ('overwrite', c_bool),
-                ('scalar', c_bool), ('progress', Progress)]
+                ('scalar', c_bool), ('progress', Progress), ('text_from', c_char_p), ('text_encoder', c_char_p), ('text_projection', c_bool)]
 
 
 class Bytes(ctypes.Structure):
@@ -155,6 +155,50 @@ class Generated(ctypes.Structure):
                 ('hash', c_uint64), ('archive', c_uint64)]
 
 
+class ChangeOptions(ctypes.Structure):
+    C = 'icma_change_options'
+    _fields_ = [('size', c_size_t), ('output', c_char_p), ('overwrite', c_bool), ('dry_run', c_bool), ('progress', Progress)]
+
+
+class RemoveResult(ctypes.Structure):
+    C = 'icma_remove_result'
+    _fields_ = [('bytes_before', c_uint64), ('bytes_after', c_uint64), ('tasks', c_size_t), ('checkpoints', c_size_t), ('groups', c_size_t), ('tasks_left', c_size_t),
+                ('groups_left', c_size_t)]
+
+
+class AddOptions(ctypes.Structure):
+    C = 'icma_add_options'
+    _fields_ = [('size', c_size_t), ('change', POINTER(ChangeOptions)), ('pack', POINTER(PackOptions)), ('limits', POINTER(Limits)), ('same_tier', c_bool), ('choice', c_int)]
+
+
+class AddGroup(ctypes.Structure):
+    C = 'icma_add_group'
+    _fields_ = [('group', c_uint32), ('joined', c_bool), ('generator', c_char_p), ('tasks', c_size_t), ('checkpoints', c_size_t), ('explained', c_double),
+                ('old_bytes', c_double), ('new_bytes', c_double), ('bytes', c_uint64)]
+
+
+class AddResult(ctypes.Structure):
+    C = 'icma_add_result'
+    _fields_ = [('pack', PackResult), ('bytes_before', c_uint64), ('groups', POINTER(AddGroup)), ('group_count', c_size_t), ('old_checkpoints', c_size_t),
+                ('old_bytes', c_uint64), ('packed_anew', c_double)]
+
+
+class LayoutOptions(ctypes.Structure):
+    C = 'icma_layout_options'
+    _fields_ = [('size', c_size_t), ('layout', c_int), ('cast', c_bool), ('dtype', c_int), ('leave_out', c_bool), ('other_weights', c_bool), ('base_model', c_char_p)]
+
+
+class LayoutAdapter(ctypes.Structure):
+    C = 'icma_layout_adapter'
+    _fields_ = [('component', c_char_p), ('decoded', Decoded), ('config_made', c_bool)]
+
+
+class LayoutResult(ctypes.Structure):
+    C = 'icma_layout_result'
+    _fields_ = [('list', POINTER(LayoutAdapter)), ('count', c_size_t), ('renamed', c_bool), ('cast', c_size_t), ('overflowed', c_uint64), ('left_out', c_size_t),
+                ('hashes_made', c_bool), ('hashes_dropped', c_bool), ('remarks', POINTER(c_char_p)), ('remark_count', c_size_t)]
+
+
 class DeviceWork(ctypes.Structure):
     C = 'icma_device_work'
     _fields_ = [('operations', c_double), ('bytes', c_double)]
@@ -181,6 +225,16 @@ FUNCTIONS = {
     'icma_pack_work': (c_double, [POINTER(PackOptions), c_size_t, c_size_t]),
     'icma_pack': (STATUS, [POINTER(Inputs), c_char_p, POINTER(PackOptions), c_void_p, POINTER(PackResult), POINTER(Error)]),
     'icma_pack_result_free': (None, [POINTER(PackResult)]),
+    'icma_change_options_init': (None, [POINTER(ChangeOptions), c_size_t]),
+    'icma_bundle_remove': (STATUS, [c_char_p, POINTER(c_char_p), c_size_t, POINTER(ChangeOptions), POINTER(RemoveResult), POINTER(Error)]),
+    'icma_add_options_init': (None, [POINTER(AddOptions), c_size_t]),
+    'icma_bundle_add': (STATUS, [c_char_p, POINTER(Inputs), POINTER(AddOptions), c_void_p, POINTER(AddResult), POINTER(Error)]),
+    'icma_add_result_free': (None, [POINTER(AddResult)]),
+    'icma_layout_from_name': (c_bool, [c_char_p, POINTER(c_int)]),
+    'icma_layout_options_init': (None, [POINTER(LayoutOptions), c_size_t]),
+    'icma_layout_convert': (STATUS, [POINTER(Decoded), POINTER(LayoutOptions), POINTER(LayoutResult), POINTER(Error)]),
+    'icma_layout_result_free': (None, [POINTER(LayoutResult)]),
+    'icma_dtype_from_name': (c_bool, [c_char_p, POINTER(c_int)]),
     'icma_limits_init': (None, [POINTER(Limits), c_size_t]),
     'icma_bundle_open': (STATUS, [c_char_p, c_void_p, POINTER(Limits), POINTER(c_void_p), POINTER(Error)]),
     'icma_bundle_close': (None, [c_void_p]),

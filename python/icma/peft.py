@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from typing import Any, Union
+from typing import Any, Optional, Union
 
 from ._bundle import Adapter, Bundle, Checkpoint, Path, open as open_bundle
-from .errors import UnsupportedError
+from .errors import NotFoundError, UnsupportedError
 
 
 def config_of(adapter: Adapter, *, trainable: bool = False) -> Any:
@@ -49,13 +49,25 @@ def put(model: Any, adapter: Adapter, adapter_name: str = 'default', *, config: 
     return model
 
 
-def load(model: Any, bundle: Union[Bundle, Path], task: str, adapter_name: str = 'default', *, checkpoint: Checkpoint = 'last', config: Any = None,
-         trainable: bool = False) -> Any:
+def _read(bundle: Bundle, task: str, checkpoint: Checkpoint, component: Optional[str], config: Any) -> Adapter:
+    parts = bundle.convert(task, checkpoint, layout='peft')
+    made = any(part.config_made for part in parts.values())
+    if config is None and made and not any(t.name.endswith('.alpha') for t in bundle.tensors(task, checkpoint)):
+        raise UnsupportedError('the adapter has no adapter_config.json and no alphas, so that its scale is not known; pass `config`, a peft.LoraConfig', bundle.path)
+    if component is None and len(parts) == 1:
+        return next(iter(parts.values()))
+    if component not in parts:
+        raise NotFoundError(f'task "{task}" has an adapter for each of {", ".join(parts)}; name one as `component`', bundle.path)
+    return parts[component]
+
+
+def load(model: Any, bundle: Union[Bundle, Path], task: str, adapter_name: str = 'default', *, checkpoint: Checkpoint = 'last', component: Optional[str] = None,
+         config: Any = None, trainable: bool = False) -> Any:
     """Adds a task's adapter to a model, a transformers one or a PeftModel already, and gives the PeftModel: what PeftModel.from_pretrained, or load_adapter, does with the unpacked folder.
 
-    `config` stands in for the adapter's own adapter_config.json. Without `trainable` the model is for inference.
+    Adapters of kohya's and diffusers' layouts are converted, as `icma unpack --layout peft` does; where they are for a pipeline, `component` says which ("unet"). `config` stands in for the adapter's own adapter_config.json. Without `trainable` the model is for inference.
     """
     if isinstance(bundle, Bundle):
-        return put(model, bundle.read(task, checkpoint), adapter_name, config=config, trainable=trainable)
+        return put(model, _read(bundle, task, checkpoint, component, config), adapter_name, config=config, trainable=trainable)
     with open_bundle(bundle) as opened:
-        return put(model, opened.read(task, checkpoint), adapter_name, config=config, trainable=trainable)
+        return put(model, _read(opened, task, checkpoint, component, config), adapter_name, config=config, trainable=trainable)

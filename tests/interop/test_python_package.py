@@ -91,6 +91,15 @@ class Peft(Case):
         original = PeftModel.from_pretrained(example_model(), os.path.join(LORAS, 'c', 'checkpoint-400')).eval()
         self.assertTrue(torch.equal(logits(model), logits(original)))
 
+    def test_kohya(self):
+        """Names, alphas and a configuration of PEFT's are made of kohya's: the same model as the adapter that it came from."""
+        self.icma('unpack', self.bundle, '--task', 'c', '--layout', 'kohya', '-C', self.path('kohya'))
+        icma.pack(self.path('kohya'), self.path('k.icma'), tier='lossless')
+        with icma.open(self.path('k.icma')) as bundle:
+            self.assertTrue(any('lora_down' in t.name for t in bundle.tensors(bundle.tasks[0])))
+            model = icma.peft.load(example_model(), bundle, bundle.tasks[0])
+        torch.testing.assert_close(logits(model), logits(icma.peft.load(example_model(), self.bundle, 'c')))
+
     def test_a_config_of_a_newer_peft(self):
         os.makedirs(self.path('tree', 't'))
         shutil.copy(os.path.join(LORAS, 'c', 'checkpoint-400', 'adapter_model.safetensors'), self.path('tree', 't'))

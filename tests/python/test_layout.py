@@ -28,7 +28,7 @@ class Layout(unittest.TestCase):
                 expected.append(f'{v.C}.{field} {getattr(v, field).offset} {getattr(v, field).size}')
         with tempfile.TemporaryDirectory() as folder:
             source = pathlib.Path(folder) / 'layout.c'
-            source.write_text('#include "icma.h"\n#include "device.h"\n#include <stdio.h>\nint main(void) {\n' + '\n'.join(lines) + '\nreturn 0;\n}\n')
+            source.write_text('#include "icma.h"\n#include "device.h"\n#include "layout.h"\n#include <stdio.h>\nint main(void) {\n' + '\n'.join(lines) + '\nreturn 0;\n}\n')
             include = [f'-I{ROOT / part}' for part in ('format', 'codec', 'gpu')]
             subprocess.run([os.environ.get('CC', 'cc'), source, *include, '-o', source.with_suffix('')], check=True)
             found = subprocess.run([source.with_suffix('')], check=True, capture_output=True, text=True).stdout.splitlines()

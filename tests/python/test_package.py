@@ -167,6 +167,29 @@ class Reading(Case):
             with self.assertRaises(icma.NotFoundError):
                 bundle.generate(mix={'fish': 1})
 
+    def test_layouts(self):
+        """kohya's names and back, beside what the program unpacks; the memory is the adapters' own."""
+        tree = self.here / 'tree'
+        name = 'base_model.model.model.layers.0.self_attn.q_proj.lora_'
+        image = harness.safetensors({f'{name}A.weight': ('F32', (2, 4), harness.floats(range(8))), f'{name}B.weight': ('F32', (4, 2), harness.floats(range(8)))}, {'format': 'pt'})
+        harness.write_adapter(tree / 't', image)
+        icma.pack(tree, self.here / 'l.icma', tier='lossless')
+        with icma.open(self.here / 'l.icma') as bundle:
+            adapter, = bundle.convert('t', layout='kohya', dtype='F16').values()
+            subprocess.run([harness.PROGRAM, 'unpack', '-q', self.here / 'l.icma', '--layout', 'kohya', '--dtype', 'f16', '-C', self.here / 'out'], check=True)
+            unpacked, = (self.here / 'out').rglob('*.safetensors')
+            self.assertEqual(bytes(adapter.data), unpacked.read_bytes())
+            self.assertTrue(all('lora_down' in t.name or 'lora_up' in t.name or 'alpha' in t.name for t in adapter.tensors))
+            again, = bundle.convert('t').values()
+            self.assertEqual(bytes(again.data), bytes(bundle.read('t').data))
+            for wrong in ({'layout': 'sgml'}, {'dtype': 'I8'}):
+                with self.assertRaises(icma.UsageError):
+                    bundle.convert('t', **wrong)
+            values = adapter.load()
+            del adapter, again
+            gc.collect()
+            self.assertEqual(sorted(values[next(n for n in values if 'lora_down' in n)].ravel().tolist()), list(range(8)))
+
     def test_bf16_without_ml_dtypes_is_its_bits(self):
         with icma.open(VECTORS / 'conv-bf16.icma') as bundle:
             task = bundle.tasks[0]
@@ -298,6 +321,43 @@ class Errors(Case):
         code = 'import icma, sys\ntry: icma.open(sys.argv[1], device="cuda")\nexcept icma.DeviceError as e: print("device")'
         done = subprocess.run([sys.executable, '-B', '-c', code, self.archive], capture_output=True, text=True, env={**os.environ, 'ICMA_MODULE': 'missing.so'})
         self.assertEqual(done.stdout, 'device\n', done)
+
+
+class Changing(Case):
+    def test_adding_and_removing(self):
+        """As the program does it; other tasks are what they were."""
+        more = self.here / 'more'
+        harness.write_tree(more, tasks=('fish',), steps=(10, 20), condition=False)
+        mine, its = shutil.copy(self.archive, self.here / 'mine.icma'), shutil.copy(self.archive, self.here / 'its.icma')
+        before = {n: a.tobytes() for n, a in icma.load_file(mine, 'cat').items()}
+        phases = []
+        result = icma.add(mine, more, progress=lambda p: phases.append(p.phase))
+        subprocess.run([harness.PROGRAM, 'add', '-q', its, more], check=True)
+        self.assertEqual(pathlib.Path(mine).read_bytes(), pathlib.Path(its).read_bytes())
+        self.assertEqual(([t.name for t in result.pack.tasks], result.old_checkpoints, result.bytes_before), (['fish'], 9, self.archive.stat().st_size))
+        self.assertEqual(result.pack.bytes['total'], os.path.getsize(mine))
+        self.assertTrue(phases)
+        with self.assertRaises(icma.ExistsError):
+            icma.add(mine, more)
+        gone = icma.remove(mine, ['fish', 'dog'], output=self.here / 'less.icma')
+        self.assertEqual((gone.tasks, gone.checkpoints, gone.tasks_left, gone.bytes_after), (2, 5, 2, (self.here / 'less.icma').stat().st_size))
+        with icma.open(self.here / 'less.icma') as bundle:
+            self.assertEqual(bundle.tasks, ['bird', 'cat'])
+            self.assertEqual({n: a.tobytes() for n, a in bundle.load('cat').items()}, before)
+        with icma.open(mine) as bundle:
+            self.assertEqual(bundle.tasks, ['bird', 'cat', 'dog', 'fish'])
+        with self.assertRaises(icma.NotFoundError):
+            icma.remove(mine, 'unicorn')
+
+    def test_a_callback_stops_it(self):
+        mine = shutil.copy(self.archive, self.here / 'mine.icma')
+        harness.write_tree(self.here / 'more', tasks=('fish',), steps=(10, 20), condition=False)
+
+        def stop(p):
+            raise ZeroDivisionError
+        with self.assertRaises(ZeroDivisionError):
+            icma.add(mine, self.here / 'more', progress=stop)
+        self.assertEqual(pathlib.Path(mine).read_bytes(), self.archive.read_bytes())
 
 
 class Packing(Case):
