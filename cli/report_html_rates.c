@@ -165,10 +165,10 @@ static void draw_rates(const cli_report *r, FILE *out, bool *curve) {
                    .y = {0, 0, 0, 0, true}};
     find_scales(r, &c, &exact, curve);
     if (exact)
-        c.left += 46; /* a strip of its own: zero is not on a logarithmic scale */
+        c.left += 46; /* a strip of its own: an error of 0 is not on a logarithmic scale */
     cli_chart_open(&c, "Bits a parameter by relative error of dW");
     if (exact) {
-        cli_chart_text(&c, "tick tx", "middle", c.left - 30, c.y.from + 16, "0, exact", 16);
+        cli_chart_text(&c, "tick tx", "middle", c.left - 30, c.y.from + 16, "exact", 16);
         c.left -= 46;
         c.x.from -= 46;
     }
