@@ -161,7 +161,7 @@ static icma_status tell_to_file(const report_arguments *a, const cli_report *rep
 }
 
 /* Everything there is to tell, into `report`; what it points to stays the caller's. */
-static icma_status gather(const report_arguments *a, icma_bundle *bundle, cli_report *report,
+static icma_status gather(const report_arguments *a, form as, icma_bundle *bundle, cli_report *report,
                           cli_measure *measure, cli_eval *eval, cli_map **map, icma_error *error) {
     icma_status status = cli_report_gather(bundle, report, error);
     if (!status && a->against)
@@ -174,7 +174,7 @@ static icma_status gather(const report_arguments *a, icma_bundle *bundle, cli_re
         report->eval = a->eval ? eval : NULL;
     }
     if (!status)
-        status = cli_map_make(report, a->vectors, map, error);
+        status = cli_map_make(report, a->vectors, as != AS_TEXT, map, error);
     report->map = *map;
     cli_progress_clear();
     return status;
@@ -193,7 +193,7 @@ static icma_status report_bundle(const report_arguments *a, icma_bundle *bundle,
     if (!status && !to_stdout(a))
         status = cli_try_output(a->output, a->force, error);
     if (!status)
-        status = gather(a, bundle, &report, &measure, &eval, &map, error);
+        status = gather(a, as, bundle, &report, &measure, &eval, &map, error);
     if (!status && to_stdout(a))
         status = tell(&report, as, stdout, error);
     else if (!status)

@@ -215,7 +215,7 @@ static icma_status judge(const cli_report *r, cli_map *map, const table *t, cons
                                   &map->silhouette, error);
 }
 
-static icma_status fill(const cli_report *r, const table *t, cli_map *map, icma_error *error) {
+static icma_status fill(const cli_report *r, const table *t, bool places, cli_map *map, icma_error *error) {
     double *squares;
     map->count = t->count;
     map->dims = t->dims;
@@ -228,7 +228,7 @@ static icma_status fill(const cli_report *r, const table *t, cli_map *map, icma_
     if (status)
         return status;
     status = judge(r, map, t, squares, error);
-    if (!status)
+    if (!status && places)
         status = lay_out(map, squares, error);
     icma_free(squares);
     return status;
@@ -242,7 +242,8 @@ void cli_map_free(cli_map *map) {
     icma_free(map);
 }
 
-icma_status cli_map_make(const cli_report *r, const char *folder, cli_map **out, icma_error *error) {
+icma_status cli_map_make(const cli_report *r, const char *folder, bool places, cli_map **out,
+                         icma_error *error) {
     table t = {0};
     *out = NULL;
     cli_map *map = icma_alloc_zeroed(1, sizeof *map);
@@ -252,7 +253,7 @@ icma_status cli_map_make(const cli_report *r, const char *folder, cli_map **out,
         status = folder ? take_samples(r, folder, map, &t, error) : take_conditions(r, map, &t, error);
     }
     if (!status && t.count >= 2)
-        status = fill(r, &t, map, error);
+        status = fill(r, &t, places, map, error);
     if (status || t.count < 2)
         cli_map_free(map);
     else

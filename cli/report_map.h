@@ -31,9 +31,10 @@ typedef struct cli_map {
     double *by_task;   /* one for each of cli_report.tasks, NAN where it has no points; owned */
 } cli_map;
 
-/* `folder` NULL: the archive's conditions. *map is NULL where there are fewer than 2 points; free it with
- * cli_map_free. */
-icma_status cli_map_make(const cli_report *report, const char *folder, cli_map **map, icma_error *error);
+/* `folder` NULL: the archive's conditions. Without `places` only what words tell: silhouettes. *map is NULL
+ * where there are fewer than 2 points; free it with cli_map_free. */
+icma_status cli_map_make(const cli_report *report, const char *folder, bool places, cli_map **map,
+                         icma_error *error);
 void cli_map_free(cli_map *map); /* NULL is fine */
 
 #endif
