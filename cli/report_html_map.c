@@ -8,7 +8,7 @@
 #include <math.h>
 #include <string.h>
 
-enum { SHAPES = 4, NAMED = 40, LABEL_ROOM = 20 };
+enum { SHAPES = 4, NAMED = 40, LABEL_ROOM = 20, ROWS = 24 };
 
 typedef struct box {
     double left, top, right, bottom;
@@ -46,27 +46,33 @@ static void find_scales(plane *p) {
                        false};
 }
 
-/* Hue and shape together tell 24 tasks apart. */
-static void draw_point(const plane *p, double x, double y, size_t rank) {
+/* Hue and shape together tell 24 tasks apart; of more, all are alike. Who points at one reads its name. */
+static void draw_point(const plane *p, double x, double y, size_t task) {
     FILE *out = p->chart.out;
-    size_t hue = rank % CLI_PAGE_HUES;
+    bool told_apart = p->map->tasks <= CLI_PAGE_HUES * SHAPES;
+    size_t hue = told_apart ? p->rank[task] % CLI_PAGE_HUES : 0,
+           shape = told_apart ? p->rank[task] / CLI_PAGE_HUES : 0;
     double r = p->map->count > 300 ? 3 : 4;
-    switch (rank / CLI_PAGE_HUES % SHAPES) {
+    fprintf(out, "<g class=\"h%zu\"><title>", hue);
+    cli_html_short(out, p->report->tasks[task].name, 80);
+    fputs("</title>", out);
+    switch (shape) {
     case 0:
-        fprintf(out, "<circle class=\"dot h%zu\" cx=\"%.1f\" cy=\"%.1f\" r=\"%g\"/>\n", hue, x, y, r);
+        fprintf(out, "<circle class=\"dot\" cx=\"%.1f\" cy=\"%.1f\" r=\"%g\"/>", x, y, r);
         break;
     case 1:
-        fprintf(out, "<rect class=\"dot h%zu\" x=\"%.1f\" y=\"%.1f\" width=\"%g\" height=\"%g\"/>\n", hue,
-                x - r, y - r, 2 * r, 2 * r);
+        fprintf(out, "<rect class=\"dot\" x=\"%.1f\" y=\"%.1f\" width=\"%g\" height=\"%g\"/>", x - r, y - r,
+                2 * r, 2 * r);
         break;
     case 2:
-        fprintf(out, "<path class=\"dot h%zu\" d=\"M%.1f %.1fL%.1f %.1fL%.1f %.1fL%.1f %.1f\"/>\n", hue, x,
-                y - r - 1, x + r + 1, y + r, x - r - 1, y + r, x, y - r - 1);
+        fprintf(out, "<path class=\"dot\" d=\"M%.1f %.1fL%.1f %.1fL%.1f %.1fL%.1f %.1f\"/>", x, y - r - 1,
+                x + r + 1, y + r, x - r - 1, y + r, x, y - r - 1);
         break;
     default:
-        fprintf(out, "<path class=\"dot h%zu\" d=\"M%.1f %.1fL%.1f %.1fL%.1f %.1fL%.1f %.1fL%.1f %.1f\"/>\n",
-                hue, x, y - r - 1, x + r + 1, y, x, y + r + 1, x - r - 1, y, x, y - r - 1);
+        fprintf(out, "<path class=\"dot\" d=\"M%.1f %.1fL%.1f %.1fL%.1f %.1fL%.1f %.1fL%.1f %.1f\"/>", x,
+                y - r - 1, x + r + 1, y, x, y + r + 1, x - r - 1, y, x, y - r - 1);
     }
+    fputs("</g>\n", out);
 }
 
 static bool is_free(const plane *p, const box *b) {
@@ -146,8 +152,9 @@ static void draw_plane(const cli_report *r, const cli_map *m, size_t *rank, bool
             c->height - 1);
     for (size_t i = 0; i < m->count; i++)
         draw_point(&p, cli_scale_at(&c->x, at(&p, i)[0]), cli_scale_at(&c->y, at(&p, i)[1]),
-                   rank[m->points[i].task]);
-    name_tasks(&p);
+                   m->points[i].task);
+    if (m->tasks <= CLI_PAGE_HUES * SHAPES)
+        name_tasks(&p);
     cli_chart_close(c);
 }
 
@@ -180,7 +187,7 @@ static void put_table(const cli_report *r, const cli_map *m, FILE *out) {
     for (size_t first = 0, next; first < m->count; first = next) {
         for (next = first; next < m->count && m->points[next].task == m->points[first].task; next++)
             ;
-        if (all++ < CLI_PAGE_TASKS) {
+        if (all++ < ROWS) {
             put_task(r, m, first, next - first, out);
             told++;
         }

@@ -19,8 +19,10 @@ typedef struct kept {
     double x, y;        /* of the dot */
 } kept;
 
-static const char model_note[] = "Line: the fewest bits that the rate model found, when packing, for a basis "
-                                 "with residuals at other bounds on dW. Dots: this archive, as measured.";
+static const char model_note[] =
+    "Line: the fewest bits that the rate model found, when packing, for basis rows, trunk and residuals at "
+    "other "
+    "bounds on dW. Dots: this archive's tasks, as measured, with all of its bytes.";
 
 /* Without pairs there is no dW: the error of all weights then. */
 static double error_of(const cli_report_task *task) {

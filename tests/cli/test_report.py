@@ -297,7 +297,7 @@ class Html(Case):
         page = self.page(bundle, '--vectors', 'vectors')
         for entry in facts['silhouettes']:
             self.assertEqual(page.row('map', entry['task'])[1:], ['10', f'{entry["silhouette"]:.3f}'])
-        shapes = [e for p in page.pictures for e in p.iter() if e.get('class', '').startswith('dot h') and 'Map' in p.find('{http://www.w3.org/2000/svg}title').text]
+        shapes = [e for p in page.pictures for e in p.iter() if e.get('class') == 'dot' and 'Map' in p.find('{http://www.w3.org/2000/svg}title').text]
         self.assertEqual(len(shapes), 2 * 30)
 
     def test_vectors_that_do_not_fit(self):
@@ -365,6 +365,7 @@ class Html(Case):
         self.run_icma(0, 'pack', self.here / 'many', '-o', 'many.icma', '--tier', 'bounded', *QUICK)
         page = self.page('many.icma')
         self.assertIn('and 10 more tasks', page.sections['tasks'])
+        self.assertNotIn('halo', self.text.split('</style>')[1], 'so many are not named in a map')
         self.assertIn('group 1', page.sections['modules'])
         self.assertIn('nothing to follow', page.sections['timeline'])
 
