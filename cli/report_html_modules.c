@@ -222,6 +222,12 @@ static icma_status put_rows(const cli_report *r, bool modules, FILE *out, icma_e
     titles[++at] = ">cosine";
     if (maximum)
         titles[++at] = ">largest difference";
+    if (count && rows[0].error == 0 && !(rows[0].worst > 0)) { /* the worst */
+        cli_page_note(out, "All %s %s are exact, in every adapter.", cli_whole_text(count).text,
+                      modules ? "modules" : "tensors");
+        icma_free(rows);
+        return ICMA_OK;
+    }
     if (count)
         cli_html_table(out, titles);
     for (size_t i = 0; i < count && i < CLI_REPORT_WORST; i++)

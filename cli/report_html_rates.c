@@ -9,7 +9,12 @@
 #include <math.h>
 #include <string.h>
 
-enum { CURVE = 32, KEPT = CLI_PAGE_LABELS };
+enum {
+    CURVE = 32,
+    KEPT = CLI_PAGE_LABELS,
+    STRIP = 64,
+    EXACT = 40
+}; /* pixels: of the strip for exact ones, and from there to their place */
 
 /* Tasks that were kept alike. */
 typedef struct kept {
@@ -69,6 +74,10 @@ static void widen(cli_scale *s, double value) {
     s->high = fmax(s->high, value);
 }
 
+static double bits_of_files(const cli_report *r) {
+    return 8 * (double)r->totals.file_bytes / (double)r->totals.parameters;
+}
+
 /* Scales over all that is drawn. */
 static void find_scales(const cli_report *r, cli_chart *c, bool *exact, bool *curve) {
     double errors[CURVE], bits[CURVE];
@@ -88,14 +97,17 @@ static void find_scales(const cli_report *r, cli_chart *c, bool *exact, bool *cu
         }
     }
     widen(&c->y, 16);
-    if (!(c->x.low > 0))
-        c->x.low = c->x.high = 0.01;
+    widen(&c->y, bits_of_files(r));
+    if (!(c->x.low > 0)) { /* all are exact */
+        c->x.low = 0.001;
+        c->x.high = 0.1;
+    }
     cli_scale_round(&c->x);
     cli_scale_round(&c->y);
 }
 
 static double place_of(const cli_chart *c, double error) {
-    return error > 0 ? cli_scale_at(&c->x, error) : c->x.from - 30;
+    return error > 0 ? cli_scale_at(&c->x, error) : c->x.from - EXACT;
 }
 
 static void draw_curves(const cli_report *r, const cli_chart *c) {
@@ -152,6 +164,14 @@ static void draw_kept(const cli_report *r, const cli_chart *c, kept *list, size_
         name_kept(c, &list[i], &last);
 }
 
+/* A level to compare with; its name stands so far below the line. */
+static void draw_reference(const cli_chart *c, double bits, const char *name, double below) {
+    double y = cli_scale_at(&c->y, bits);
+    fprintf(c->out, "<line class=\"ref\" x1=\"%.1f\" y1=\"%.1f\" x2=\"%.1f\" y2=\"%.1f\"/>\n", c->x.from, y,
+            c->x.to, y);
+    cli_chart_text(c, "label", "end", c->x.to, y + below, name, 16);
+}
+
 static void draw_rates(const cli_report *r, FILE *out, bool *curve) {
     kept list[KEPT] = {{0}};
     size_t count = gather_kept(r, list);
@@ -167,21 +187,19 @@ static void draw_rates(const cli_report *r, FILE *out, bool *curve) {
                    .y = {0, 0, 0, 0, true}};
     find_scales(r, &c, &exact, curve);
     if (exact)
-        c.left += 46; /* a strip of its own: an error of 0 is not on a logarithmic scale */
+        c.left += STRIP; /* a strip of its own: an error of 0 is not on a logarithmic scale */
     cli_chart_open(&c, "Bits a parameter by relative error of dW");
     if (exact) {
-        cli_chart_text(&c, "tick tx", "middle", c.left - 30, c.y.from + 16, "exact", 16);
-        c.left -= 46;
-        c.x.from -= 46;
+        cli_chart_text(&c, "tick tx", "middle", c.left - EXACT, c.y.from + 16, "exact", 16);
+        c.left -= STRIP;
+        c.x.from -= STRIP;
     }
     cli_chart_axis_y(&c, "bits a parameter");
     if (exact)
-        c.x.from += 46;
+        c.x.from += STRIP;
     cli_chart_axis_x(&c, "mean relative error of dW");
-    double sixteen = cli_scale_at(&c.y, 16);
-    fprintf(out, "<line class=\"ref\" x1=\"%.1f\" y1=\"%.1f\" x2=\"%.1f\" y2=\"%.1f\"/>\n", c.x.from, sixteen,
-            c.x.to, sixteen);
-    cli_chart_text(&c, "label", "end", c.x.to, sixteen + 13, "16-bit casts", 16);
+    draw_reference(&c, bits_of_files(r), "as files", -5);
+    draw_reference(&c, 16, "16-bit casts", 13);
     draw_curves(r, &c);
     draw_kept(r, &c, list, count);
     cli_chart_close(&c);
