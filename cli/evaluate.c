@@ -2,6 +2,7 @@
 #include "evaluate.h"
 
 #include "bytes.h"
+#include "command.h"
 #include "file.h"
 #include "memory.h"
 #include "signals.h"
@@ -10,25 +11,16 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <math.h>
-#include <poll.h>
-#include <signal.h>
-#include <spawn.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
-#include <time.h>
 #include <unistd.h>
-
-extern char **environ;
 
 enum {
     MOST_CONFIG = 1 << 20,
-    TAIL = 1 << 16,     /* bytes of output that are looked at: the last */
-    LISTEN_MS = 200,    /* between looks at signals */
-    PATIENCE_MS = 2000, /* from asking a command to end to ending it */
-    DEEPEST = 32,       /* folders that a command may leave in each other */
+    DEEPEST = 32, /* folders that a command may leave in each other */
 };
 
 struct cli_evaluator {
@@ -286,169 +278,6 @@ static void remove_folder(cli_evaluator *e) {
     e->folder = NULL;
 }
 
-/* --- running
- * ----------------------------------------------------------------------------------------------------- */
-
-/* The last of what came through a pipe. */
-typedef struct tail {
-    int end; /* to read from; -1: closed */
-    char text[TAIL];
-    size_t size;
-} tail;
-
-typedef enum outcome { RAN, INTERRUPTED, TOO_LONG } outcome;
-
-typedef struct run {
-    pid_t child;
-    tail output, errors;
-    double deadline; /* of a monotonic clock, in seconds; 0: none */
-} run;
-
-static icma_status failed_to(icma_error *error, const char *program, const char *what, int why) {
-    return icma_fail(error, ICMA_E_IO, NULL, "cannot %s the evaluation %s: %s", what, program, strerror(why));
-}
-
-static double now(void) {
-    struct timespec time;
-    clock_gettime(CLOCK_MONOTONIC, &time);
-    return (double)time.tv_sec + 1e-9 * (double)time.tv_nsec;
-}
-
-/* A pipe whose writing end becomes `descriptor` of the command; an errno, or 0. */
-static int add_pipe(posix_spawn_file_actions_t *actions, int descriptor, int *reading, int *writing) {
-    int ends[2];
-    if (pipe(ends) != 0)
-        return errno;
-    *reading = ends[0];
-    *writing = ends[1];
-    fcntl(ends[0], F_SETFD, FD_CLOEXEC);
-    fcntl(ends[1], F_SETFD, FD_CLOEXEC);
-    return posix_spawn_file_actions_adddup2(actions, ends[1], descriptor);
-}
-
-static void close_end(int *end) {
-    if (*end >= 0)
-        close(*end);
-    *end = -1;
-}
-
-/* In a process group of its own, so that it ends with all that it has started. */
-static int spawn(run *r, char **arguments, posix_spawn_file_actions_t *actions) {
-    posix_spawnattr_t attributes;
-    int why = posix_spawnattr_init(&attributes);
-    if (why)
-        return why;
-    why = posix_spawnattr_setflags(&attributes, POSIX_SPAWN_SETPGROUP); /* group 0: its own */
-    if (!why)
-        why = posix_spawnp(&r->child, arguments[0], actions, &attributes, arguments, environ);
-    posix_spawnattr_destroy(&attributes);
-    return why;
-}
-
-static icma_status start(run *r, bool quote, char **arguments, icma_error *error) {
-    posix_spawn_file_actions_t actions;
-    int writing[2] = {-1, -1}, why = posix_spawn_file_actions_init(&actions);
-    r->output.end = r->errors.end = -1;
-    if (why)
-        return failed_to(error, arguments[0], "start", why);
-    why = add_pipe(&actions, STDOUT_FILENO, &r->output.end, &writing[0]);
-    if (!why && quote)
-        why = add_pipe(&actions, STDERR_FILENO, &r->errors.end, &writing[1]);
-    if (!why)
-        why = posix_spawn_file_actions_addopen(&actions, STDIN_FILENO, "/dev/null", O_RDONLY, 0);
-    if (!why)
-        why = spawn(r, arguments, &actions);
-    posix_spawn_file_actions_destroy(&actions);
-    close_end(&writing[0]);
-    close_end(&writing[1]);
-    if (!why)
-        return ICMA_OK;
-    close_end(&r->output.end);
-    close_end(&r->errors.end);
-    return failed_to(error, arguments[0], "run", why);
-}
-
-/* Keeps the last TAIL bytes. */
-static void hear(tail *t, const char *data, size_t size) {
-    size_t keep = size > TAIL ? 0 : t->size + size > TAIL ? TAIL - size : t->size;
-    memmove(t->text, t->text + t->size - keep, keep);
-    t->size = keep;
-    if (size > TAIL) {
-        data += size - TAIL;
-        size = TAIL;
-    }
-    memcpy(t->text + t->size, data, size);
-    t->size += size;
-}
-
-/* What is there of one pipe; closes it at its end. */
-static void take_in(tail *t, short events) {
-    char data[4096];
-    if (!events)
-        return;
-    ssize_t size = read(t->end, data, sizeof data);
-    if (size > 0)
-        hear(t, data, (size_t)size);
-    else if (size == 0 || errno != EINTR)
-        close_end(&t->end);
-}
-
-/* Why to stop waiting for the command, if there is a reason. */
-static outcome look_up(const run *r) {
-    return cli_signal_received() ? INTERRUPTED : r->deadline > 0 && now() > r->deadline ? TOO_LONG : RAN;
-}
-
-/* Listens until the command closes its outputs. */
-static outcome listen_to(run *r) {
-    while (r->output.end >= 0 || r->errors.end >= 0) {
-        struct pollfd ends[2] = {{.fd = r->output.end, .events = POLLIN},
-                                 {.fd = r->errors.end, .events = POLLIN}};
-        int ready = poll(ends, 2, LISTEN_MS); /* negative descriptors are passed over */
-        outcome why = look_up(r);
-        if (why)
-            return why;
-        if (ready < 0 && errno != EINTR)
-            return RAN;
-        if (ready > 0) {
-            take_in(&r->output, ends[0].revents);
-            take_in(&r->errors, ends[1].revents);
-        }
-    }
-    return RAN;
-}
-
-static void sleep_ms(long ms) {
-    nanosleep(&(struct timespec){.tv_sec = ms / 1000, .tv_nsec = ms % 1000 * 1000000}, NULL);
-}
-
-/* Asks a command, and what it has started, to end, and ends it where it does not. */
-static void stop_child(const run *r, int *how) {
-    kill(-r->child, SIGTERM);
-    for (int waited = 0; waited < PATIENCE_MS; waited += LISTEN_MS / 10) {
-        if (waitpid(r->child, how, WNOHANG) != 0) {
-            kill(-r->child, SIGKILL); /* what of it has not heard */
-            return;
-        }
-        sleep_ms(LISTEN_MS / 10);
-    }
-    kill(-r->child, SIGKILL);
-    waitpid(r->child, how, 0);
-}
-
-/* Waits for the command's end. */
-static outcome end(run *r, int *how) {
-    outcome why = listen_to(r);
-    close_end(&r->output.end);
-    close_end(&r->errors.end);
-    while (!why && waitpid(r->child, how, WNOHANG) == 0) { /* it may go on after closing its output */
-        why = look_up(r);
-        sleep_ms(1);
-    }
-    if (why)
-        stop_child(r, how);
-    return why;
-}
-
 /* --- the score
  * --------------------------------------------------------------------------------------------------- */
 
@@ -484,7 +313,7 @@ static bool find_number(const char *line, size_t length, bool labelled, double *
 }
 
 /* The last line that is not empty; "" if there is none. */
-static const char *last_line(const tail *t, size_t *length) {
+static const char *last_line(const cli_tail *t, size_t *length) {
     size_t last = t->size;
     while (last > 0 && is_blank(t->text[last - 1]))
         last--;
@@ -496,9 +325,9 @@ static const char *last_line(const tail *t, size_t *length) {
 }
 
 /* A word of its own first, for a path may end in "=5" as well as a label. */
-static bool find_score(const run *r, double *out) {
+static bool find_score(const cli_command *c, double *out) {
     size_t length;
-    const char *line = last_line(&r->output, &length);
+    const char *line = last_line(&c->output, &length);
     return find_number(line, length, false, out) || find_number(line, length, true, out);
 }
 
@@ -507,29 +336,29 @@ typedef struct words {
     char text[200];
 } words;
 
-static words last_words(const run *r) {
+static words last_words(const cli_command *c) {
     words out = {""};
     size_t length;
-    const char *line = last_line(&r->errors, &length);
+    const char *line = last_line(&c->errors, &length);
     if (length)
         snprintf(out.text, sizeof out.text, ": %.*s",
                  (int)(length < sizeof out.text - 8 ? length : sizeof out.text - 8), line);
     return out;
 }
 
-static icma_status judge(const run *r, int how, const char *program, const char *task, double *score,
+static icma_status judge(const cli_command *c, int how, const char *program, const char *task, double *score,
                          icma_error *error) {
     if (WIFSIGNALED(how))
         return icma_fail(error, ICMA_E_IO, NULL, "the evaluation %s was killed by signal %d at task %s%s",
-                         program, WTERMSIG(how), task, last_words(r).text);
+                         program, WTERMSIG(how), task, last_words(c).text);
     if (WEXITSTATUS(how) == 127)
         return icma_fail(error, ICMA_E_IO, NULL, "the evaluation %s cannot be run%s", program,
-                         last_words(r).text);
+                         last_words(c).text);
     if (WEXITSTATUS(how) != 0)
         return icma_fail(error, ICMA_E_IO, NULL, "the evaluation %s failed with exit code %d at task %s%s%s",
-                         program, WEXITSTATUS(how), task, r->errors.size ? "" : "; try it by hand",
-                         last_words(r).text);
-    if (!find_score(r, score))
+                         program, WEXITSTATUS(how), task, c->errors.size ? "" : "; try it by hand",
+                         last_words(c).text);
+    if (!find_score(c, score))
         return icma_fail(
             error, ICMA_E_IO, NULL,
             "the evaluation %s printed no number on its last line at task %s; let it print the score there",
@@ -541,25 +370,26 @@ static icma_status judge(const run *r, int how, const char *program, const char 
 }
 
 static icma_status run_words(const cli_evaluator *e, const char *task, double *score, icma_error *error) {
-    run *r = icma_alloc_zeroed(1, sizeof *r);
+    cli_command *c = icma_alloc_zeroed(1, sizeof *c);
     char **arguments = fill_words(e, task);
-    if (r && e->seconds > 0)
-        r->deadline = now() + e->seconds;
-    icma_status status = r && arguments ? start(r, e->quote, arguments, error) : no_memory(error);
+    icma_status status = c && arguments ? ICMA_OK : no_memory(error);
     if (!status) {
-        int how = 0;
-        outcome why = end(r, &how);
-        status = cli_check_signal(error);
-        if (!status && why == TOO_LONG)
-            status = icma_fail(error, ICMA_E_IO, NULL,
-                               "the evaluation %s took longer than %g seconds at task %s and was ended; "
-                               "--eval-timeout gives it more%s",
-                               e->words[0], e->seconds, task, last_words(r).text);
-        else if (!status)
-            status = judge(r, how, e->words[0], task, score, error);
+        c->arguments = arguments;
+        c->seconds = e->seconds;
+        c->quote = e->quote;
+        status = cli_command_run(c, error);
     }
+    if (!status)
+        status = cli_check_signal(error);
+    if (!status && c->outcome == CLI_TOO_LONG)
+        status = icma_fail(error, ICMA_E_IO, NULL,
+                           "the evaluation %s took longer than %g seconds at task %s and was ended; "
+                           "--eval-timeout gives it more%s",
+                           e->words[0], e->seconds, task, last_words(c).text);
+    else if (!status)
+        status = judge(c, c->how, e->words[0], task, score, error);
     free_arguments(arguments);
-    icma_free(r);
+    icma_free(c);
     return status;
 }
 
