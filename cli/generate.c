@@ -111,8 +111,7 @@ static const char *last_segment(const char *path) {
     return slash && slash[1] ? slash + 1 : path;
 }
 
-/* --- from what -------------------------------------------------------------------------------------------
- */
+/* --- from what ------------------------------------------------------------------------------------------ */
 
 static icma_status read_what(job *j, icma_error *error) {
     const generate_arguments *a = j->a;
@@ -143,8 +142,7 @@ static icma_status read_what(job *j, icma_error *error) {
     return status;
 }
 
-/* --- what is told ----------------------------------------------------------------------------------------
- */
+/* --- what is told --------------------------------------------------------------------------------------- */
 
 /* Of a generated adapter nobody has measured anything. */
 static void warn(const job *j) {
@@ -230,8 +228,7 @@ static icma_status tell(const job *j, icma_error *error) {
     return ICMA_OK;
 }
 
-/* --- the work --------------------------------------------------------------------------------------------
- */
+/* --- the work ------------------------------------------------------------------------------------------- */
 
 /* Its header is like that of the last checkpoint in its group of the task that it is like. */
 static icma_status like_header(job *j, icma_decoded *header, icma_error *error) {

@@ -45,8 +45,7 @@ static const cli_option unpack_options[] = {
     CLI_ROW_END,
 };
 
-/* --- the plan --------------------------------------------------------------------------------------------
- */
+/* --- the plan ------------------------------------------------------------------------------------------- */
 
 static icma_status add_to_plan(cli_unpack_plan *plan, const icma_task_info *info, size_t task,
                                size_t checkpoint, bool in_tree, icma_error *error) {
@@ -148,8 +147,7 @@ static int compare_items(const void *left, const void *right, const void *contex
     return order;
 }
 
-/* --- where they will lie --------------------------------------------------------------------------------
- */
+/* --- where they will lie -------------------------------------------------------------------------------- */
 
 /* How a group's files were named, where its record tells; read once a group. */
 typedef struct names {
@@ -225,8 +223,7 @@ static icma_status place_items(const cli_unpack *a, icma_bundle *bundle, const c
     return status;
 }
 
-/* --- the work --------------------------------------------------------------------------------------------
- */
+/* --- the work ------------------------------------------------------------------------------------------- */
 
 /* Damage is found before anything is written, as far as checksums tell: what belongs to the planned tasks or
  * to all. */

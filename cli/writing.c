@@ -42,8 +42,7 @@ static bool to_stdout(const cli_writing_options *o) {
     return o->output && strcmp(o->output, "-") == 0;
 }
 
-/* --- options
- * ----------------------------------------------------------------------------------------------------- */
+/* --- options -------------------------------------------------------------------------------------------- */
 
 static icma_status read_dtype(const char *text, icma_layout_options *out, icma_error *error) {
     static const struct {
@@ -108,8 +107,7 @@ icma_status cli_writing_close(cli_writing *w, bool good, icma_error *error) {
     return status;
 }
 
-/* --- places
- * ------------------------------------------------------------------------------------------------------ */
+/* --- places --------------------------------------------------------------------------------------------- */
 
 void cli_writing_place_free(cli_writing_place *place) {
     for (size_t i = 0; i < place->count; i++)
@@ -235,8 +233,7 @@ icma_status cli_writing_look(cli_writing *w, cli_writing_place *place, icma_erro
     return ICMA_OK;
 }
 
-/* --- files
- * ------------------------------------------------------------------------------------------------------- */
+/* --- files ---------------------------------------------------------------------------------------------- */
 
 static icma_status write_file(const char *path, bool overwrite, const void *data, size_t size,
                               icma_error *error) {
@@ -343,8 +340,7 @@ static icma_status write_part(cli_writing *w, cli_writing_part *part, const icma
     return status;
 }
 
-/* --- one adapter
- * ------------------------------------------------------------------------------------------------- */
+/* --- one adapter ---------------------------------------------------------------------------------------- */
 
 /* Each line once, however many adapters it is true of. */
 static icma_status warn(cli_writing *w, const char *who, const char *remark, icma_error *error) {
@@ -408,8 +404,7 @@ icma_status cli_writing_write(cli_writing *w, cli_writing_place *place, icma_dec
     return status;
 }
 
-/* --- what is told
- * ------------------------------------------------------------------------------------------------ */
+/* --- what is told --------------------------------------------------------------------------------------- */
 
 char *cli_writing_path(const cli_writing_options *o, const cli_writing_part *part) {
     return join(o->output ? NULL : o->folder, part->path, NULL);

@@ -76,8 +76,7 @@ void icma_layout_result_free(icma_layout_result *result) {
     memset(result, 0, sizeof *result);
 }
 
-/* --- the work
- * ---------------------------------------------------------------------------------------------------- */
+/* --- the work ------------------------------------------------------------------------------------------- */
 
 /* A conversion under way. */
 typedef struct conversion {
@@ -144,18 +143,38 @@ static icma_status refuse(const icma_safetensors *tensors, const icma_layout_map
     return status;
 }
 
-static icma_status prepare_scales(conversion *c, icma_error *error) {
-    const icma_decoded_file *file = icma_config_find(c->from);
-    size_t pairs = c->map.pairs.count;
-    c->scales = icma_alloc_array(pairs + 1, sizeof *c->scales);
-    if (!c->scales)
-        return no_memory(error);
-    return icma_pairs_scales(c->config ? (const char *)file->data : NULL, c->config ? file->size : 0,
-                             &c->map.pairs, c->scales, error);
+/* Sets the scales of one component's pairs. */
+static icma_status set_scales(conversion *c, icma_component component, const char *config, size_t size,
+                              double *scales, icma_error *error) {
+    icma_status status = icma_pairs_scales(config, size, &c->map.pairs, scales, error);
+    for (size_t p = 0; !status && p < c->map.pairs.count; p++)
+        if (c->map.list[c->map.pairs.list[p].a].model == component)
+            c->scales[p] = scales[p];
+    return status;
 }
 
-/* --- alphas
- * ------------------------------------------------------------------------------------------------------ */
+/* By the adapter's own configuration, or what diffusers keeps of it in the metadata; else 1. */
+static icma_status prepare_scales(conversion *c, icma_error *error) {
+    const icma_decoded_file *file = c->config ? icma_config_find(c->from) : NULL;
+    size_t pairs = c->map.pairs.count;
+    c->scales = icma_alloc_array(pairs + 1, sizeof *c->scales);
+    double *scales = icma_alloc_array(pairs + 1, sizeof *scales);
+    icma_status status = c->scales && scales ? ICMA_OK : no_memory(error);
+    for (icma_component k = ICMA_COMPONENT_NONE; !status && k < ICMA_COMPONENT_COUNT; k++) {
+        char *text = NULL;
+        if (k != ICMA_COMPONENT_NONE)
+            status = icma_config_of_component(&c->metadata, k, &text, error);
+        if (!status && text)
+            status = set_scales(c, k, text, strlen(text), scales, error);
+        else if (!status)
+            status = set_scales(c, k, file ? (const char *)file->data : NULL, file ? file->size : 0, scales, error);
+        icma_free(text);
+    }
+    icma_free(scales);
+    return status;
+}
+
+/* --- alphas --------------------------------------------------------------------------------------------- */
 
 /* The pair's own alpha tensor, or SIZE_MAX. */
 static size_t find_alpha(const conversion *c, const icma_pair *pair) {
@@ -179,8 +198,7 @@ static icma_status alpha_of(const conversion *c, size_t p, double *alpha, icma_e
     return ICMA_OK;
 }
 
-/* --- drafts
- * ------------------------------------------------------------------------------------------------------ */
+/* --- drafts --------------------------------------------------------------------------------------------- */
 
 static icma_tensor_draft draft_of(const conversion *c, size_t t) {
     const icma_tensor_info *info = &c->tensors.tensors[t];
@@ -298,8 +316,7 @@ static icma_status fill_metadata(conversion *c, const icma_tensor_draft *drafts,
     return status;
 }
 
-/* --- side files
- * -------------------------------------------------------------------------------------------------- */
+/* --- side files ----------------------------------------------------------------------------------------- */
 
 static icma_status add_file(icma_decoded *to, const char *name, const void *data, size_t size,
                             icma_error *error) {
@@ -388,8 +405,7 @@ static icma_status place_files(conversion *c, icma_component component, icma_lay
     return status || layout != ICMA_LAYOUT_PEFT || own ? status : make_config(c, component, to, error);
 }
 
-/* --- all together
- * ------------------------------------------------------------------------------------------------ */
+/* --- all together --------------------------------------------------------------------------------------- */
 
 /* Nothing about the file itself changes: its bytes stay. */
 static bool stays(const conversion *c, const icma_metadata *metadata) {

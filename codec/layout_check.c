@@ -57,10 +57,21 @@ static icma_status check_config(const cJSON *config, icma_layout_result *to, icm
     return status;
 }
 
+/* vLLM passes over the base model's own embeddings, which PEFT may store with an adapter. */
+static bool is_base_embedding(const char *name) {
+    static const char *const tails[] = {".embed_tokens.base_layer.weight", ".lm_head.base_layer.weight"};
+    for (size_t i = 0; i < sizeof tails / sizeof *tails; i++)
+        if (strlen(name) >= strlen(tails[i]) && strcmp(name + strlen(name) - strlen(tails[i]), tails[i]) == 0)
+            return true;
+    return false;
+}
+
 static icma_status check_names(const icma_safetensors *tensors, icma_layout_result *to, icma_error *error) {
     for (size_t t = 0; t < tensors->tensor_count; t++) {
         const char *name = tensors->tensors[t].name;
         icma_factor_name factor;
+        if (is_base_embedding(name))
+            continue;
         if (!icma_factor_name_parse(name, &factor) || factor.naming > ICMA_NAMING_EMBEDDING ||
             factor.adapter_length)
             return icma_layout_remark(to, error,

@@ -45,8 +45,45 @@ const char *icma_config_base_model(const cJSON *root) {
     return cJSON_IsString(item) && item->valuestring[0] ? item->valuestring : NULL;
 }
 
-/* --- making one
- * -------------------------------------------------------------------------------------------------- */
+/* The items of `from` whose keys start with "<component>." */
+static bool copy_items(const cJSON *from, const char *component, cJSON *to) {
+    size_t length = strlen(component);
+    for (const cJSON *item = from->child; item; item = item->next) {
+        if (strncmp(item->string, component, length) != 0 || item->string[length] != '.')
+            continue;
+        cJSON *copy = cJSON_Duplicate(item, true);
+        if (!cJSON_AddItemToObject(to, item->string + length + 1, copy)) {
+            cJSON_Delete(copy);
+            return false;
+        }
+    }
+    return true;
+}
+
+icma_status icma_config_of_component(const icma_metadata *metadata, icma_component component, char **text, icma_error *error) {
+    const char *all = icma_metadata_find(metadata, "lora_adapter_metadata");
+    icma_json_rules rules = {.max_depth = 32, .plain_integers = false};
+    cJSON *from = NULL;
+    *text = NULL;
+    icma_status status = all ? icma_json_parse(all, strlen(all), rules, &from, NULL) : ICMA_OK;
+    if (status == ICMA_E_MEMORY)
+        return no_memory(error);
+    if (!cJSON_IsObject(from)) {
+        cJSON_Delete(from);
+        return ICMA_OK;
+    }
+    cJSON *own = cJSON_CreateObject();
+    bool good = own && copy_items(from, icma_component_name(component), own);
+    char *printed = good && own->child ? cJSON_PrintUnformatted(own) : NULL;
+    *text = icma_copy_string(printed);
+    good = good && (!own->child || *text);
+    cJSON_free(printed);
+    cJSON_Delete(own);
+    cJSON_Delete(from);
+    return good ? ICMA_OK : no_memory(error);
+}
+
+/* --- making one ----------------------------------------------------------------------------------------- */
 
 static int compare_paths(const void *left, const void *right, const void *context) {
     (void)context;

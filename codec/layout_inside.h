@@ -17,7 +17,8 @@ typedef enum icma_fate {
 
 typedef struct icma_mapped {
     icma_fate fate;
-    icma_component component;
+    icma_component component; /* that it becomes part of */
+    icma_component model;     /* that its name tells; of factors and alphas */
     char *module; /* its path in the model, of factors and alphas; owned */
     char *name;   /* owned */
     const char *reason;
@@ -53,6 +54,10 @@ icma_status icma_config_make(icma_config_module *modules, size_t count, const ch
 /* A configuration; NULL where it is none (of another PEFT method, or no JSON). *root is the caller's
  * (cJSON_Delete). ICMA_E_MEMORY only. */
 icma_status icma_config_parse(const icma_decoded_file *file, cJSON **root, icma_error *error);
+/* What diffusers keeps of a model's configuration in a file's metadata ("lora_adapter_metadata": JSON with keys such as
+ * "unet.lora_alpha"), as the text of a configuration; NULL where there is none. *text is the caller's (icma_free).
+ * ICMA_E_MEMORY only. */
+icma_status icma_config_of_component(const icma_metadata *metadata, icma_component component, char **text, icma_error *error);
 const icma_decoded_file *icma_config_find(const icma_decoded *decoded);
 /* Of a parsed one; NULL where it has none. */
 const char *icma_config_base_model(const cJSON *root);

@@ -36,8 +36,7 @@ static bool is_flat(const char *module, size_t length) {
     return !memchr(module, '.', length) && icma_flat_prefix(module, length, &ignored);
 }
 
-/* --- where a module is
- * ------------------------------------------------------------------------------------------- */
+/* --- where a module is ---------------------------------------------------------------------------------- */
 
 /* Diffusers' first attention processors held the factors: "attn1.processor.to_out" is "attn1.to_out.0". */
 static char *without_processor(const char *path, size_t length) {
@@ -90,8 +89,7 @@ static icma_status locate(const char *module, size_t length, place *out, const c
     return out->module ? ICMA_OK : no_memory(error);
 }
 
-/* --- names
- * ------------------------------------------------------------------------------------------------------- */
+/* --- names ---------------------------------------------------------------------------------------------- */
 
 static icma_status name_of(icma_error *error, char **out, const char *prefix, const char *module,
                            const char *tail) {
@@ -178,8 +176,7 @@ static icma_status name_kohya(icma_mapped *m, const char *tail, pipeline p, icma
     return status;
 }
 
-/* --- one tensor
- * -------------------------------------------------------------------------------------------------- */
+/* --- one tensor ----------------------------------------------------------------------------------------- */
 
 static const char *why_nowhere(const char *name) {
     size_t stem;
@@ -212,7 +209,7 @@ static icma_status map_tensor(const icma_safetensors *tensors, icma_layout layou
     else if (layout != ICMA_LAYOUT_PEFT || !is_peft_name(name))
         m->reason = parsed && factor.role != ICMA_ROLE_OTHER ? "it has no partner to make a B A with"
                                                              : why_nowhere(name);
-    m->component = where.component;
+    m->component = m->model = where.component;
     m->module = where.module;
     if (is_factor && factor.naming == ICMA_NAMING_EMBEDDING && layout == ICMA_LAYOUT_KOHYA)
         m->reason = "kohya has no LoRA of embeddings";

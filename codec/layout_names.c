@@ -148,8 +148,7 @@ const char *icma_component_name(icma_component component) {
     return folders[component];
 }
 
-/* --- prefixes
- * ---------------------------------------------------------------------------------------------------- */
+/* --- prefixes ------------------------------------------------------------------------------------------- */
 
 static const struct {
     const char *text;
@@ -217,8 +216,7 @@ icma_component icma_component_of_path(const char *path) {
     return is_transformer_block(path, strlen(path)) ? ICMA_COMPONENT_TRANSFORMER : ICMA_COMPONENT_TEXT;
 }
 
-/* --- flat names
- * -------------------------------------------------------------------------------------------------- */
+/* --- flat names ----------------------------------------------------------------------------------------- */
 
 typedef struct span {
     const char *text;
@@ -278,8 +276,7 @@ bool icma_path_from_flat(const char *flat, size_t length, char **path, bool *out
     return finish(&out, good && at == length + 1, path, out_of_memory);
 }
 
-/* --- the UNet of SDXL
- * -------------------------------------------------------------------------------------------- */
+/* --- the UNet of SDXL ----------------------------------------------------------------------------------- */
 
 enum {
     LDM_LAYERS = 3 /* of a level of SDXL: two pairs of resnet and attention, and what changes the resolution;

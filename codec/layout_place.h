@@ -6,9 +6,6 @@
 
 #include "icma.h"
 
-/* --- where it lies
- * ------------------------------------------------------------------------------------------------ */
-
 /* How files of adapters lie in a tree. */
 typedef enum icma_file_form {
     ICMA_FORM_PEFT,      /* <task>/[checkpoint-N/]adapter_model.safetensors */

@@ -107,7 +107,7 @@ icma_status icma_pack_write_texts(icma_part_writer *w, icma_error *error) {
     return write_pool(w->packer, &w->texts, w->g->index, w->owner, error);
 }
 
-/* --- shared by tasks --------------------------------------------------------------------------------------------- */
+/* --- shared by tasks ------------------------------------------------------------------------------------ */
 
 /* What the first and the last task have alike, nearly all will: only these two are looked at. */
 icma_status icma_pack_shared_texts(icma_packer *p, icma_pack_group *g, icma_error *error) {
@@ -127,7 +127,7 @@ icma_status icma_pack_shared_texts(icma_packer *p, icma_pack_group *g, icma_erro
     return status ? status : write_pool(p, &g->texts, g->index, ICMA_NO_OWNER, error);
 }
 
-/* --- headers ----------------------------------------------------------------------------------------------------- */
+/* --- headers -------------------------------------------------------------------------------------------- */
 
 bool icma_pack_has_hashes(const icma_safetensors *header) {
     icma_metadata metadata;

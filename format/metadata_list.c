@@ -103,7 +103,7 @@ icma_status icma_metadata_set(icma_metadata *m, const char *key, const char *val
     return ICMA_OK;
 }
 
-/* --- cutting ------------------------------------------------------------------------------------------- */
+/* --- cutting -------------------------------------------------------------------------------------------- */
 
 static bool is_listed(const char *key, const char *const *keys) {
     while (*keys && strcmp(key, *keys) != 0)

@@ -273,6 +273,16 @@ class Peft(Layouts):
         config = json.loads(self.out(f'old/{CONFIG_NAME}'))
         self.assertEqual((config['r'], config['lora_alpha'], config['base_model_name_or_path']), (4, 4, None))
 
+    def test_alphas_that_diffusers_keeps_in_the_metadata(self):
+        tensors = {n.replace('base_model.model.', 'text_encoder.'): t for n, t in read(lora('t', 1))[0].items()}
+        kept = {'text_encoder.r': 2, 'text_encoder.lora_alpha': 7, 'text_encoder.alpha_pattern': {'layers.0.v_proj': 3}, 'unet.lora_alpha': 100}
+        (self.here / 'tree/x').mkdir(parents=True)
+        (self.here / 'tree/x/pytorch_lora_weights.safetensors').write_bytes(compact(tensors, {'lora_adapter_metadata': json.dumps(kept)}))
+        self.pack({})
+        self.unpack('--layout', 'peft')
+        config = json.loads(self.out(f'x/{CONFIG_NAME}'))
+        self.assertEqual((config['lora_alpha'], config['alpha_pattern']), (3, {'layers.0.q_proj': 7}))
+
     def test_a_peft_tree_stays_as_it_is(self):
         write_tree(self.here / 'tree')
         self.pack({}, '--tier', 'lossless')
