@@ -224,6 +224,44 @@ static void put_vectors(void) {
     }
 }
 
+/* A header of pairs of 2 x 3 and 3 x 2 factors of these modules, and what `more` adds, after a configuration. */
+static void put_layout(const char *name, uint8_t how, const char *config, const char *down, const char *up, const char *const *modules, const char *more) {
+    icma_buffer out = {0};
+    char text[512];
+    unsigned at = 0;
+    icma_write_u8(&out, how);
+    icma_write_u16(&out, (uint16_t)strlen(config));
+    icma_write_bytes(&out, config, strlen(config));
+    icma_write_bytes(&out, "{", 1);
+    for (; *modules; modules++, at += 48) {
+        int length = snprintf(text, sizeof text,
+                              "\"%s%s\":{\"dtype\":\"F32\",\"shape\":[2,3],\"data_offsets\":[%u,%u]},\"%s%s\":{\"dtype\":\"F32\",\"shape\":[3,2],\"data_offsets\":[%u,%u]},",
+                              *modules, down, at, at + 24, *modules, up, at + 24, at + 48);
+        icma_write_bytes(&out, text, (size_t)length);
+    }
+    int length = snprintf(text, sizeof text, "%s\"__metadata__\":{\"ss_epoch\":\"10\",\"sshs_model_hash\":\"00\"}}", more);
+    icma_write_bytes(&out, text, (size_t)length);
+    put_buffer("layouts", name, &out);
+}
+
+static void put_layouts(void) {
+    static const char *const peft[] = {"base_model.model.model.layers.0.self_attn.q_proj", "base_model.model.model.layers.1.mlp.down_proj", NULL};
+    static const char *const kohya[] = {"lora_te_text_model_encoder_layers_0_mlp_fc1", "lora_unet_mid_block_attentions_0_proj_in", NULL};
+    static const char *const sdxl[] = {"lora_unet_input_blocks_4_1_transformer_blocks_1_attn1_to_q", "lora_unet_output_blocks_8_0_skip_connection", "lora_te2_text_projection", NULL};
+    static const char *const diffusers[] = {"unet.down_blocks.0.resnets.1.conv1", "text_encoder.text_model.encoder.layers.0.mlp.fc2", NULL};
+    static const char *const processors[] = {"unet.mid_block.attn1.processor.to_out", "unet.mid_block.attn1.processor.to_q", NULL};
+    static const char *const embedding[] = {"base_model.model.model.embed_tokens", NULL};
+    static const char config[] = "{\"peft_type\":\"LORA\",\"r\":2,\"lora_alpha\":4,\"alpha_pattern\":{\"q_proj\":3},\"use_rslora\":true}";
+    put_layout("good-peft", 0, config, ".lora_A.weight", ".lora_B.weight", peft, "");
+    put_layout("good-peft-bare", 48, "", ".lora_A.default.weight", ".lora_B.default.weight", peft, "");
+    put_layout("good-kohya", 1, "", ".lora_down.weight", ".lora_up.weight", kohya, "");
+    put_layout("good-sdxl", 19, "", ".lora_down.weight", ".lora_up.weight", sdxl, "\"lora_te2_text_projection.alpha\":{\"dtype\":\"F16\",\"shape\":[],\"data_offsets\":[144,146]},");
+    put_layout("good-diffusers", 21, "", ".lora_A.weight", ".lora_B.weight", diffusers, "");
+    put_layout("good-processors", 0, "", "_lora.down.weight", "_lora.up.weight", processors, "");
+    put_layout("good-embedding", 0, config, ".lora_embedding_A", ".lora_embedding_B", embedding, "");
+    put_layout("bad-core", 8, "", ".lora_down.weight", ".lora_up.weight", kohya, "\"lora_te_text_model_encoder_layers_0_mlp_fc1.lora_mid.weight\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[96,100]},");
+}
+
 /* Words with NUL between. */
 #define WORDS(folder, name, text) put_one(folder, name, text, sizeof text - 1)
 
@@ -239,7 +277,7 @@ static void put_words(void) {
 }
 
 void put_parts(put_function *put, void (*make_folder)(const char *name)) {
-    static const char *const folders[] = {"entropy", "head", "residual", "link", "generator", "networks", "tables", "zstd", "npy", "names", "options", "roundtrip", "allocation"};
+    static const char *const folders[] = {"entropy", "head", "residual", "link", "generator", "networks", "tables", "zstd", "npy", "names", "options", "roundtrip", "layouts", "allocation"};
     put_one = put;
     for (size_t i = 0; i < sizeof folders / sizeof *folders; i++)
         make_folder(folders[i]);
@@ -252,6 +290,7 @@ void put_parts(put_function *put, void (*make_folder)(const char *name)) {
     put_tables();
     put_frames();
     put_vectors();
+    put_layouts();
     put_words();
     uint8_t bytes[400];
     for (uint32_t seed = 0; seed < 4; seed++) {
