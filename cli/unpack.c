@@ -312,6 +312,31 @@ static size_t adapters_of(const cli_unpack_plan *plan) {
     return count;
 }
 
+static int compare_texts(const void *left, const void *right, const void *context) {
+    (void)context;
+    return strcmp(*(const char *const *)left, *(const char *const *)right);
+}
+
+/* Tasks "a" with a step and "a-000010" may want one name for a plain file. */
+static icma_status check_clashes(const cli_unpack_plan *plan, const char *path, icma_error *error) {
+    const char **list = icma_alloc_array(plan->count * ICMA_MOST_COMPONENTS + 1, sizeof *list);
+    icma_status status =
+        list ? ICMA_OK : icma_fail(error, ICMA_E_MEMORY, NULL, "not enough memory for the plan");
+    size_t count = 0;
+    for (size_t i = 0; !status && i < plan->count; i++)
+        for (size_t p = 0; p < plan->items[i].place.count; p++)
+            list[count++] = plan->items[i].place.parts[p].path;
+    icma_sort(list, count, sizeof *list, compare_texts, NULL);
+    for (size_t i = 1; !status && i < count; i++)
+        if (strcmp(list[i - 1], list[i]) == 0)
+            status = icma_fail(error, ICMA_E_USAGE, path,
+                               "two adapters would be written to %s; unpack them one by one with --task, or "
+                               "with --layout peft",
+                               list[i]);
+    icma_free(list);
+    return status;
+}
+
 /* Decodes and writes what is planned. */
 static icma_status unpack_planned(const cli_unpack *a, icma_bundle *bundle, const char *path,
                                   cli_writing *writing, cli_unpack_plan *plan, bool *partial,
@@ -338,6 +363,8 @@ static icma_status unpack_plan(const cli_unpack *a, icma_bundle *bundle, const c
     if (a->writing.format)
         icma_sort(plan->items, plan->count, sizeof *plan->items, compare_items, NULL);
     icma_status status = place_items(a, bundle, path, writing, plan, partial, error);
+    if (!status && !(a->writing.output && !a->writing.format)) /* its one file is named */
+        status = check_clashes(plan, path, error);
     if (!status && !a->keep_going)
         status = check_sections(bundle, plan, error);
     if (!status && !a->dry_run)

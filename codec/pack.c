@@ -317,6 +317,9 @@ static icma_status learn_and_sign(icma_packer *p, icma_pack_group *g, icma_error
         status = learn(p, g, error);
     if (!status)
         status = icma_pack_cut_hashes(p, g, error);
+    if (waits)
+        icma_explain(&p->options->progress, "metadata", g->cuts_hashes ? "hashes of the weights are left out of the headers: the decoded weights are others"
+                                                                       : "hashes of the weights stay in the headers: the files come back bit for bit");
     if (!status && waits)
         status = add_section(p, g->index, ICMA_SECTION_SIGNATURE, signature->header, signature->header_size, error);
     return status;

@@ -359,6 +359,15 @@ class Kohya(Layouts):
         self.write()
         self.fails(6, 'unpack', 'b.icma', '--layout', 'kohya', saying='another implementation')
 
+    def test_two_tasks_that_want_one_name(self):
+        for folder in ('cat/checkpoint-5', 'cat-000005'):
+            write_adapter(self.here / 'tree' / folder, compact(self.tensors))
+        self.pack({})
+        self.fails(2, 'unpack', 'b.icma', '--layout', 'kohya', '--checkpoint', 'all', '-C', 'out', saying='cat-000005.safetensors')
+        self.assertFalse((self.here / 'out').exists())
+        self.unpack('--layout', 'kohya', folder='last')
+        self.assertEqual(files_below(self.here / 'last'), ['cat-000005.safetensors', 'cat.safetensors'])
+
     def test_checkpoints_lie_side_by_side(self):
         for step in (5, 10):
             write_adapter(self.here / f'tree/cat/checkpoint-{step}', compact(self.tensors))
