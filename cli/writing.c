@@ -414,8 +414,8 @@ void cli_writing_tell(const cli_writing *w) {
     const cli_writing_told *t = &w->told;
     if (t->cast)
         cli_note("%zu tensor%s cast to %s: %s", t->cast, t->cast == 1 ? " was" : "s were", w->options->dtype,
-                 t->lossless ? "these are not the packed files any more, and an error bound does not hold"
-                             : "the archive's error bound does not hold for them");
+                 t->lossless ? "these are not the packed files any more"
+                             : "no error bound of the archive holds for them");
     if (t->overflowed)
         cli_warning(NULL, "%llu weight%s became infinite, too large for %s",
                     (unsigned long long)t->overflowed, cli_plural(t->overflowed), w->options->dtype);
