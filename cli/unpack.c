@@ -169,7 +169,8 @@ static icma_status naming_of(icma_bundle *bundle, names *n, const cli_unpack_ite
         icma_free(record);
     }
     *out = g->naming;
-    return g->told ? ICMA_OK : icma_file_naming_guess(header, item->has_step, item->step, out, error);
+    bool plain_with_files = g->naming.form == ICMA_FORM_PLAIN && header->file_count; /* added later */
+    return g->told && !plain_with_files ? ICMA_OK : icma_file_naming_guess(header, item->has_step, item->step, out, error);
 }
 
 static icma_status place_item(const cli_unpack *a, icma_bundle *bundle, const cli_writing *writing, names *n,

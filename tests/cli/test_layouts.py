@@ -123,6 +123,13 @@ class Original(Layouts):
         self.unpack()
         self.assertEqual(files_below(self.here / 'out'), ['cat.safetensors', 'dog.safetensors'])
 
+    def test_a_folder_added_to_plain_files(self):
+        self.pack({'cat.safetensors': lora('cat', 1), 'bird.safetensors': lora('bird', 1)})
+        write_adapter(self.here / 'more/dog', lora('dog', 1))
+        self.run_icma(0, 'add', 'b.icma', 'more/dog')
+        self.unpack()
+        self.assertEqual(files_below(self.here / 'out'), ['bird.safetensors', 'cat.safetensors', f'dog/{CONFIG_NAME}', f'dog/{MODEL}'])
+
     def test_names_are_guessed_where_files_of_a_group_differ(self):
         """One group, packed from plain files of two conventions: kohya's metadata tells which."""
         self.pack({'one-000003.safetensors': kohya_file(kohya_tensors('1', 3), 3), 'two-step00000400.safetensors': kohya_file(kohya_tensors('2', 4), 4)})
