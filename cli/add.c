@@ -132,9 +132,8 @@ static icma_status add_found(const add_arguments *a, const char *path, const icm
                              const wishes *w, icma_error *error) {
     const struct icma_ops *ops;
     icma_add_result result;
-    icma_status status =
-        icma_device_open(a->decoding.device ? a->decoding.device : "auto", ICMA_PRECISION_F32,
-                         cli_pack_work(inputs, &w->pack), &ops, error);
+    icma_status status = icma_device_open(a->decoding.device ? a->decoding.device : "auto",
+                                          ICMA_PRECISION_F32, cli_pack_work(inputs, &w->pack), &ops, error);
     if (!status)
         status = icma_bundle_add(path, inputs, &w->add, ops, &result, error);
     cli_progress_clear();
@@ -149,8 +148,7 @@ static icma_status add_found(const add_arguments *a, const char *path, const icm
 
 /* A first operand that is no archive is told as such, before the others are searched. */
 static icma_status check_bundle(const add_arguments *a, const cli_list *operands, icma_error *error) {
-    const cli_decoding plain = {
-        .max_output = a->decoding.max_output, .max_work = a->decoding.max_work, .device = "cpu"};
+    const cli_decoding plain = {.max_output = a->decoding.max_output, .max_work = a->decoding.max_work};
     icma_bundle *bundle;
     char *path;
     icma_status status = cli_bundle_open(operands, &plain, &bundle, &path, error);

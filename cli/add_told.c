@@ -65,7 +65,7 @@ static void print_advice(const icma_add_result *r) {
     if (isnan(r->packed_anew))
         return;
     double gain = 1 - r->packed_anew / (double)r->pack.bytes.total;
-    fprintf(stderr, "%-11sall packed together would take about %s, by the rate model: ", "advice",
+    fprintf(stderr, "%-11sall packed together would take about %s or less, by the rate model: ", "advice",
             cli_size((uint64_t)r->packed_anew).text);
     if (gain > 0.02)
         fprintf(stderr, "%.0f %% less; worth it where the originals are still at hand\n", 100 * gain);

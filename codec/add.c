@@ -151,7 +151,8 @@ static icma_status open_dataset(icma_adder *a, icma_error *error) {
         known[g] = &b->groups[g].signature;
     }
     if (!status)
-        status = icma_dataset_open_beside(a->inputs, a->pack.train_last, known, a->old_groups, &a->pack.progress, &a->packer.dataset, error);
+        status = icma_dataset_open_beside(a->inputs, a->pack.train_last, known, a->old_groups,
+                                          &a->pack.progress, &a->packer.dataset, error);
     icma_free((void *)known);
     return status;
 }
@@ -194,6 +195,14 @@ static size_t count_tasks(const icma_group *group) {
     return tasks;
 }
 
+/* Packed with the others they would take what the better of both takes, without a group more; and less by
+ * what they would share with old tasks beyond the old basis, which nobody knows without the originals. */
+static void note_anew(icma_adder *a, const icma_add_plan *plan) {
+    double bytes = fmin(plan->old_bytes, plan->new_bytes - plan->beside);
+    a->estimated = a->estimated && !isnan(plan->old_bytes) && !isnan(plan->new_bytes);
+    a->anew += bytes;
+}
+
 static icma_status add_group(icma_adder *a, size_t index, icma_error *error) {
     icma_group *group = &a->packer.dataset.groups[index];
     icma_add_group *told = &a->result->groups[a->result->group_count];
@@ -212,6 +221,7 @@ static icma_status add_group(icma_adder *a, size_t index, icma_error *error) {
                                  .old_bytes = plan.old_bytes,
                                  .new_bytes = plan.new_bytes};
         a->result->group_count++;
+        note_anew(a, &plan);
         a->result->pack.generator = "none";
         status = plan.joined ? join(a, group, &plan, error)
                              : icma_pack_group_whole(&a->packer, group, (uint32_t)a->groups++, error);
@@ -303,16 +313,16 @@ static icma_status add_all(icma_adder *a, icma_error *error) {
     double now = 0;
     icma_lap(&now);
     a->result->bytes_before = icma_bundle_bytes(a->change.bundle).total;
-    a->result->packed_anew = NAN;
     a->packer.writer = a->change.writer;
     icma_status status = prepare(a, error);
     a->packer.owners = a->owners;
     r->seconds.read = icma_lap(&now);
     if (!status)
-        status = icma_change_copy(&a->change, NULL, error);
+        status = icma_change_copy(&a->change, error);
     r->seconds.write = icma_lap(&now);
     if (!status)
         status = add_groups(a, error);
+    a->result->packed_anew = a->estimated ? (double)a->result->bytes_before + a->anew : NAN;
     r->within_task_explained = a->packer.within > 0 ? 1 - a->packer.standard_error / a->packer.within : NAN;
     r->tier = a->pack.tier;
     r->bound = a->pack.tier == ICMA_TIER_BOUNDED ? a->pack.bound : (icma_bound){0};
@@ -334,16 +344,13 @@ static icma_status add_with(const char *path, const icma_inputs *inputs, const i
                             const icma_change_options *change, const icma_pack_options *pack,
                             const icma_ops *ops, icma_add_result *result, icma_error *error) {
     const icma_ops *decode = pack->scalar ? icma_ops_reference() : ops;
-    icma_adder a = {.options = options, .inputs = inputs, .pack = *pack, .result = result};
+    icma_adder a = {.options = options, .inputs = inputs, .pack = *pack, .result = result, .estimated = true};
     a.pack.progress = change->progress;
     a.pack.generator = ICMA_CHOOSE_AUTO;
     a.pack.keep_last_only = false;
     a.pack.target_bits = 0;
-    a.packer = (icma_packer){.inputs = inputs,
-                             .options = &a.pack,
-                             .ops = ops,
-                             .decode_ops = decode,
-                             .result = &result->pack};
+    a.packer = (icma_packer){
+        .inputs = inputs, .options = &a.pack, .ops = ops, .decode_ops = decode, .result = &result->pack};
     result->pack.device = ops->name;
     icma_status status = icma_change_open(&a.change, path, change, decode, options->limits, error);
     if (!status)

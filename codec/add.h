@@ -13,6 +13,7 @@ typedef struct icma_add_plan {
     uint32_t group;                         /* the old one, if joined */
     icma_fit fit;                           /* on its basis, if it has one; owned */
     double explained, old_bytes, new_bytes; /* as in icma_add_group */
+    double beside; /* of new_bytes what is not for the newcomers but for having a group more */
 } icma_add_plan;
 
 typedef struct icma_adder {
@@ -25,6 +26,8 @@ typedef struct icma_adder {
     size_t old_groups, groups; /* in the archive, and with new ones */
     const char **names;        /* of all tasks, in their new order; owned */
     size_t task_count;
+    bool estimated;   /* `anew` is of all newcomers */
+    double anew;      /* bytes that newcomers are expected to take, packed with the others */
     uint32_t *owners; /* the inputs' tasks among them; owned */
 } icma_adder;
 

@@ -100,7 +100,8 @@ static icma_status predict_bytes(const icma_adder *a, const icma_group *group, c
     *bytes = NAN;
     if (a->pack.tier != ICMA_TIER_BOUNDED)
         return ICMA_OK;
-    icma_status status = icma_residual_model_create(group, gram, g, a->pack.bound, ICMA_RATE_SOURCES, &model, error);
+    icma_status status =
+        icma_residual_model_create(group, gram, g, a->pack.bound, ICMA_RATE_SOURCES, &model, error);
     if (status)
         return status;
     double bits = icma_residual_model_bits(model, l->left, l->noise) +
@@ -143,31 +144,31 @@ static icma_status try_old(icma_adder *a, icma_group *group, trial *t, icma_erro
     return status;
 }
 
-/* What a generator of their own would take, by the rate model that chooses its rows; with what every group
- * has beside. */
-static icma_status try_new(icma_adder *a, icma_group *group, uint32_t like, double *bytes,
+/* What a generator of their own would take, by the rate model that chooses its rows, and beside that for
+ * having a group more. */
+static icma_status try_new(icma_adder *a, icma_group *group, uint32_t like, icma_add_plan *plan,
                            icma_error *error) {
+    icma_pack_options quiet = a->pack; /* what it would choose is not what is chosen */
     icma_generator g = {.tensor_count = group->signature.tensor_count};
     icma_gram gram = {0};
     icma_basis basis = {.bits = NAN};
     const icma_section *signature =
         icma_container_find(a->change.bundle->container, ICMA_SECTION_SIGNATURE, like, ICMA_NO_OWNER);
-    icma_pack_options quiet = a->pack; /* what it would choose is not what is chosen */
     quiet.progress.explain = NULL;
-    *bytes = NAN;
     if (a->pack.tier != ICMA_TIER_BOUNDED)
         return ICMA_OK;
     icma_status status = icma_generator_allocate(&g, error);
     if (!status)
-        status = icma_gram_compute(group, a->packer.ops, MOST_SAMPLED, a->pack.seed, &quiet.progress, &g,
-                                   &gram, error);
+        status = icma_gram_compute(group, a->packer.ops, MOST_SAMPLED, quiet.seed, &quiet.progress, &g, &gram,
+                                   error);
     if (!status)
-        status =
-            icma_basis_choose(group, a->packer.ops, &gram, &g, icma_pack_target(&quiet), &basis, error);
-    if (!status)
-        *bytes = basis.bits / 8 * (double)group->count / (double)gram.count + verbatim_bytes(group, &g) +
-                 (double)signature->stored_size + GROUP_BYTES +
-                 (double)(sizeof(float) + RECORD_BYTES_A_TENSOR) * (double)g.tensor_count;
+        status = icma_basis_choose(group, a->packer.ops, &gram, &g, icma_pack_target(&quiet), &basis, error);
+    if (!status) {
+        plan->beside = (double)signature->stored_size + GROUP_BYTES +
+                       (double)(sizeof(float) + RECORD_BYTES_A_TENSOR) * (double)g.tensor_count;
+        plan->new_bytes = basis.bits / 8 * (double)group->count / (double)gram.count +
+                          verbatim_bytes(group, &g) + plan->beside;
+    }
     icma_basis_free(&basis);
     icma_gram_free(&gram);
     icma_generator_free(&g);
@@ -218,16 +219,23 @@ static bool prefers_old(const icma_adder *a, const trial *best, double new_bytes
 }
 
 /* For -v: what is known before the choice. */
-static void explain(const icma_adder *a, const icma_group *group, const trial *best, const icma_add_plan *plan) {
+static void explain(const icma_adder *a, const icma_group *group, const trial *best,
+                    const icma_add_plan *plan) {
     const icma_progress *p = &a->pack.progress;
     if (!best->possible) {
-        icma_explain(p, "generator", "%zu checkpoints get one of their own: no old group of their tensors can be joined", group->count);
+        icma_explain(p, "generator",
+                     "%zu checkpoints get one of their own: no old group of their tensors can be joined",
+                     group->count);
         return;
     }
     if (isnan(plan->old_bytes) || isnan(plan->new_bytes))
-        icma_explain(p, "generator", "%zu checkpoints: old group %u alone predicts dW to %.3g on average", group->count, best->group, best->error);
+        icma_explain(p, "generator", "%zu checkpoints: old group %u alone predicts dW to %.3g on average",
+                     group->count, best->group, best->error);
     else
-        icma_explain(p, "generator", "%zu checkpoints: about %.0f bytes with old group %u, %.0f with a generator of their own", group->count, plan->old_bytes, best->group, plan->new_bytes);
+        icma_explain(
+            p, "generator",
+            "%zu checkpoints: about %.0f bytes with old group %u, %.0f with a generator of their own",
+            group->count, plan->old_bytes, best->group, plan->new_bytes);
 }
 
 icma_status icma_add_decide(icma_adder *a, size_t index, icma_add_plan *plan, icma_error *error) {
@@ -239,7 +247,7 @@ icma_status icma_add_decide(icma_adder *a, size_t index, icma_add_plan *plan, ic
                    ? ICMA_OK
                    : icma_fail(error, ICMA_E_UNSUPPORTED, group->sources->input->path,
                                "no group of the archive has its tensors; leave out --generator old");
-    icma_status status = try_new(a, group, (uint32_t)index, &plan->new_bytes, error);
+    icma_status status = try_new(a, group, (uint32_t)index, plan, error);
     if (!status)
         status = find_best(a, index, &best, error);
     if (!status && a->options->choice == ICMA_ADD_OLD && !best.possible)

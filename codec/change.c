@@ -19,9 +19,10 @@ icma_status icma_change_take_options(const icma_change_options *options, icma_ch
     if (!options)
         return ICMA_OK;
     if (options->size < ICMA_CHANGE_OPTIONS_LEAST || options->size > sizeof *out)
-        return icma_fail(error, ICMA_E_USAGE, NULL,
-                         "options of another libicma; start from icma_change_defaults(), and link the library "
-                         "whose header was compiled");
+        return icma_fail(
+            error, ICMA_E_USAGE, NULL,
+            "options of another libicma; start from icma_change_defaults(), and link the library "
+            "whose header was compiled");
     memcpy(out, options, options->size);
     out->size = sizeof *out;
     return ICMA_OK;
@@ -91,7 +92,7 @@ static icma_status copy_section(icma_change *c, const icma_section *s, icma_erro
     return icma_container_copy(c->writer, c->bundle->container, s, group, task, error);
 }
 
-icma_status icma_change_copy(icma_change *c, const bool *skip, icma_error *error) {
+icma_status icma_change_copy(icma_change *c, icma_error *error) {
     const icma_container *container = c->bundle->container;
     size_t count = icma_container_section_count(container);
     uint32_t *order = count_up(count);
@@ -100,9 +101,10 @@ icma_status icma_change_copy(icma_change *c, const bool *skip, icma_error *error
         icma_sort(order, count, sizeof *order, compare_offsets, container);
     for (size_t i = 0; !status && i < count; i++) {
         const icma_section *section = icma_container_section(container, order[i]);
-        icma_tell(&c->options->progress, "copy", (double)section->offset, (double)icma_container_size(container), NULL);
+        icma_tell(&c->options->progress, "copy", (double)section->offset,
+                  (double)icma_container_size(container), NULL);
         status = icma_check_cancelled(&c->options->progress, error);
-        if (!status && (!skip || !skip[order[i]]))
+        if (!status)
             status = copy_section(c, section, error);
     }
     icma_free(order);

@@ -18,13 +18,13 @@ typedef struct icma_change {
 /* Opens the archive at `path`; *change is to be closed also on failure. */
 icma_status icma_change_open(icma_change *change, const char *path, const icma_change_options *options,
                              const icma_ops *ops, const icma_limits *limits, icma_error *error);
-/* Copies every section whose group and task stay, but those that `skip` (a flag a section; may be NULL)
- * marks, in the order in which they lie in the file. */
-icma_status icma_change_copy(icma_change *change, const bool *skip, icma_error *error);
+/* Copies every section whose group and task stay, in the order in which they lie in the file. */
+icma_status icma_change_copy(icma_change *change, icma_error *error);
 /* Lets the new archive appear, if the old one is still what was opened. */
 icma_status icma_change_commit(icma_change *change, icma_error *error);
 void icma_change_close(icma_change *change); /* what was not committed is gone */
-/* Options of a program that may have been compiled with an older icma.h (NULL: none), as this library knows them. */
+/* Options of a program that may have been compiled with an older icma.h (NULL: none), as this library knows
+ * them. */
 icma_status icma_change_take_options(const icma_change_options *options, icma_change_options *out,
                                      icma_error *error);
 

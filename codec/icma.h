@@ -507,7 +507,7 @@ typedef struct icma_add_result {
     size_t group_count;
     size_t old_checkpoints;
     uint64_t old_bytes;     /* of the sections that belong to old tasks alone */
-    double packed_anew;     /* bytes of the whole archive if all were packed together, by the rate model; NAN: not predicted */
+    double packed_anew;     /* about what the whole archive would take if all were packed together: at most, because what new and old tasks would share beyond the old basis is not known; NAN: not predicted (other tiers than bounded, newcomers without an old basis) */
 } icma_add_result;
 
 /*

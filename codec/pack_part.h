@@ -14,7 +14,6 @@ typedef struct icma_part_writer {
     icma_pack_group *g;
     uint32_t task;  /* of the inputs */
     uint32_t owner; /* the same in the archive */
-    size_t base;    /* checkpoints first in the table that are in the archive already; there is nothing of them in the arrays below */
     icma_checkpoints table;
     icma_source **sources; /* one a kept checkpoint */
     size_t *source_index;  /* its index in the group */

@@ -290,7 +290,7 @@ icma_status icma_pack_next_checkpoint(icma_packer *p, uint32_t task, icma_error 
 
 static icma_status process_checkpoints(icma_part_writer *w, icma_error *error) {
     icma_status status = ICMA_OK;
-    for (size_t i = w->base; !status && i < w->table.count; i++) {
+    for (size_t i = 0; !status && i < w->table.count; i++) {
         status = icma_pack_next_checkpoint(w->packer, w->task, error);
         if (!status)
             status = process_checkpoint(w, i, error);
@@ -308,8 +308,8 @@ static icma_status set_offset(icma_part_writer *w, icma_error *error) {
         return no_memory(error);
     for (size_t k = 0; k < g->total; k++) {
         double mean = 0;
-        for (size_t i = w->base; i < w->table.count; i++)
-            mean += w->g->basis.coordinates[w->source_index[i] * g->total + k] / (double)(w->table.count - w->base);
+        for (size_t i = 0; i < w->table.count; i++)
+            mean += w->g->basis.coordinates[w->source_index[i] * g->total + k] / (double)w->table.count;
         double integer = round(mean / (double)g->correction_step[k]);
         w->table.offset[k] = (int32_t)fmax(-LARGEST_CORRECTION, fmin(LARGEST_CORRECTION, integer));
     }
@@ -351,7 +351,7 @@ static icma_status set_condition(icma_part_writer *w, icma_error *error) {
 
 static icma_status write_condition(icma_part_writer *w, icma_error *error) {
     icma_buffer payload = {0};
-    if (w->table.origin == ICMA_CONDITION_NONE || w->base)
+    if (w->table.origin == ICMA_CONDITION_NONE)
         return ICMA_OK;
     icma_condition_write(&w->table, &w->g->generator, &payload);
     icma_section section = {.kind = ICMA_SECTION_CONDITION, .group = w->g->index, .task = w->owner};
@@ -376,13 +376,13 @@ static icma_status write_table(icma_part_writer *w, icma_error *error) {
 /* Adds this part's errors to the task's in the result: parts weigh by their checkpoints. */
 static void tell_task(icma_part_writer *w) {
     icma_pack_task *task = &w->packer->result->tasks[w->task];
-    double before = (double)task->checkpoints, now = (double)(w->table.count - w->base);
+    double before = (double)task->checkpoints, now = (double)w->table.count;
     task->dw_error_mean = (task->dw_error_mean * before + w->dw_sum) / (before + now);
     task->dw_error_max = fmax(task->dw_error_max, w->dw_max);
     double relative = icma_distance_relative(&w->total), cosine = icma_distance_cosine(&w->total);
     task->relative_error = sqrt((task->relative_error * task->relative_error * before + relative * relative * now) / (before + now));
     task->cosine = (task->cosine * before + cosine * now) / (before + now);
-    task->checkpoints += w->table.count - w->base;
+    task->checkpoints += w->table.count;
 }
 
 static void free_part(icma_part_writer *w) {

@@ -81,7 +81,7 @@ static icma_status remove_marked(icma_change *c, icma_remove_result *r, icma_err
         status = icma_fail(error, ICMA_E_USAGE, icma_file_path(c->file),
                            "no task would be left; delete the file instead");
     if (!status)
-        status = icma_change_copy(c, NULL, error);
+        status = icma_change_copy(c, error);
     if (!status)
         status = icma_container_finish(c->writer, names, r->tasks_left, r->groups_left, error);
     icma_free((void *)names);

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """System calls that fail, kills and signals at every one of them, full disks, several runs at once, sources that change.
 
-    ICMA=build/release/icma ICMA_FAULTS=build/release/icma_faults.so tests/faults/test_faults.py pack|unpack|training|machine [--all]
+    ICMA=build/release/icma ICMA_FAULTS=build/release/icma_faults.so tests/faults/test_faults.py pack|unpack|change|training|machine [--all]
 
 Whatever happens, a file is what it was or what it should become, the exit code tells, no temporary stays (but after SIGKILL,
 and then the next run removes it). Without --all a stride is taken: of the calls that open, read or close every seventh is
@@ -211,6 +211,46 @@ class Unpack(Sweep):
         self.sweep(Scenario('unpack -o', folder, {'x': b'old'}, ['unpack', self.shop / 'tree.icma', '--task', 'a', '-o', folder / 'x', '-f', '-q']))
 
 
+class Change(Sweep):
+    """add and remove, in place: the archive is what it was or what it should become."""
+
+    def scenario(self, name, *command):
+        old = {'x.icma': (self.shop / 'tree.icma').read_bytes(), 'notes.txt': b'mine'}
+        return Scenario(name, self.shop / 'out', old, [command[0], self.shop / 'out' / 'x.icma', *command[1:], '-q'])
+
+    def try_fault(self, scenario, kind, k, action, codes):
+        # The first lock is that of the archive: who cannot have it because another has it does not go on.
+        super().try_fault(scenario, kind, k, action, (0, 1) if (kind, k, action) == ('lock', 1, 'EWOULDBLOCK') else codes)
+
+    def try_kill(self, scenario, kind, k, action):
+        """Once more is an error where it was done already."""
+        point = f'{scenario.name} {kind}:{k}:{action}'
+        scenario.prepare()
+        done, fired, _ = self.run_with(f'{kind}:{k}:{action}', *scenario.command)
+        self.assertIsNotNone(fired, point)
+        self.assertEqual(done.code, -signal.SIGKILL, f'{point}: {done!r}')
+        self.assertLessEqual(len(temporaries(scenario.folder)), 1, point)
+        was_done = contents(scenario.folder)['x.icma'] == self.new['x.icma']
+        done = icma(*scenario.command)
+        self.assertEqual(done.code, scenario.again if was_done else 0, f'after {point}: {done!r}')
+        if was_done and scenario.again == 7:  # told from the names alone, before anything is written
+            for name in temporaries(scenario.folder):
+                (scenario.folder / name).unlink()
+        self.assertEqual(contents(scenario.folder), self.new, f'after {point}')
+        self.tally[scenario.name, f'{kind} {action}: {"done" if was_done else "done again"}'] += 1
+
+    def test_add(self):
+        for choice in ('old', 'new') if ALL else ('old',):
+            scenario = self.scenario(f'add {choice}', 'add', self.shop / 'other' / 'c', '--generator', choice, '--epochs', '2', '-T', '1')
+            scenario.again = 8
+            self.sweep(scenario)
+
+    def test_remove(self):
+        scenario = self.scenario('remove', 'remove', '--task', 'a')
+        scenario.again = 7
+        self.sweep(scenario)
+
+
 class Training(Fault):
     """A training that saves its state all the time, stopped at every call that writes, goes on to the same archive."""
 
@@ -356,7 +396,7 @@ class Machine(Fault):
 
 
 if __name__ == '__main__':
-    topics = {'pack': Pack, 'unpack': Unpack, 'training': Training, 'machine': Machine}
+    topics = {'pack': Pack, 'unpack': Unpack, 'change': Change, 'training': Training, 'machine': Machine}
     chosen = [topics[word] for word in sys.argv[1:] if word in topics] or list(topics.values())
     suite = unittest.TestSuite(unittest.defaultTestLoader.loadTestsFromTestCase(case) for case in chosen)
     sys.exit(not unittest.TextTestRunner(verbosity=1).run(suite).wasSuccessful())
