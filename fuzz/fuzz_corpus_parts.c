@@ -276,8 +276,29 @@ static void put_words(void) {
     WORDS("options", "edge-numbers", "\0--epochs\0" "99999999999999999999\0--explain\0nan\0--lr\0" "1e999\0--seed\0" "18446744073709551615\0-o");
 }
 
+/* The files of a text encoder and a text, with NUL between. */
+static void put_tokenizers(void) {
+    static const char *const parts[][4] = {
+        {"{\"<|startoftext|>\":0,\"<|endoftext|>\":1,\"a\":2,\"a</w>\":3,\"aa\":4,\"aa</w>\":5,\"b\":6,\"b</w>\":7,\"ab\":8}", "#version: 0.2\na a\na a</w>\na b\n", "AAA ab's <|endoftext|>b",
+         "{\"hidden_size\":64,\"num_attention_heads\":4,\"hidden_act\":\"gelu\",\"eos_token_id\":2,\"_name_or_path\":\"x\"}"},
+        {"", "", "E\xCC\x81\xC4\xB0\xCE\xA3 \xE1\x84\x80\xE1\x85\xA1\xE1\x86\xA8 1\xC2\xBD\t!?\xF0\x9F\x98\x80", "{\"model_type\":\"clip\",\"text_config\":{\"num_hidden_layers\":2},\"text_config_dict\":null}"},
+        {"{\"a\":-1}", "x", "a\xCC\x95\xCC\x80\xD6\xAE\xCC\x80", "{\"hidden_size\":0}"},
+        {"{\"<|startoftext|>\":1048576}", "a b c", "\xFF", "[]"},
+    };
+    for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) {
+        char name[32];
+        icma_buffer out = {0};
+        for (size_t p = 0; p < 4; p++) {
+            icma_write_bytes(&out, parts[i][p], strlen(parts[i][p]));
+            icma_write_u8(&out, 0);
+        }
+        snprintf(name, sizeof name, "%s-%zu", i < 2 ? "good" : "bad", i);
+        put_buffer("tokenizer", name, &out);
+    }
+}
+
 void put_parts(put_function *put, void (*make_folder)(const char *name)) {
-    static const char *const folders[] = {"entropy", "head", "residual", "link", "generator", "networks", "tables", "zstd", "npy", "names", "options", "roundtrip", "layouts", "allocation"};
+    static const char *const folders[] = {"entropy", "head", "residual", "link", "generator", "networks", "tables", "zstd", "npy", "names", "options", "roundtrip", "layouts", "allocation", "tokenizer"};
     put_one = put;
     for (size_t i = 0; i < sizeof folders / sizeof *folders; i++)
         make_folder(folders[i]);
@@ -292,6 +313,7 @@ void put_parts(put_function *put, void (*make_folder)(const char *name)) {
     put_vectors();
     put_layouts();
     put_words();
+    put_tokenizers();
     uint8_t bytes[400];
     for (uint32_t seed = 0; seed < 4; seed++) {
         uint32_t state = seed;
