@@ -3,7 +3,7 @@
  * Embeds texts for bench/embed, which sets it beside transformers: bench_embed FOLDER THREADS. Each request
  * on standard input is a line with a number N and N lines, a text each; the answer is a line with the seconds
  * that embedding them took. "floor N" measures the matrix products of N rows through CLIP ViT-B/32's layer,
- * and answers with their GFLOP/s.
+ * and answers with their seconds for an operation.
  */
 #include "bytes.h"
 #include "memory.h"
@@ -14,10 +14,24 @@
 #include <string.h>
 #include <time.h>
 
-static double now(void) {
+static double clock_of(clockid_t clock) {
     struct timespec time;
-    clock_gettime(CLOCK_MONOTONIC, &time);
+    clock_gettime(clock, &time);
     return (double)time.tv_sec + 1e-9 * (double)time.tv_nsec;
+}
+
+/* Seconds that passed, and seconds of processors. */
+typedef struct stopwatch {
+    double wall, processor;
+} stopwatch;
+
+static stopwatch start(void) {
+    return (stopwatch){clock_of(CLOCK_MONOTONIC), clock_of(CLOCK_PROCESS_CPUTIME_ID)};
+}
+
+static stopwatch stop(stopwatch since) {
+    return (stopwatch){clock_of(CLOCK_MONOTONIC) - since.wall,
+                       clock_of(CLOCK_PROCESS_CPUTIME_ID) - since.processor};
 }
 
 /* The next line without its end; NULL: there is none. */
@@ -41,11 +55,12 @@ static icma_status answer(icma_text_encoder *encoder, size_t count, icma_error *
     for (size_t i = 0; !status && i < count; i++)
         if (!(texts[i] = take_line()))
             status = icma_fail(error, ICMA_E_IO, NULL, "fewer texts than were announced");
-    double start = now();
+    stopwatch watch = start();
     if (!status)
         status = icma_text_encoder_embed(encoder, (const char *const *)texts, count, false, out, error);
+    watch = stop(watch);
     if (!status)
-        printf("%.9f\n", now() - start);
+        printf("%.9f %.9f\n", watch.wall, watch.processor);
     for (size_t i = 0; texts && i < count; i++)
         icma_free(texts[i]);
     icma_free(texts);
@@ -67,7 +82,7 @@ static icma_status measure_floor(const icma_ops *ops, size_t rows, icma_error *e
         status = ops->alloc(ops->device, ICMA_ELEMENT_F32, (size_t)4 * MOST * 512, &w, error);
     if (status)
         return status;
-    double start = now();
+    stopwatch watch = start();
     for (size_t p = 0; p < 4; p++) {
         icma_matrix weights = {.tensor = w,
                                .offset = p * MOST * 512,
@@ -78,7 +93,8 @@ static icma_status measure_floor(const icma_ops *ops, size_t rows, icma_error *e
                   icma_matrix_of(y, rows, products[p].outputs));
         operations += 2 * (double)rows * (double)products[p].outputs * (double)products[p].inputs;
     }
-    printf("%.3f\n", operations / (now() - start) / 1e9);
+    watch = stop(watch);
+    printf("%.6g %.6g\n", watch.wall / operations, watch.processor / operations);
     ops->release(ops->device, x);
     ops->release(ops->device, y);
     ops->release(ops->device, w);

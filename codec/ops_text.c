@@ -19,15 +19,22 @@ typedef struct icma_text_kernels {
     void (*attend)(const icma_attend_run *run, const float *q, const float *k, const float *v, float *y);
 } icma_text_kernels;
 
+typedef union float_bits {
+    float f;
+    uint32_t u;
+} float_bits;
+
 #define INLINED __attribute__((always_inline))
 
 #define NAME(x) x##_portable
 #define TARGET
+#define MULTIPLY_ADD(a, b, c) ((a) * (b) + (c))
 #include "ops_text_lanes.h"
 
 #if defined(__x86_64__)
 #define NAME(x) x##_avx2
 #define TARGET __attribute__((target("avx2,fma")))
+#define MULTIPLY_ADD fmaf
 #include "ops_text_lanes.h"
 #else
 #define kernels_avx2 kernels_portable

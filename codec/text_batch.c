@@ -80,11 +80,18 @@ static void add_text(icma_text_batch *b, const icma_text_tokens *t, size_t share
     b->text[b->texts++] = t->text;
 }
 
-size_t icma_text_batch_fill(icma_text_batch *b, const icma_text_tokens *list, size_t count) {
+size_t icma_text_rows(const icma_text_tokens *list, size_t count) {
+    size_t rows = 0;
+    for (size_t i = 0; i < count; i++)
+        rows += list[i].count - common(i ? &list[i - 1] : NULL, &list[i]);
+    return rows;
+}
+
+size_t icma_text_batch_fill(icma_text_batch *b, const icma_text_tokens *list, size_t count, size_t rows) {
     const icma_text_tokens *before = NULL;
     size_t i = 0;
     b->rows = b->ends = b->texts = b->seen_count = 0;
-    for (; i < count && b->texts < b->room_texts; i++) {
+    for (; i < count && b->texts < b->room_texts && b->rows < rows; i++) {
         size_t shared = common(before, &list[i]), more = list[i].count - shared;
         if (b->rows + more > b->room_rows || b->seen_count + list[i].count > b->room_seen)
             break;

@@ -18,12 +18,12 @@ struct icma_text_encoder {
     icma_tokenizer *tokenizer;
     char *id;
     icma_text_batch batch;
-    size_t room; /* rows of what follows, on the device: a row of the residual stream, of norms and attention,
-                    of queries, keys and values, of the mlp */
+    /* On the device, rows of a batch: the residual stream; norms; what attention finds; queries, keys and
+     * values; the mlp. */
     icma_tensor *x, *h, *a, *qkv, *mlp;
     icma_tensor *ends; /* the residual stream of the ends alone */
     icma_tensor *first, *length, *seen, *end_row, *end_first, *end_length;
-    float *rows; /* in host memory: room x width */
+    float *rows; /* in host memory */
 };
 
 static icma_status no_memory(icma_error *error) {
@@ -153,7 +153,6 @@ static icma_status make_room(icma_text_encoder *e, icma_error *error) {
         status = e->ops->alloc(e->ops->device, list[i].element, list[i].count, list[i].tensor, error);
     if (!status && !(e->rows = icma_alloc_array(rows, widest * sizeof *e->rows)))
         status = no_memory(error);
-    e->room = rows;
     return status;
 }
 
@@ -361,9 +360,11 @@ static icma_status tokenize(const icma_text_encoder *e, const char *const *texts
 static icma_status embed(icma_text_encoder *e, const icma_text_tokens *list, size_t count, bool project,
                          float *out, icma_error *error) {
     size_t width = icma_text_encoder_width(e, project);
+    size_t rows = icma_text_rows(list, count), batches = (rows + BATCH_ROWS - 1) / BATCH_ROWS,
+           each = (rows + batches - 1) / batches; /* batches of one size */
     icma_status status = ICMA_OK;
     for (size_t done = 0; !status && done < count;) {
-        done += icma_text_batch_fill(&e->batch, list + done, count - done);
+        done += icma_text_batch_fill(&e->batch, list + done, count - done, each);
         status = run_batch(e, project, error);
         for (size_t t = 0; !status && t < e->batch.texts; t++)
             memcpy(out + e->batch.text[t] * width, e->rows + e->batch.end_of[t] * width, width * sizeof *out);

@@ -84,8 +84,11 @@ void icma_text_sort(icma_text_tokens *list, size_t count);
  * text_batch.c */
 icma_status icma_text_batch_make(icma_text_batch *batch, size_t rows, size_t seen, size_t texts,
                                  icma_error *error);
-/* Fills the batch with as many as fit of a sorted list, at least one; returns how many. */
-size_t icma_text_batch_fill(icma_text_batch *batch, const icma_text_tokens *list, size_t count);
+/* Rows of a sorted list's tree. */
+size_t icma_text_rows(const icma_text_tokens *list, size_t count);
+/* Fills the batch from a sorted list, until it has `rows` rows or the next text does not fit; returns how
+ * many texts it took, at least one. */
+size_t icma_text_batch_fill(icma_text_batch *batch, const icma_text_tokens *list, size_t count, size_t rows);
 void icma_text_batch_free(icma_text_batch *batch);
 
 #endif
