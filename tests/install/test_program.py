@@ -53,10 +53,11 @@ class Program(Installed):
 
     @unittest.skipUnless(shutil.which('man'), 'no man here')
     def test_manual_is_shown(self):
-        done = subprocess.run(['man', '--warnings', '-l', self.find('icma.1')], capture_output=True, text=True, env={**os.environ, 'MANWIDTH': '80', 'LC_ALL': 'C.UTF-8'})
-        self.assertEqual((done.returncode, done.stderr), (0, ''))
-        self.assertIn('EXIT STATUS', done.stdout)
-        self.assertIn('icma unpack loras.icma', done.stdout)
+        for page, says in (('icma.1', ('EXIT STATUS', 'icma unpack loras.icma')), ('icma.3', ('icma_bundle_decode_tensor', 'find_package(icma REQUIRED)'))):
+            done = subprocess.run(['man', '--warnings', '-l', self.find(page)], capture_output=True, text=True, env={**os.environ, 'MANWIDTH': '80', 'LC_ALL': 'C.UTF-8'})
+            self.assertEqual((done.returncode, done.stderr), (0, ''))
+            for words in says:
+                self.assertIn(words, done.stdout)
 
     # --- completion
 
@@ -129,7 +130,7 @@ class Program(Installed):
         environment = {**os.environ, 'ICMA_MODULE': 'emulated.so'}
         run(self.icma, 'verify', '--deep', '--device', 'cuda', self.here / 'my.icma', env=environment)
 
-    @unittest.skipUnless(shutil.which('dpkg-deb') and shutil.which('dpkg-shlibdeps'), 'no dpkg here')
+    @unittest.skipUnless(all(map(shutil.which, ('dpkg-deb', 'dpkg-shlibdeps', 'file'))), 'dpkg-deb, dpkg-shlibdeps or file is not here')
     def test_debian_packages(self):
         folder = self.shop / 'debian'
         folder.mkdir()
