@@ -112,7 +112,8 @@ static icma_status refuse_known(const icma_adder *a, icma_error *error) {
         if (find_name(sorted, count, a->inputs->tasks[t].name))
             status = icma_fail(
                 error, ICMA_E_EXISTS, icma_file_path(a->change.file),
-                "task %s (of %s) is in it already; take it out first (icma remove), or rename the new one",
+                "task %s (of %s) is in it already; take it out first (icma remove) and add it with all its "
+                "checkpoints, or rename the new one",
                 a->inputs->tasks[t].name, a->inputs->tasks[t].folder);
     icma_free((void *)sorted);
     return status;

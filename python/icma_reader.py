@@ -1458,6 +1458,8 @@ class Archive:
             a = generator.coordinates(1, coarse_round(numpy.asarray(condition, numpy.float32)))
         else:
             own = [self.find(task, 'last').part for task in mix]
+            if any(part.origin == ADDED for part in own):
+                unsupported('an added task has no condition to mix')
             a = sum(weight * generator.coordinates(part.origin, part.condition).astype(float) for weight, part in zip(mix.values(), own)).astype(numpy.float32)
         return row.part.generate(row, a, seed)
 

@@ -190,6 +190,8 @@ class Add(Change):
         self.assertEqual(drawn[0], drawn[1])
         with icma_reader.open(self.here / 'x.icma') as archive:
             self.assertEqual(archive.sample('ant', 1), drawn[0])
+        self.fails(6, 'generate', 'x.icma', '--mix', 'ant:0.5,cat:0.5', '-o', 'y', saying='was added')
+        self.run_icma(0, 'generate', 'x.icma', '--mix', 'dog:0.5,cat:0.5', '--like', 'ant', '-o', 'y', '-q')
 
     def test_reports(self):
         self.pack('x.icma', FOUR)
