@@ -167,7 +167,8 @@ static icma_status prepare_scales(conversion *c, icma_error *error) {
         if (!status && text)
             status = set_scales(c, k, text, strlen(text), scales, error);
         else if (!status)
-            status = set_scales(c, k, file ? (const char *)file->data : NULL, file ? file->size : 0, scales, error);
+            status = set_scales(c, k, file ? (const char *)file->data : NULL, file ? file->size : 0, scales,
+                                error);
         icma_free(text);
     }
     icma_free(scales);
@@ -363,16 +364,15 @@ static icma_status name_base_model(conversion *c, icma_decoded_file *file, icma_
     if (!c->config || !c->options->base_model || icma_config_base_model(c->config))
         return ICMA_OK;
     cJSON_DeleteItemFromObjectCaseSensitive(c->config, "base_model_name_or_path");
-    char *printed = cJSON_AddStringToObject(c->config, "base_model_name_or_path", c->options->base_model)
-                        ? cJSON_Print(c->config)
-                        : NULL;
-    uint8_t *data = (uint8_t *)icma_copy_string(printed);
-    cJSON_free(printed);
-    if (!data)
+    char *text = NULL;
+    if (!cJSON_AddStringToObject(c->config, "base_model_name_or_path", c->options->base_model))
         return no_memory(error);
+    icma_status status = icma_config_print(c->config, &text, error);
+    if (status)
+        return status;
     icma_free(file->data);
-    file->data = data;
-    file->size = strlen((const char *)data);
+    file->data = (uint8_t *)text;
+    file->size = strlen(text);
     return ICMA_OK;
 }
 

@@ -60,7 +60,8 @@ static bool copy_items(const cJSON *from, const char *component, cJSON *to) {
     return true;
 }
 
-icma_status icma_config_of_component(const icma_metadata *metadata, icma_component component, char **text, icma_error *error) {
+icma_status icma_config_of_component(const icma_metadata *metadata, icma_component component, char **text,
+                                     icma_error *error) {
     const char *all = icma_metadata_find(metadata, "lora_adapter_metadata");
     icma_json_rules rules = {.max_depth = 32, .plain_integers = false};
     cJSON *from = NULL;
@@ -205,6 +206,33 @@ static icma_status check_scales(const char *text, const icma_config_module *modu
     return status;
 }
 
+/* cJSON's print with two blanks for a tab, as PEFT writes it: there is no tab or line break inside a string.
+ */
+static char *indent(const char *printed) {
+    icma_buffer out = {0};
+    for (const char *c = printed; c && *c; c++) {
+        size_t empty = strspn(c, "\n\t");
+        bool closes = *c == '\n' && (c[empty] == '}' && c[-1] == '{');
+        if (closes)
+            c += empty;
+        if (*c == '\t')
+            icma_write_bytes(&out, "  ", c[-1] == ':' ? 1 : 2);
+        else
+            icma_write_u8(&out, (uint8_t)*c);
+    }
+    icma_write_u8(&out, '\n');
+    char *text = printed && !out.failed ? icma_copy_text((const char *)out.data, out.size) : NULL;
+    icma_buffer_free(&out);
+    return text;
+}
+
+icma_status icma_config_print(const cJSON *root, char **text, icma_error *error) {
+    char *printed = root ? cJSON_Print(root) : NULL;
+    *text = indent(printed);
+    cJSON_free(printed);
+    return *text ? ICMA_OK : no_memory(error);
+}
+
 icma_status icma_config_make(icma_config_module *modules, size_t count, const char *base_model, char **text,
                              icma_error *error) {
     double rank = 0, alpha = 0;
@@ -214,12 +242,11 @@ icma_status icma_config_make(icma_config_module *modules, size_t count, const ch
     if (status)
         return status;
     cJSON *root = cJSON_CreateObject();
-    char *printed = root && fill(root, modules, count, base_model, rank, alpha) ? cJSON_Print(root) : NULL;
-    *text = icma_copy_string(printed);
-    cJSON_free(printed);
+    bool whole = root && fill(root, modules, count, base_model, rank, alpha);
+    status = whole ? icma_config_print(root, text, error) : no_memory(error);
     cJSON_Delete(root);
-    if (!*text)
-        return no_memory(error);
+    if (status)
+        return status;
     status = check_scales(*text, modules, count, error);
     if (status) {
         icma_free(*text);

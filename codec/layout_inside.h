@@ -19,8 +19,8 @@ typedef struct icma_mapped {
     icma_fate fate;
     icma_component component; /* that it becomes part of */
     icma_component model;     /* that its name tells; of factors and alphas */
-    char *module; /* its path in the model, of factors and alphas; owned */
-    char *name;   /* owned */
+    char *module;             /* its path in the model, of factors and alphas; owned */
+    char *name;               /* owned */
     const char *reason;
     bool is_alpha;
 } icma_mapped;
@@ -51,13 +51,16 @@ typedef struct icma_config_module {
 /* adapter_config.json as PEFT writes it; the list is sorted on the way. *text is the caller's (icma_free). */
 icma_status icma_config_make(icma_config_module *modules, size_t count, const char *base_model, char **text,
                              icma_error *error);
+/* Its text, indented as PEFT does. *text is the caller's (icma_free). */
+icma_status icma_config_print(const cJSON *root, char **text, icma_error *error);
 /* A configuration; NULL where it is none (of another PEFT method, or no JSON). *root is the caller's
  * (cJSON_Delete). ICMA_E_MEMORY only. */
 icma_status icma_config_parse(const icma_decoded_file *file, cJSON **root, icma_error *error);
-/* What diffusers keeps of a model's configuration in a file's metadata ("lora_adapter_metadata": JSON with keys such as
- * "unet.lora_alpha"), as the text of a configuration; NULL where there is none. *text is the caller's (icma_free).
- * ICMA_E_MEMORY only. */
-icma_status icma_config_of_component(const icma_metadata *metadata, icma_component component, char **text, icma_error *error);
+/* What diffusers keeps of a model's configuration in a file's metadata ("lora_adapter_metadata": JSON with
+ * keys such as "unet.lora_alpha"), as the text of a configuration; NULL where there is none. *text is the
+ * caller's (icma_free). ICMA_E_MEMORY only. */
+icma_status icma_config_of_component(const icma_metadata *metadata, icma_component component, char **text,
+                                     icma_error *error);
 const icma_decoded_file *icma_config_find(const icma_decoded *decoded);
 /* Of a parsed one; NULL where it has none. */
 const char *icma_config_base_model(const cJSON *root);
