@@ -420,12 +420,10 @@ void cli_writing_tell(const cli_writing *w) {
         cli_warning(NULL, "%llu weight%s became infinite, too large for %s",
                     (unsigned long long)t->overflowed, cli_plural(t->overflowed), w->options->dtype);
     if (t->hashes_made)
-        cli_note("hashes in the metadata of %zu file%s were made anew: the weights are not bit for bit what "
-                 "was packed",
+        cli_note("hashes in the metadata of %zu file%s were made anew, for the weights that were written",
                  t->hashes_made, cli_plural(t->hashes_made));
     if (t->hashes_dropped)
-        cli_note("hashes in the metadata of %zu file%s were left out: the weights are not bit for bit what "
-                 "was packed",
+        cli_note("hashes in the metadata of %zu file%s were left out: they were of other weights",
                  t->hashes_dropped, cli_plural(t->hashes_dropped));
     if (t->configs_made)
         cli_note("%zu adapter_config.json made from shapes and alphas", t->configs_made);
