@@ -14,6 +14,7 @@
 
 typedef struct add_arguments {
     cli_common common;
+    cli_finding finding;
     cli_decoding decoding;
     const char *output;
     bool force, dry_run;
@@ -51,6 +52,7 @@ static const cli_option add_options[] = {
     CLI_ROWS_DECODING(add_arguments, decoding),
     CLI_ROW_RANGE(CLI_WHOLE, 'T', "threads", "N", AT(threads), 1, 4096,
                   "threads (default: as many as the machine has)"),
+    CLI_ROWS_FINDING(add_arguments, finding),
     CLI_ROW_HEADING("Talk"),
     CLI_ROW_QUIET,
     CLI_ROW_VERBOSE("what is decided, and why"),
@@ -172,7 +174,7 @@ static icma_status run_add(const void *arguments, const cli_list *operands, icma
     if (!status)
         status = check_bundle(a, operands, error);
     if (!status)
-        status = cli_inputs_find(&paths, &inputs, &skipped, error);
+        status = cli_inputs_find(&paths, &a->finding, &inputs, &skipped, error);
     if (!status)
         status = add_found(a, operands->items[0], &inputs, &w, error);
     icma_inputs_free(&inputs);

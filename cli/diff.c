@@ -3,16 +3,19 @@
 #include "measure.h"
 #include "message.h"
 #include "progress.h"
+#include "source.h"
 #include "verbs.h"
 
 typedef struct diff_arguments {
     cli_common common;
+    cli_finding finding;
     bool deep;
 } diff_arguments;
 
 static const cli_option diff_options[] = {
     CLI_ROW_FLAG(0, "deep", offsetof(diff_arguments, deep),
                  "find the largest element of each dW difference too"),
+    CLI_ROWS_FINDING(diff_arguments, finding),
     CLI_ROW_VERBOSE("every checkpoint, every module and every tensor"),
     CLI_ROW_JSON,
     CLI_ROW_NO_PROGRESS,
@@ -50,7 +53,7 @@ static icma_status diff_to_json(const cli_measure *measure, const cli_list *oper
 
 static icma_status run_diff(const void *arguments, const cli_list *operands, icma_error *error) {
     const diff_arguments *a = arguments;
-    cli_measure measure = {.deep = a->deep};
+    cli_measure measure = {.deep = a->deep, .finding = &a->finding};
     icma_status status = cli_measure_paths(operands->items[0], operands->items[1], &measure, error);
     cli_progress_clear();
     if (!status && a->common.json)
@@ -69,9 +72,10 @@ const cli_verb cli_verb_diff = {
     .operands = "ORIGINAL OTHER",
     .summary = "measure how far one adapter or tree is from another",
     .description =
-        "Compares two safetensors files, two adapter folders or two trees. Tasks are matched by name\n"
-        "and checkpoints by step; one without a number stands for its task's last. For each LoRA pair\n"
-        "it measures dW = scale * B A, with the scale from adapter_config.json beside the original.\n"
+        "Compares two safetensors files, two adapter folders, two trees, or archives of them (tar, zip,\n"
+        "7z; - is one from standard input). Tasks are matched by name and checkpoints by step; one\n"
+        "without a number stands for its task's last. For each LoRA pair it measures dW = scale * B A,\n"
+        "with the scale from adapter_config.json beside the original.\n"
         "Relative error is |x - y| / |x|.",
     .options = diff_options,
     .examples = (const char *const[]){"icma diff loras out", "two trees",

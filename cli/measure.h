@@ -72,6 +72,7 @@ typedef struct cli_measure {
     cli_score total;
     cli_spread open;
     bool deep;               /* in: the largest elements of dW differences too */
+    const struct cli_finding *finding; /* in: how archives are unpacked; or NULL */
     bool zstd;               /* in: compress the originals as well (of a bundle) */
     cli_judge judge;         /* in: of a bundle */
     size_t unmatched;        /* checkpoints without a counterpart, on either side; each task's were named */

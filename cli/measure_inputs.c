@@ -34,11 +34,11 @@ static void tell_missing(cli_measure *out, const missing *list, const char *file
                     list->first, where);
 }
 
-static icma_status find_inputs(const char *path, icma_inputs *inputs, size_t *skipped, icma_error *error) {
+static icma_status find_inputs(const char *path, cli_measure *out, icma_inputs *inputs, icma_error *error) {
     cli_list list = {.items = (const char *[]){path}, .count = 1};
     bool any;
-    icma_status status = cli_inputs_find(&list, inputs, &any, error);
-    *skipped += inputs->skip_count;
+    icma_status status = cli_inputs_find(&list, out->finding, inputs, &any, error);
+    out->skipped += inputs->skip_count;
     return status;
 }
 
@@ -184,7 +184,7 @@ icma_status cli_measure_bundle(icma_bundle *bundle, const char *path, const char
     bundle_walk walk = {.bundle = bundle, .path = path, .folder = folder, .out = out};
     icma_inputs inputs = {0};
     out->total = cli_score_none();
-    icma_status status = find_inputs(folder, &inputs, &out->skipped, error);
+    icma_status status = find_inputs(folder, out, &inputs, error);
     size_t tasks = icma_bundle_task_count(bundle);
     walk.all = cli_bundle_checkpoints(bundle);
     for (size_t i = 0; !status && i < tasks; i++) {
@@ -287,7 +287,7 @@ static icma_status compare_trees(cli_measure *out, const icma_inputs *a, const i
 
 static bool is_file(const char *path) {
     struct stat info;
-    return stat(path, &info) == 0 && S_ISREG(info.st_mode);
+    return stat(path, &info) == 0 && S_ISREG(info.st_mode) && !icma_input_is_archive(path);
 }
 
 icma_status cli_measure_paths(const char *original, const char *other, cli_measure *out, icma_error *error) {
@@ -298,9 +298,9 @@ icma_status cli_measure_paths(const char *original, const char *other, cli_measu
         /* Any two safetensors files, LoRA or not. */
         status = compare_files(out, original, false, 0, original, other, error);
     } else {
-        status = find_inputs(original, &a, &out->skipped, error);
+        status = find_inputs(original, out, &a, error);
         if (!status)
-            status = find_inputs(other, &b, &out->skipped, error);
+            status = find_inputs(other, out, &b, error);
         if (!status)
             status = compare_trees(out, &a, &b, original, other, error);
     }

@@ -20,6 +20,7 @@
 
 typedef struct pack_arguments {
     cli_common common;
+    cli_finding finding;
     const char *output;
     bool force, dry_run, scalar, resume, variance, projection;
     const char *tier, *generator, *preset, *max_error, *checkpoints, *keep, *device, *precision, *channels, *weights, *training, *eval, *text_from, *encoder;
@@ -105,6 +106,7 @@ static const cli_option pack_options[] = {
     CLI_ROW_RANGE(CLI_WHOLE, 'T', "threads", "N", AT(threads), 1, 4096,
                   "threads (default: as many as the machine has)"),
     CLI_ROW_FLAG(0, "scalar", AT(scalar), "encode and check with the scalar reference: the same bytes, slowly"),
+    CLI_ROWS_FINDING(pack_arguments, finding),
     CLI_ROW_HEADING("Talk"),
     CLI_ROW_QUIET,
     CLI_ROW_VERBOSE("what is decided, and why; with --dry-run every checkpoint"),
@@ -487,7 +489,7 @@ static icma_status run_pack(const void *arguments, const cli_list *operands, icm
     if (!status && !a->dry_run)
         status = cli_try_output(a->output, a->force, error);
     if (!status)
-        status = cli_inputs_find(operands, &inputs, &skipped, error);
+        status = cli_inputs_find(operands, &a->finding, &inputs, &skipped, error);
     if (!status)
         cli_pack_explain_found(&inputs, a->text_from);
     if (!status && a->dry_run)
@@ -502,13 +504,14 @@ const cli_verb cli_verb_pack = {
     .name = "pack",
     .also = "compress create encode train make build zip archive",
     .other_options = "out=output outfile=output quality=tier level=tier error=max-error tolerance=max-error eps=max-error jobs=threads j=threads t=threads workers=threads gpu=device",
-    .operands = "DIR|FILE... -o B.icma",
+    .operands = "DIR|FILE|ARCHIVE... -o B.icma",
     .summary = "pack LoRA adapters into an archive",
     .description =
         "Finds LoRA adapters, trains a conditional VAE on them, stores its generator with what each\n"
         "checkpoint needs, decodes everything again, checks it, and only then lets the archive\n"
-        "appear. Takes PEFT folders, trees of <task>/checkpoint-N/, and safetensors files;\n"
-        "<task>/task_vector.safetensors or .npy is the task's condition.",
+        "appear. Takes PEFT folders, trees of <task>/checkpoint-N/, safetensors files, and tar, zip\n"
+        "or 7z archives of all these (- is one from standard input); task_vector.safetensors or .npy\n"
+        "beside a task's checkpoints is its condition.",
     .options = pack_options,
     .examples = (const char *const[]){"icma pack loras -o loras.icma", "every adapter below loras/",
                                       "icma pack loras --dry-run", "what would be packed",

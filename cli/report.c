@@ -16,6 +16,7 @@
 
 typedef struct report_arguments {
     cli_common common;
+    cli_finding finding;
     cli_decoding decoding;
     const char *output, *against, *vectors;
     const char *eval, *eval_checkpoint;
@@ -32,7 +33,7 @@ static const cli_option report_options[] = {
             "--json"),
     CLI_ROW_FLAG('f', "force", AT(force), "replace the output if it exists"),
     CLI_ROW(CLI_TEXT, 0, "against", "DIR", AT(against),
-            "measure against the original adapters below DIR, not\nfrom what packing recorded"),
+            "measure against the original adapters below DIR, or in\nan archive, not from what packing recorded"),
     CLI_ROW_FLAG(0, "zstd", AT(zstd),
                  "with --against: compress the originals with zstd -19,\nto compare; slow"),
     CLI_ROW_FLAG(0, "deep", AT(deep), "with --against: the largest element of each dW\ndifference too"),
@@ -49,6 +50,7 @@ static const cli_option report_options[] = {
     CLI_ROW(CLI_TEXT, 0, "vectors", "DIR", AT(vectors),
             "map the vectors of samples in DIR/TASK.safetensors or\n.npy, a row a sample, not the archive's "
             "conditions"),
+    CLI_ROWS_FINDING(report_arguments, finding),
     CLI_ROWS_DECODING(report_arguments, decoding),
     CLI_ROW_QUIET,
     CLI_ROW_JSON,
@@ -183,7 +185,7 @@ static icma_status gather(const report_arguments *a, form as, icma_bundle *bundl
 static icma_status report_bundle(const report_arguments *a, icma_bundle *bundle, const char *path, form as,
                                  icma_error *error) {
     cli_report report = {.path = path};
-    cli_measure measure = {.deep = a->deep, .zstd = a->zstd};
+    cli_measure measure = {.deep = a->deep, .zstd = a->zstd, .finding = &a->finding};
     cli_eval_options options = {
         .command = a->eval, .bases = &a->eval_bases, .seconds = a->eval_timeout.value};
     options.all = a->eval_checkpoint && strcmp(a->eval_checkpoint, "all") == 0;

@@ -10,6 +10,7 @@
 #include "ops.h"
 #include "progress.h"
 #include "sandbox.h"
+#include "spool.h"
 #include "terminal.h"
 
 #include <dirent.h>
@@ -17,6 +18,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 enum { NAMES_TOLD = 4 };
 
@@ -261,10 +263,33 @@ icma_status cli_choose_tasks(const icma_bundle *bundle, const char *path, const 
     return ICMA_OK;
 }
 
-icma_status cli_inputs_find(const cli_list *paths, icma_inputs *inputs, bool *skipped, icma_error *error) {
+static icma_spool *prepared;
+
+void cli_finding_prepare(const cli_finding *finding) {
+    icma_error error = {0};
+    if (icma_spool_create(finding->temporary, &prepared, &error) != ICMA_OK)
+        cli_warning(error.file, "%s; archives will not be unpacked", error.message);
+}
+
+void cli_finding_done(void) {
+    icma_spool_release(prepared);
+    prepared = NULL;
+}
+
+icma_status cli_inputs_find(const cli_list *paths, const cli_finding *finding, icma_inputs *inputs, bool *skipped,
+                            icma_error *error) {
+    icma_input_options options = icma_input_defaults();
+    icma_progress hooks = cli_progress_hooks();
+    options.standard_input = STDIN_FILENO;
+    options.progress = &hooks;
+    options.spool = prepared;
+    if (finding && finding->temporary)
+        options.temporary = finding->temporary;
+    if (finding && finding->max_input.given)
+        options.most_bytes = finding->max_input.value;
     *skipped = false;
     cli_progress_show("find", 0, 0, NULL, NULL);
-    icma_status status = icma_inputs_find(paths->items, paths->count, inputs, error);
+    icma_status status = icma_inputs_find_with(paths->items, paths->count, &options, inputs, error);
     for (size_t i = 0; i < inputs->skip_count; i++) {
         cli_warning(inputs->skips[i].path, "skipped: %s", inputs->skips[i].reason);
         *skipped = true;

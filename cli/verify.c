@@ -15,6 +15,7 @@
 
 typedef struct verify_arguments {
     cli_common common;
+    cli_finding finding;
     cli_decoding decoding;
     const char *against;
     bool deep;
@@ -26,7 +27,8 @@ static const cli_option verify_options[] = {
     CLI_ROW_FLAG(0, "deep", AT(deep),
                  "decode every checkpoint and compare its checksum; with\n"
                  "--against also the largest element of each dW difference"),
-    CLI_ROW(CLI_TEXT, 0, "against", "DIR", AT(against), "compare with the original adapters below DIR"),
+    CLI_ROW(CLI_TEXT, 0, "against", "DIR", AT(against), "compare with the original adapters below DIR, or in an\narchive"),
+    CLI_ROWS_FINDING(verify_arguments, finding),
     CLI_ROWS_DECODING(verify_arguments, decoding),
     CLI_ROW_QUIET,
     CLI_ROW_VERBOSE("what is read, and how; with --against every checkpoint"),
@@ -293,7 +295,7 @@ static icma_status verdict(const verification *v, const cli_measure *measure, ic
 }
 
 static icma_status verify_bundle(verification *v, icma_error *error) {
-    cli_measure measure = {.deep = v->a->deep};
+    cli_measure measure = {.deep = v->a->deep, .finding = &v->a->finding};
     cJSON *root = NULL;
     if (v->a->common.json) {
         root = cli_json_object();
@@ -322,20 +324,23 @@ static icma_status verify_bundle(verification *v, icma_error *error) {
 static icma_status run_verify(const void *arguments, const cli_list *operands, icma_error *error) {
     verification v = {.a = arguments};
     char *path;
+    if (v.a->against)
+        cli_finding_prepare(&v.a->finding);
     cli_sandbox_want(v.a->common.verbose);
     icma_status status = cli_bundle_open(operands, &v.a->decoding, &v.bundle, &path, error);
-    if (status)
-        return status;
     v.path = path;
-    cli_bundle_explain(v.bundle, path, &v.a->decoding);
-    if (!v.a->decoding.device && !v.a->decoding.scalar)
-        cli_detail("device", "cpu: in the sandbox there is no GPU; --device cuda leaves the sandbox");
-    status = verify_bundle(&v, error);
+    if (!status) {
+        cli_bundle_explain(v.bundle, path, &v.a->decoding);
+        if (!v.a->decoding.device && !v.a->decoding.scalar)
+            cli_detail("device", "cpu: in the sandbox there is no GPU; --device cuda leaves the sandbox");
+        status = verify_bundle(&v, error);
+    }
     if (status)
         icma_error_set_file(error, path);
     icma_bundle_close(v.bundle);
     icma_free(v.damaged);
     icma_free(path);
+    cli_finding_done();
     return status;
 }
 

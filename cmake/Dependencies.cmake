@@ -17,6 +17,7 @@ icma_require(ZSTD libzstd libzstd-dev)
 icma_require(XXHASH libxxhash libxxhash-dev)
 icma_require(CJSON libcjson libcjson-dev)
 icma_require(LIBARCHIVE libarchive libarchive-dev)
+icma_require(ZLIB zlib zlib1g-dev)
 icma_require(OPENBLAS openblas libopenblas-dev)
 
 find_library(LAPACKE_LIBRARY lapacke)

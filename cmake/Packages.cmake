@@ -42,7 +42,7 @@ set(library libicma${PROJECT_VERSION_MAJOR}.${PROJECT_VERSION_MINOR})
 icma_package(program icma PACKAGE_SHLIBDEPS ON)
 icma_package(library ${library} PACKAGE_SHLIBDEPS ON PACKAGE_SECTION libs)
 icma_package(development libicma-dev PACKAGE_SECTION libdevel PACKAGE_DEPENDS "${library} (= ${PROJECT_VERSION})"
-    PACKAGE_SUGGESTS "libzstd-dev, libxxhash-dev, libcjson-dev, liblapacke-dev, libopenblas-dev")
+    PACKAGE_SUGGESTS "libzstd-dev, libxxhash-dev, libcjson-dev, libarchive-dev, zlib1g-dev, liblapacke-dev, libopenblas-dev")
 # CUDA's libraries are found where they were at the build (a run path), and may be of no package.
 icma_package(cuda icma-cuda PACKAGE_ENHANCES "icma, ${library}")
 set(CPACK_COMPONENT_PROGRAM_DESCRIPTION "The program icma, its manual page and completion for shells.")

@@ -66,6 +66,7 @@ void icma_finder_free(icma_finder *f) {
         icma_deferred_free(&f->deferred[i]);
     icma_free(f->deferred);
     icma_free(f->visited);
+    icma_spool_release(f->spool);
 }
 
 icma_status icma_finder_skip(icma_finder *f, icma_status status, const char *path, const char *reason) {
@@ -134,6 +135,10 @@ static int compare_entries(const void *a, const void *b, const void *context) {
     return icma_compare_natural(((const icma_entry *)a)->name, ((const icma_entry *)b)->name);
 }
 
+static icma_entry_kind kind_of(mode_t mode) {
+    return S_ISREG(mode) ? ICMA_ENTRY_FILE : S_ISDIR(mode) ? ICMA_ENTRY_FOLDER : ICMA_ENTRY_SPECIAL;
+}
+
 static icma_entry describe_entry(int folder, const char *name) {
     icma_entry out = {.kind = ICMA_ENTRY_NOWHERE};
     struct stat about;
@@ -142,9 +147,7 @@ static icma_entry describe_entry(int folder, const char *name) {
     out.link = S_ISLNK(about.st_mode);
     if (out.link && fstatat(folder, name, &about, 0) != 0)
         return out;
-    out.kind = S_ISREG(about.st_mode)   ? ICMA_ENTRY_FILE
-               : S_ISDIR(about.st_mode) ? ICMA_ENTRY_FOLDER
-                                        : ICMA_ENTRY_SPECIAL;
+    out.kind = kind_of(about.st_mode);
     out.id = (icma_identity){about.st_dev, about.st_ino};
     out.size = about.st_size > 0 ? (uint64_t)about.st_size : 0;
     return out;
@@ -163,13 +166,75 @@ static icma_status add_entry(icma_finder *f, DIR *folder, const char *name, icma
     return ICMA_OK;
 }
 
+/* No file system's numbers: those of spools come from the other end. */
+static icma_identity spooled_identity(const icma_spool_about *about) {
+    return (icma_identity){(dev_t)~about->spool, (ino_t)about->number};
+}
+
+icma_identity icma_path_spooled(const char *path) {
+    icma_spool_about about;
+    return icma_spool_look(path, &about) ? spooled_identity(&about) : (icma_identity){0};
+}
+
+icma_entry_kind icma_path_look(const char *path, icma_identity *id) {
+    struct stat about;
+    icma_spool_about spooled;
+    if (stat(path, &about) == 0) {
+        *id = (icma_identity){about.st_dev, about.st_ino};
+        return kind_of(about.st_mode);
+    }
+    int problem = errno;
+    if (!icma_spool_look(path, &spooled)) {
+        errno = problem;
+        return ICMA_ENTRY_NOWHERE;
+    }
+    *id = spooled_identity(&spooled);
+    return spooled.is_folder ? ICMA_ENTRY_FOLDER : ICMA_ENTRY_FILE;
+}
+
+typedef struct spooled_listing {
+    icma_finder *finder;
+    icma_listing *out;
+} spooled_listing;
+
+static icma_status add_spooled(void *context, const char *name, size_t length,
+                               const icma_spool_about *about) {
+    spooled_listing *to = context;
+    icma_listing *out = to->out;
+    if (name[0] == '.')
+        return ICMA_OK;
+    void *grown = icma_finder_grow(out->list, out->count, &out->capacity, sizeof *out->list);
+    if (!grown)
+        return icma_finder_no_memory(to->finder);
+    out->list = grown;
+    icma_entry entry = {.name = icma_copy_text(name, length),
+                        .kind = about->is_folder ? ICMA_ENTRY_FOLDER : ICMA_ENTRY_FILE,
+                        .id = spooled_identity(about),
+                        .size = about->size};
+    if (!entry.name)
+        return icma_finder_no_memory(to->finder);
+    out->list[out->count++] = entry;
+    return ICMA_OK;
+}
+
+static icma_status list_spooled(icma_finder *f, const char *path, icma_listing *out) {
+    spooled_listing to = {f, out};
+    icma_status status = icma_spool_list(path, add_spooled, &to);
+    icma_sort(out->list, out->count, sizeof *out->list, compare_entries, NULL);
+    return status;
+}
+
 icma_status icma_listing_read(icma_finder *f, const char *path, icma_listing *out, int *problem) {
     *problem = 0;
     icma_status status = ICMA_OK;
     DIR *folder = opendir(path);
     if (!folder) {
+        icma_spool_about about;
         *problem = errno;
-        return ICMA_OK;
+        if (!icma_spool_look(path, &about) || !about.is_folder)
+            return ICMA_OK;
+        *problem = 0;
+        return list_spooled(f, path, out);
     }
     while (status == ICMA_OK) {
         errno = 0;

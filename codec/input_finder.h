@@ -5,6 +5,7 @@
 #define ICMA_INPUT_FINDER_H
 
 #include "inputs.h"
+#include "spool.h"
 
 #include <stddef.h>
 #include <sys/types.h>
@@ -23,6 +24,7 @@ typedef struct icma_place {
     bool has_step;
     uint64_t step;
     unsigned depth;
+    bool in_archive;
 } icma_place;
 
 typedef struct icma_found {
@@ -49,7 +51,9 @@ typedef struct icma_finder {
     size_t deferred_count, deferred_capacity;
     icma_identity *visited; /* hash table with open addressing; a free slot has inode 0 and device 0 */
     size_t visited_count, visited_capacity;
-    bool named; /* the file at hand was named by the user: what would be a skip is an error */
+    const icma_input_options *options;
+    icma_spool *spool; /* what archives were unpacked to; owned; NULL: none yet */
+    bool named;        /* the file at hand was named by the user: what would be a skip is an error */
     icma_error *error;
 } icma_finder;
 
@@ -90,6 +94,10 @@ typedef struct icma_listing {
     size_t count, capacity;
 } icma_listing;
 
+/* What is at a path, in the file system or in a published spool; ICMA_ENTRY_NOWHERE: errno says why. */
+icma_entry_kind icma_path_look(const char *path, icma_identity *id);
+/* Of a folder in a published spool; zeros where none has it. */
+icma_identity icma_path_spooled(const char *path);
 /* Hidden entries are left out. *problem is errno where the folder cannot be read. */
 icma_status icma_listing_read(icma_finder *f, const char *path, icma_listing *out, int *problem);
 void icma_listing_free(icma_listing *entries);

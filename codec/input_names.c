@@ -155,6 +155,21 @@ bool icma_name_is_side(const char *name) {
     return is_listed(name, suffixes, icma_name_ends_with) && !icma_name_is_helper(name);
 }
 
+size_t icma_name_archive_stem(const char *name) {
+    static const char *const suffixes[] = {".tar",     ".tar.gz", ".tgz",     ".tar.xz", ".txz",
+                                           ".tar.zst", ".tzst",   ".tar.bz2", ".tbz2",   ".zip",
+                                           ".7z",      ".rar",    NULL};
+    size_t length = strlen(name);
+    for (const char *const *suffix = suffixes; *suffix; suffix++)
+        if (length > strlen(*suffix) && icma_name_ends_with(name, *suffix))
+            return length - strlen(*suffix);
+    return length;
+}
+
+bool icma_name_is_archive(const char *name) {
+    return icma_name_archive_stem(name) < strlen(name);
+}
+
 /* --- paths --------------------------------------------------------------------------------------------- */
 
 char *icma_path_join(const char *folder, const char *name) {

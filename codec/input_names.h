@@ -20,6 +20,12 @@ bool icma_name_is_condition(const char *name);
 bool icma_name_is_helper(const char *name);
 bool icma_name_is_pickle(const char *name); /* may be one: told by magic then */
 bool icma_name_is_side(const char *name);
+bool icma_name_is_archive(const char *name); /* by its ending */
+/* The length of an archive's name without its ending; all of it where it has none. */
+size_t icma_name_archive_stem(const char *name);
+
+#define ICMA_PICKLE_REASON                                                                                   \
+    "a pickle, which may run code when it is loaded; convert it with safetensors.torch.save_file"
 
 /* Text only. Copies are the caller's, NULL when memory is short. */
 char *icma_path_join(const char *folder, const char *name);

@@ -7,7 +7,6 @@
 #include "sort.h"
 
 #include <string.h>
-#include <sys/stat.h>
 
 /* --- tasks --------------------------------------------------------------------------------------------- */
 
@@ -129,12 +128,12 @@ static int compare_homes(const void *left, const void *right, const void *contex
 /* *path is NULL where the folder has none. */
 static icma_status find_condition(const icma_finder *f, const char *folder, char **path) {
     static const char *const names[] = {"task_vector.safetensors", "task_vector.npy"};
-    struct stat about;
+    icma_identity id;
     for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
         *path = icma_path_join(folder, names[i]);
         if (!*path)
             return icma_finder_no_memory(f);
-        if (stat(*path, &about) == 0 && S_ISREG(about.st_mode))
+        if (icma_path_look(*path, &id) == ICMA_ENTRY_FILE)
             return ICMA_OK;
         icma_free(*path);
         *path = NULL;

@@ -4,6 +4,7 @@
 
 #include "adapter.h"
 #include "file.h"
+#include "input_archive.h"
 #include "input_finder.h"
 #include "input_names.h"
 #include "memory.h"
@@ -160,9 +161,7 @@ static icma_status look_for_pickle(icma_finder *f, const char *path, uint64_t si
     bool pickle =
         (magic[0] == 0x80 && magic[1] >= 2 && magic[1] <= 5) || memcmp(magic, "PK\3\4", sizeof magic) == 0;
     if (status == ICMA_OK && pickle)
-        status = icma_finder_skip(f, ICMA_E_UNSUPPORTED, path,
-                                  "a pickle, which may run code when it is loaded; convert it with "
-                                  "safetensors.torch.save_file");
+        status = icma_finder_skip(f, ICMA_E_UNSUPPORTED, path, ICMA_PICKLE_REASON);
     icma_error_set_file(f->error, path);
     return status;
 }
@@ -171,22 +170,26 @@ static icma_status take_file(icma_finder *f, const icma_place *here, const icma_
                              const icma_listing *entries) {
     const char *name = file->name;
     bool is_safetensors = icma_name_ends_with(name, ".safetensors");
+    if (icma_name_is_archive(name))
+        return skip_entry(f, here->path, name,
+                          here->in_archive ? "an archive in an archive; unpack the outer one first"
+                                           : "an archive in a folder; name it to pack what is in it");
     if (icma_name_is_condition(name) || icma_name_is_helper(name) ||
         (!is_safetensors && !icma_name_is_pickle(name)))
         return ICMA_OK;
     if (icma_name_is_folder_adapter(name))
         return take_folder_adapter(f, here, name, entries);
     char *path = icma_path_join(here->path, name);
-    struct stat about; /* of this folder, which for checkpoint-N is not here->home */
+    icma_identity id; /* of this folder, which for checkpoint-N is not here->home */
     icma_status status = ICMA_OK;
     if (!path)
         status = icma_finder_no_memory(f);
     else if (!is_safetensors)
         status = look_for_pickle(f, path, file->size);
-    else if (stat(here->path, &about) != 0)
+    else if (icma_path_look(here->path, &id) == ICMA_ENTRY_NOWHERE)
         status = icma_fail(f->error, ICMA_E_IO, here->path, "%s", strerror(errno));
     else
-        status = take_plain_file(f, here->path, (icma_identity){about.st_dev, about.st_ino}, path);
+        status = take_plain_file(f, here->path, id, path);
     icma_free(path);
     return status;
 }
@@ -386,14 +389,94 @@ fail:
     return status;
 }
 
+/* --- archives ------------------------------------------------------------------------------------------ */
+
+#define STANDARD_INPUT "<standard input>"
+
+/* Where an archive stands for a folder: `path` without the archive's ending. *folder owns the strings of
+ * `out`, but `path`. */
+static icma_status locate_archive(const icma_finder *f, const char *path, char **folder, icma_place *out) {
+    const char *name = icma_path_last(path);
+    icma_status status = ICMA_OK;
+    uint64_t step;
+    *out = (icma_place){0};
+    *folder = strcmp(path, STANDARD_INPUT) == 0
+                  ? icma_copy_string("stdin")
+                  : icma_copy_text(path, (size_t)(name - path) + icma_name_archive_stem(name));
+    if (!*folder)
+        return icma_finder_no_memory(f);
+    if (icma_name_checkpoint(icma_path_last(*folder), &step)) {
+        char *parent = icma_path_parent(*folder);
+        icma_free(*folder);
+        *folder = NULL;
+        status = parent ? locate_folder(f, parent, folder, out) : icma_finder_no_memory(f);
+        icma_free(parent);
+        out->has_step = true;
+        out->step = step;
+    } else {
+        *out = (icma_place){.folder = path, .task = icma_path_last(*folder), .home = icma_path_spooled(path)};
+    }
+    out->path = path;
+    out->in_archive = true;
+    return status;
+}
+
+static icma_status find_in_archive(icma_finder *f, const char *path, int descriptor) {
+    char *folder = NULL;
+    icma_place here;
+    icma_status status = ICMA_OK;
+    if (!f->spool)
+        status = f->options->spool ? (f->spool = icma_spool_share(f->options->spool), ICMA_OK)
+                                   : icma_spool_create(f->options->temporary, &f->spool, f->error);
+    if (!status)
+        status = icma_archive_unpack(path, descriptor, f->options, f->spool, f->error);
+    icma_spool_about about; /* without anything of use in it there is nothing to search */
+    if (status || !icma_spool_look(path, &about))
+        return status;
+    status = locate_archive(f, path, &folder, &here);
+    if (!status)
+        status = search_folder(f, &here);
+    icma_free(folder);
+    return status;
+}
+
+static bool tell_archive(const char *path, uint64_t size, bool *is_pickle) {
+    uint8_t head[ICMA_ARCHIVE_HEAD];
+    icma_file *file = NULL;
+    size_t length = size < sizeof head ? (size_t)size : sizeof head;
+    bool known = icma_file_open(path, &file, NULL) == ICMA_OK &&
+                 icma_file_read(file, 0, head, length, NULL) == ICMA_OK;
+    icma_file_close(file);
+    *is_pickle = known && icma_archive_is_pickle(head, length);
+    return known && icma_archive_tell(head, length) != ICMA_ARCHIVE_NONE;
+}
+
+/* A name with an archive's ending is one in any case, so that what is wrong with it is told as of one. */
+static bool is_archive(const char *path, uint64_t size) {
+    bool is_pickle;
+    const char *name = icma_path_last(path);
+    bool told = tell_archive(path, size, &is_pickle);
+    return icma_name_is_archive(name) ||
+           (told && !is_pickle && !icma_name_is_pickle(name) && !icma_name_ends_with(name, ".safetensors"));
+}
+
+bool icma_input_is_archive(const char *path) {
+    struct stat about;
+    return stat(path, &about) == 0 && S_ISREG(about.st_mode) && is_archive(path, (uint64_t)about.st_size);
+}
+
 static icma_status find_path(icma_finder *f, const char *path) {
     struct stat about;
+    if (strcmp(path, "-") == 0 && f->options->standard_input >= 0)
+        return find_in_archive(f, STANDARD_INPUT, f->options->standard_input);
     if (stat(path, &about) != 0) {
         bool missing = errno == ENOENT || errno == ENOTDIR;
         return icma_fail(f->error, missing ? ICMA_E_NOT_FOUND : ICMA_E_IO, path, "%s", strerror(errno));
     }
     if (S_ISDIR(about.st_mode))
         return find_in_folder(f, path, (icma_identity){about.st_dev, about.st_ino});
+    if (S_ISREG(about.st_mode) && is_archive(path, (uint64_t)about.st_size))
+        return find_in_archive(f, path, -1);
     if (S_ISREG(about.st_mode))
         return find_file(f, path, (uint64_t)about.st_size);
     return icma_fail(f->error, ICMA_E_FORMAT, path, "a pipe, socket or device; give a file or a folder");
@@ -401,11 +484,30 @@ static icma_status find_path(icma_finder *f, const char *path) {
 
 /* --- all together -------------------------------------------------------------------------------------- */
 
+void icma_input_options_init(icma_input_options *options, size_t size) {
+    const icma_input_options standard = {
+        .size = size, .standard_input = -1, .most_bytes = UINT64_C(16) << 30, .most_members = 100000};
+    memset(options, 0, size);
+    memcpy(options, &standard, size < sizeof standard ? size : sizeof standard);
+}
+
 icma_status icma_inputs_find(const char *const *paths, size_t path_count, icma_inputs *out,
                              icma_error *error) {
+    icma_input_options options = icma_input_defaults();
+    return icma_inputs_find_with(paths, path_count, &options, out, error);
+}
+
+icma_status icma_inputs_find_with(const char *const *paths, size_t path_count,
+                                  const icma_input_options *options, icma_inputs *out, icma_error *error) {
     *out = (icma_inputs){0};
     icma_error ignored = {0};
-    icma_finder f = {.error = error ? error : &ignored};
+    icma_input_options own = icma_input_defaults();
+    icma_finder f = {.options = &own, .error = error ? error : &ignored};
+    if (options->size < ICMA_INPUT_OPTIONS_LEAST || options->size > sizeof own)
+        return icma_fail(error, ICMA_E_USAGE, NULL,
+                         "options of another libicma; start from icma_input_defaults(), and link the library "
+                         "whose header was compiled");
+    memcpy(&own, options, options->size);
     icma_status status = ICMA_OK;
     for (size_t i = 0; i < path_count && status == ICMA_OK; i++)
         status = find_path(&f, paths[i]);
@@ -418,6 +520,8 @@ icma_status icma_inputs_find(const char *const *paths, size_t path_count, icma_i
         out->skip_count = f.skip_count;
         f.skips = NULL;
         f.skip_count = 0;
+        out->spool = f.spool;
+        f.spool = NULL;
     } else {
         icma_inputs_free(out);
     }
@@ -439,5 +543,6 @@ void icma_inputs_free(icma_inputs *inputs) {
         free_task(&inputs->tasks[i]);
     icma_free(inputs->tasks);
     icma_skips_free(inputs->skips, inputs->skip_count);
+    icma_spool_release(inputs->spool);
     *inputs = (icma_inputs){0};
 }

@@ -7,6 +7,13 @@
  * safetensors file is a plain file: its task is its stem without `-000010` (six digits, kohya's epochs) or
  * `-step10`, which is its step. `task_vector.safetensors`, else `task_vector.npy`, in a task's folder is its
  * condition, never an adapter; among plain files it is taken where they are one task.
+ *
+ * An archive that is named (tar, plain or with gzip, xz or zstd; zip; 7z; told by its first bytes) is
+ * searched as if it were a folder of its name without the ending. Its members are unpacked to one nameless
+ * temporary file, and their paths are the archive's path with theirs behind it. Refused are
+ * (ICMA_E_CORRUPT) damaged and truncated archives, members of one name, names that are absolute, hold "..",
+ * backslashes or control bytes; (ICMA_E_UNSUPPORTED) links, devices, encryption; (ICMA_E_LIMIT) more bytes or
+ * members than the options allow, paths over 1024 bytes or 32 folders.
  */
 #ifndef ICMA_INPUTS_H
 #define ICMA_INPUTS_H
@@ -51,7 +58,34 @@ typedef struct icma_inputs {
     icma_input_skip
         *skips; /* named files that were not taken and are not known helpers: the caller tells, and exits 3 */
     size_t skip_count;
+    struct icma_spool
+        *spool; /* what came out of archives: while it lives, icma_pack finds their members; or NULL */
 } icma_inputs;
+
+struct icma_progress; /* icma.h */
+
+typedef struct icma_input_options {
+    size_t size; /* of this struct, as the program was compiled with it; icma_input_defaults fills it in */
+    const char *temporary; /* the folder that archives are unpacked to; NULL: $TMPDIR, else /tmp */
+    int standard_input;  /* the descriptor of an archive that a path "-" stands for; -1: "-" is a file's name
+                          */
+    uint64_t most_bytes; /* an archive may hold so many, unpacked (16 GiB), ... */
+    uint64_t most_members;                /* ... in so many files and folders (100,000) */
+    const struct icma_progress *progress; /* or NULL; phase "unpack" */
+    struct icma_spool
+        *spool; /* to unpack to, where no file can be made any more (the program's sandbox); NULL */
+} icma_input_options;
+
+/* What a program that is linked with the first libicma of this soname sets. */
+enum { ICMA_INPUT_OPTIONS_LEAST = offsetof(icma_input_options, spool) + sizeof(struct icma_spool *) };
+
+/* Fills the first `size` bytes of options. */
+void icma_input_options_init(icma_input_options *options, size_t size);
+static inline icma_input_options icma_input_defaults(void) {
+    icma_input_options options;
+    icma_input_options_init(&options, sizeof options);
+    return options;
+}
 
 /* Searches folders (to a depth of 32; below: a skip) and takes files as they are, by content. Links are
  * followed, those to folders last; a folder reached twice is searched once, so loops end. Hidden entries and
@@ -67,6 +101,11 @@ typedef struct icma_inputs {
  * found: ICMA_E_NOT_FOUND. A damaged safetensors file: its reader's status. */
 icma_status icma_inputs_find(const char *const *paths, size_t path_count, icma_inputs *out,
                              icma_error *error);
+/* The same, with other options than icma_input_defaults(). */
+icma_status icma_inputs_find_with(const char *const *paths, size_t path_count,
+                                  const icma_input_options *options, icma_inputs *out, icma_error *error);
+/* Whether icma_inputs_find would take this file for an archive. False where it cannot be read. */
+bool icma_input_is_archive(const char *path);
 void icma_inputs_free(icma_inputs *inputs); /* leaves it zeroed */
 
 /* Natural order: runs of digits compare as numbers ("checkpoint-9" before "checkpoint-10"), ties by bytes.

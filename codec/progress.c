@@ -9,6 +9,7 @@
 static const struct {
     const char *phase, *unit;
 } phases[] = {
+    {"unpack", "bytes"},
     {"embed", "texts"},       {"read", "files"},     {"gram", "bytes"},      {"choose", "steps"},
     {"basis", "bytes"},       {"copy", "bytes"},     {"project", "tensors"}, {"soup", "scores"},
     {"train", "epochs"},      {"denoise", "epochs"}, {"weights", "trials"},  {"encode", "checkpoints"},

@@ -4,6 +4,7 @@
 #include "file.h"
 
 #include "memory.h"
+#include "spool.h"
 #include "utf8.h"
 
 #include <dirent.h>
@@ -82,6 +83,8 @@ struct icma_file {
     int descriptor; /* -1 while parked */
     char *path;
     struct stat seen; /* at opening */
+    icma_spool *spool; /* where its bytes are, from `base` on; NULL: in a file of their own */
+    uint64_t base;
 };
 
 static int open_retrying(const char *path, int flags) {
@@ -124,8 +127,12 @@ icma_status icma_file_open(const char *path, icma_file **out, icma_error *error)
         return fail_memory(error, path);
     file->descriptor = -1;
     file->path = icma_copy_string(path);
-    icma_status status =
-        file->path ? open_regular(path, &file->descriptor, &file->seen, error) : fail_memory(error, path);
+    uint64_t size;
+    icma_status status = file->path ? ICMA_OK : fail_memory(error, path);
+    if (status == ICMA_OK && icma_spool_open(path, &file->spool, &file->base, &size))
+        file->seen.st_size = (off_t)size;
+    else if (status == ICMA_OK)
+        status = open_regular(path, &file->descriptor, &file->seen, error);
     if (status != ICMA_OK) {
         icma_file_close(file);
         return status;
@@ -138,6 +145,7 @@ void icma_file_close(icma_file *file) {
     if (!file)
         return;
     close_once(&file->descriptor);
+    icma_spool_release(file->spool);
     icma_free(file->path);
     icma_free(file);
 }
@@ -165,6 +173,8 @@ static icma_status fail_changed(icma_error *error, const char *path) {
 
 icma_status icma_file_check_unchanged(const icma_file *file, icma_error *error) {
     struct stat now = {0};
+    if (file->spool)
+        return ICMA_OK;
     if ((file->descriptor >= 0 ? fstat(file->descriptor, &now) : stat(file->path, &now)) != 0)
         return icma_fail_errno(error, errno == ENOENT ? ICMA_E_NOT_FOUND : ICMA_E_IO, file->path,
                                "cannot examine", errno);
@@ -211,6 +221,8 @@ icma_status icma_file_read(icma_file *file, uint64_t offset, void *out, size_t s
     uint64_t total = icma_file_size(file);
     if (offset > total || size > total - offset)
         return icma_fail(error, ICMA_E_CORRUPT, file->path, "ends before the data it announces");
+    if (file->spool)
+        return icma_spool_read(file->spool, file->base + offset, out, size, file->path, error);
     icma_status status = unpark(file, error);
     if (status != ICMA_OK)
         return status;

@@ -19,7 +19,7 @@ icma_status icma_fail_errno(icma_error *error, icma_status status, const char *p
 
 typedef struct icma_file icma_file;
 
-/* Opens a regular file (or a link to one) for reading; FIFOs, devices and directories are ICMA_E_FORMAT, a
+/* Opens a regular file (or a link to one, or what a published spool has at this path, spool.h) for reading; FIFOs, devices and directories are ICMA_E_FORMAT, a
  * missing file is ICMA_E_NOT_FOUND, anything else that open(2) says is ICMA_E_IO. Never mmaps. */
 icma_status icma_file_open(const char *path, icma_file **out, icma_error *error);
 void icma_file_close(icma_file *file);          /* NULL is fine */

@@ -1,0 +1,152 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""What pack, verify, report and diff take as inputs, beyond folders: archives and standard input; and what is told of it."""
+import io
+import os
+import pathlib
+import signal
+import subprocess
+import tarfile
+import time
+import zipfile
+
+from harness import Case, CONFIG, LATENT, PROGRAM, QUICK, files_below, icma, lora, main, write_adapter, write_tree  # noqa: F401
+
+
+def tar(path, folder, mode='w'):
+    with tarfile.open(path, mode) as archive:
+        archive.add(folder, '.')
+    return path
+
+
+def zip_up(path, folder):
+    with zipfile.ZipFile(path, 'w', zipfile.ZIP_DEFLATED) as archive:
+        for name in files_below(folder):
+            archive.write(pathlib.Path(folder) / name, name)
+    return path
+
+
+def one_member(path, info, data=b''):
+    with tarfile.open(path, 'w') as archive:
+        info.size = len(data)
+        archive.addfile(info, io.BytesIO(data))
+    return path
+
+
+class Archives(Case):
+    def archives(self):
+        yield tar(self.here / 'a.tar', self.tree)
+        yield tar(self.here / 'a.tgz', self.tree, 'w:gz')
+        yield tar(self.here / 'a.tar.xz', self.tree, 'w:xz')
+        yield zip_up(self.here / 'a.zip', self.tree)
+        plain = tar(self.here / 'b.tar', self.tree)
+        subprocess.run(['zstd', '-q', plain, '-o', self.here / 'a.tar.zst'], check=True)
+        yield self.here / 'a.tar.zst'
+
+    def test_an_archive_packs_as_its_folder(self):
+        for archive in self.archives():
+            self.run_icma(0, 'pack', archive, '-o', 'x.icma', '-f', *LATENT, *QUICK)
+            self.assertEqual((self.here / 'x.icma').read_bytes(), (self.shop / 'small.icma').read_bytes(), archive)
+
+    def test_standard_input(self):
+        for archive in self.archives():
+            with open(archive, 'rb') as file:
+                self.run_icma(0, 'pack', '-', '-o', 'x.icma', '-f', *LATENT, *QUICK, stdin=file)
+            self.assertEqual((self.here / 'x.icma').read_bytes(), (self.shop / 'small.icma').read_bytes(), archive)
+            with open(archive, 'rb') as file:
+                self.assertIn('12 checkpoints of 3 tasks', self.run_icma(0, 'pack', '-', '-n', stdin=file).text)
+
+    def test_standard_input_that_is_none(self):
+        self.fails(4, 'pack', '-', '-n', saying='no tar, zip or 7z')
+
+    def test_dry_run_names_members(self):
+        archive = tar(self.here / 'a.tar', self.tree)
+        seen = self.run_icma(0, 'pack', archive, '-n', '--json').json
+        self.assertEqual([t['task'] for t in seen['tasks']], ['bird', 'cat', 'dog'])
+        self.assertEqual(seen['tasks'][0]['checkpoints'][0]['path'], f'{archive}/bird/checkpoint-10/adapter_model.safetensors')
+        self.assertEqual(seen['tasks'][0]['condition_size'], 8)
+
+    def test_compared_with(self):
+        bundle = self.bundle()
+        self.run_icma(0, 'unpack', bundle, '--checkpoint', 'all', '-C', 'out')
+        for archive in self.archives():
+            folder = self.run_icma(0, 'verify', bundle, '--against', self.tree, '--json').json
+            seen = self.run_icma(0, 'verify', bundle, '--against', archive, '--json').json
+            self.assertEqual(seen['against'], folder['against'])
+            with open(archive, 'rb') as file:
+                self.assertEqual(self.run_icma(0, 'verify', bundle, '--against', '-', '--json', stdin=file).json['against'], folder['against'])
+            self.run_icma(0, 'report', bundle, '--against', archive)
+            there = self.run_icma(0, 'diff', archive, 'out').text
+            self.assertEqual(there, self.run_icma(0, 'diff', self.tree, 'out').text)
+        self.assertIn('1.000000', self.run_icma(0, 'diff', self.here / 'a.zip', self.here / 'a.tar.xz').text)
+
+    def test_side_files_and_steps_come_back(self):
+        (self.here / 'in/cat/checkpoint-7').mkdir(parents=True)
+        write_adapter(self.here / 'in/cat/checkpoint-7', lora('cat', 7))
+        (self.here / 'in/cat/checkpoint-7/README.md').write_text('# cat')
+        zip_up(self.here / 'in.zip', self.here / 'in')
+        self.run_icma(0, 'pack', 'in.zip', '-o', 'x.icma', '--tier', 'lossless')
+        self.run_icma(0, 'unpack', 'x.icma', '--checkpoint', 'all', '-C', 'out')
+        self.assertEqual(files_below(self.here / 'out'), files_below(self.here / 'in'))
+        for name in files_below(self.here / 'in'):
+            self.assertEqual((self.here / 'out' / name).read_bytes(), (self.here / 'in' / name).read_bytes(), name)
+
+    def test_hostile(self):
+        link = tarfile.TarInfo('cat/adapter_model.safetensors')
+        link.type, link.linkname = tarfile.SYMTYPE, '/etc/passwd'
+        hard = tarfile.TarInfo('cat/adapter_model.safetensors')
+        hard.type, hard.linkname = tarfile.LNKTYPE, 'else'
+        pipe = tarfile.TarInfo('cat/adapter_model.safetensors')
+        pipe.type = tarfile.FIFOTYPE
+        for info, code, saying in ((tarfile.TarInfo('../x.safetensors'), 4, '..'), (tarfile.TarInfo('/x.safetensors'), 4, 'absolute'),
+                                   (link, 6, 'link'), (hard, 6, 'link'), (pipe, 6, 'pipe')):
+            one_member(self.here / 'x.tar', info)
+            self.fails(code, 'pack', 'x.tar', '-o', 'x.icma', saying=saying)
+            self.fails(code, 'verify', self.bundle(), '--against', 'x.tar', saying=saying)
+            self.fails(code, 'diff', self.tree, 'x.tar', saying=saying)
+            self.assertFalse((self.here / 'x.icma').exists())
+
+    def test_cut_off(self):
+        whole = tar(self.here / 'a.tgz', self.tree, 'w:gz').read_bytes()
+        (self.here / 'a.tgz').write_bytes(whole[:-5])
+        self.fails(4, 'pack', 'a.tgz', '-n', saying='cut off')
+        (self.here / 'a.tgz').write_bytes(whole[:-6] + b'\0' + whole[-5:])
+        self.fails(4, 'pack', 'a.tgz', '-n', saying='damaged')
+
+    def test_caps(self):
+        (self.here / 'bomb.tgz').write_bytes(b'')
+        with tarfile.open(self.here / 'bomb.tgz', 'w:gz') as archive:
+            info = tarfile.TarInfo('zeros.txt')
+            info.size = 1 << 24
+            archive.addfile(info, io.BytesIO(bytes(1 << 24)))
+        self.assertLess((self.here / 'bomb.tgz').stat().st_size, 1 << 16)
+        self.fails(10, 'pack', 'bomb.tgz', '-n', '--max-input', '1M', saying=('1048576', '--max-input'))
+        self.fails(7, 'pack', 'bomb.tgz', '-n', saying='no LoRA adapters')
+
+    def test_where_it_is_unpacked(self):
+        archive = tar(self.here / 'a.tar', self.tree)
+        self.fails(1, 'pack', archive, '-n', '--tmp', 'nowhere', saying='temporary')
+        (self.here / 'tmp').mkdir()
+        self.run_icma(0, 'pack', archive, '-n', '--tmp', 'tmp')
+        self.run_icma(0, 'pack', archive, '-n', env={'TMPDIR': str(self.here / 'tmp')})
+        self.assertNothingLeft(self.here / 'tmp')
+
+    def test_nothing_is_left_behind(self):
+        (self.here / 'tmp').mkdir()
+        archive = tar(self.here / 'a.tar', self.tree).read_bytes()
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
+            process = subprocess.Popen([PROGRAM, 'pack', '-', '-o', 'x.icma', '--tmp', 'tmp'], cwd=self.here,
+                                       stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            process.stdin.write(archive[:20000])
+            process.stdin.flush()
+            time.sleep(0.5)  # it waits for the rest
+            self.assertIsNone(process.poll())
+            process.send_signal(number)
+            self.assertEqual(process.wait(timeout=60), -number if number == signal.SIGKILL else 128 + number)
+            process.stdin.close()
+            self.assertEqual(files_below(self.here / 'tmp'), [])
+            self.assertFalse((self.here / 'x.icma').exists())
+
+
+if __name__ == '__main__':
+    main()
