@@ -462,6 +462,8 @@ static icma_status pack_found(const pack_arguments *a, const icma_inputs *inputs
     if (status)
         return status;
     status = cli_pack_tell_result(a->output, &result, &a->common, error);
+    if (!status)
+        cli_pack_tell_joined(inputs, &a->common);
     icma_pack_result_free(&result);
     return status;
 }

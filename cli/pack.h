@@ -17,6 +17,9 @@ icma_device_work cli_pack_work(const icma_inputs *inputs, const icma_pack_option
 /* --dry-run: what was found, on stdout. `texts`: the file of --text-from, or NULL. pack_found.c */
 icma_status cli_pack_tell_found(const icma_inputs *inputs, const char *texts, const cli_common *common,
                                 icma_error *error);
+/* After packing, on stderr: what the archive has once, or whole, and the inputs more than once or in pieces.
+ * pack_found.c */
+void cli_pack_tell_joined(const icma_inputs *inputs, const cli_common *common);
 
 /* What was packed: words on stderr, or with --json the document on stdout. pack_told.c */
 icma_status cli_pack_tell_result(const char *path, const icma_pack_result *result, const cli_common *common,

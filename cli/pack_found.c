@@ -225,6 +225,34 @@ static icma_status print_checkpoints(const icma_inputs *inputs, icma_error *erro
     return cli_table_print(&table, 0, stdout, error);
 }
 
+/* What the inputs have more than once, or in pieces, and the archive once and whole. */
+static void tell_joined(const icma_inputs *inputs, FILE *out) {
+    size_t finals = 0, sharded = 0;
+    const icma_input_task *one = NULL;
+    for (size_t i = 0; i < inputs->task_count; i++)
+        for (size_t j = 0; j < inputs->tasks[i].checkpoint_count; j++) {
+            const icma_input_checkpoint *checkpoint = &inputs->tasks[i].checkpoints[j];
+            if (checkpoint->final_path && finals++ == 0)
+                one = &inputs->tasks[i];
+            sharded += checkpoint->shards > 0;
+        }
+    if (finals == 1) {
+        fputs("the final adapter of task \"", out);
+        cli_print_safe(out, one->name);
+        fprintf(out, "\" is its %s, byte for byte: stored once\n",
+                cli_checkpoint_name(true, one->checkpoints[one->checkpoint_count - 1].step).text);
+    } else if (finals > 1) {
+        fprintf(out, "the final adapters of %zu tasks are their last checkpoints, byte for byte: stored once\n", finals);
+    }
+    if (sharded > 0)
+        fprintf(out, "%zu adapter%s of several shards: joined to one adapter_model.safetensors\n", sharded, cli_plural(sharded));
+}
+
+void cli_pack_tell_joined(const icma_inputs *inputs, const cli_common *common) {
+    if (!common->json && !common->quiet)
+        tell_joined(inputs, stderr);
+}
+
 static icma_status print_found(const icma_inputs *inputs, const found *f, bool verbose, icma_error *error) {
     icma_status status = print_tasks(inputs, f, error);
     if (!status)
@@ -232,7 +260,11 @@ static icma_status print_found(const icma_inputs *inputs, const found *f, bool v
     if (!status && verbose)
         status = print_checkpoints(inputs, error);
     if (!status)
-        printf("\n%zu checkpoint%s of %zu task%s, %s in all. Nothing was written.\n", f->checkpoints,
+        putchar('\n');
+    if (!status)
+        tell_joined(inputs, stdout);
+    if (!status)
+        printf("%zu checkpoint%s of %zu task%s, %s in all. Nothing was written.\n", f->checkpoints,
                cli_plural(f->checkpoints), inputs->task_count, cli_plural(inputs->task_count),
                cli_size(f->bytes).text);
     return status;
@@ -255,6 +287,8 @@ static void task_to_json(const icma_input_task *task, const found_task *t, const
         else
             cli_json_null(item, "step");
         cli_json_text(item, "path", checkpoint->path);
+        cli_json_text(item, "final", checkpoint->final_path);
+        cli_json_whole(item, "shards", checkpoint->shards);
         cJSON *files = cli_json_add_array(item, "side_files");
         for (size_t j = 0; j < checkpoint->side_file_count; j++)
             cli_json_text(files, NULL, checkpoint->side_files[j].name);

@@ -27,8 +27,8 @@ typedef struct factor_style {
     bool joined;
 } factor_style;
 
-/* kohya's lora_mid (a Tucker core between the two factors) is listed as "other" so that it spoils its pair:
- * dW is not B A there. */
+/* kohya's lora_mid and LyCORIS's t1 and t2 (Tucker cores between two factors) are listed as "other" so that
+ * they spoil their pairs: dW is not B A there. */
 static const factor_style factor_styles[] = {
     {"lora_A", ICMA_ROLE_A, ICMA_NAMING_PEFT, true, false, false},
     {"lora_B", ICMA_ROLE_B, ICMA_NAMING_PEFT, true, false, false},
@@ -41,6 +41,17 @@ static const factor_style factor_styles[] = {
     {"lora.up", ICMA_ROLE_B, ICMA_NAMING_DIFFUSERS, false, false, true},
     {"lora_linear_layer.down", ICMA_ROLE_A, ICMA_NAMING_LINEAR, false, false, false},
     {"lora_linear_layer.up", ICMA_ROLE_B, ICMA_NAMING_LINEAR, false, false, false},
+    {"hada_w1_b", ICMA_ROLE_A, ICMA_NAMING_HADA1, true, true, false},
+    {"hada_w1_a", ICMA_ROLE_B, ICMA_NAMING_HADA1, true, true, false},
+    {"hada_t1", ICMA_ROLE_OTHER, ICMA_NAMING_HADA1, true, true, false},
+    {"hada_w2_b", ICMA_ROLE_A, ICMA_NAMING_HADA2, true, true, false},
+    {"hada_w2_a", ICMA_ROLE_B, ICMA_NAMING_HADA2, true, true, false},
+    {"hada_t2", ICMA_ROLE_OTHER, ICMA_NAMING_HADA2, true, true, false},
+    {"lokr_w1_b", ICMA_ROLE_A, ICMA_NAMING_LOKR1, true, true, false},
+    {"lokr_w1_a", ICMA_ROLE_B, ICMA_NAMING_LOKR1, true, true, false},
+    {"lokr_w2_b", ICMA_ROLE_A, ICMA_NAMING_LOKR2, true, true, false},
+    {"lokr_w2_a", ICMA_ROLE_B, ICMA_NAMING_LOKR2, true, true, false},
+    {"lokr_t2", ICMA_ROLE_OTHER, ICMA_NAMING_LOKR2, true, true, false},
 };
 
 static bool ends_with(const char *text, size_t length, const char *tail, size_t *rest) {
@@ -109,6 +120,26 @@ static int compare_factors(const void *left, const void *right, const void *cont
     return order != 0 ? order : (a->index > b->index) - (a->index < b->index);
 }
 
+bool icma_adapter_names(const char *name) {
+    static const char *const starts[] = {"lora_", "hada_", "lokr_", "oft_", "boft_", "vera_", "ia3_", "adaption_", "prompt_embeddings", NULL};
+    static const char *const wholes[] = {"dora_scale", "diff", "diff_b", "w_norm", "b_norm", "on_input", "bias_indices", NULL};
+    icma_factor_name factor;
+    if (icma_factor_name_parse(name, &factor))
+        return true;
+    for (const char *segment = name; segment;) {
+        size_t length = strcspn(segment, ".");
+        /* What only tells something at the end of a name may be any module's elsewhere. */
+        for (const char *const *start = starts; *start; start++)
+            if (strncmp(segment, *start, strlen(*start)) == 0 && (segment > name || !segment[length]))
+                return true;
+        for (const char *const *whole = wholes; !segment[length] && *whole; whole++)
+            if (strcmp(segment, *whole) == 0)
+                return true;
+        segment = segment[length] ? segment + length + 1 : NULL;
+    }
+    return false;
+}
+
 /* --- pairs --------------------------------------------------------------------------------------------- */
 
 /* A is (r, in...), B is (out, r) or (out, r, 1, ...). */
@@ -138,11 +169,14 @@ static void match_factors(const icma_safetensors *tensors, icma_factor_name *fac
     }
 }
 
-/* The module's name without the separator. */
+/* The module's name without the separator; with the matrix's, "x.hada_w1", where a module has two. */
 static char *copy_module(const char *name) {
+    static const size_t matrix = sizeof "hada_w1" - 1; /* "lokr_w1" is as long */
     icma_factor_name factor;
     if (!icma_factor_name_parse(name, &factor))
         return NULL;
+    if (factor.naming >= ICMA_NAMING_HADA1)
+        return icma_copy_text(factor.module, factor.module_length + matrix);
     return icma_copy_text(factor.module, factor.module_length > 0 ? factor.module_length - 1 : 0);
 }
 
@@ -303,6 +337,8 @@ static icma_status read_scale_rules(const char *config, size_t config_size, scal
         return status == ICMA_E_MEMORY ? status : ICMA_OK;
     const cJSON *alpha = cJSON_GetObjectItemCaseSensitive(rules->config, "lora_alpha");
     const cJSON *rank = cJSON_GetObjectItemCaseSensitive(rules->config, "r");
+    if (!alpha) /* LoHa and LoKr */
+        alpha = cJSON_GetObjectItemCaseSensitive(rules->config, "alpha");
     rules->alpha = usable_number(alpha) ? alpha->valuedouble : 0.0;
     rules->rank = usable_number(rank) ? rank->valuedouble : 0.0;
     rules->stabilised = cJSON_IsTrue(cJSON_GetObjectItemCaseSensitive(rules->config, "use_rslora"));
@@ -334,6 +370,33 @@ double icma_pair_scale(const char *config, size_t config_size, const char *modul
     double scale = apply_scale_rules(&rules, module, rank);
     free_scale_rules(&rules);
     return scale;
+}
+
+/* The number of "<module>.alpha", which a pair of the file may have beside it. */
+static bool read_alpha(const icma_safetensors *tensors, const uint8_t *data, const icma_pair *pair, double *alpha) {
+    char name[ICMA_MAX_NAME + 8];
+    icma_factor_name factor;
+    const icma_tensor_info *a = &tensors->tensors[pair->a];
+    if (!icma_factor_name_parse(a->name, &factor) || factor.module_length == 0)
+        return false;
+    memcpy(name, factor.module, factor.module_length);
+    memcpy(name + factor.module_length, "alpha", sizeof "alpha");
+    size_t at = icma_safetensors_find(tensors, name);
+    if (at == SIZE_MAX || tensors->tensors[at].count != 1)
+        return false;
+    const icma_tensor_info *found = &tensors->tensors[at];
+    return icma_element_to_double(found->dtype, data + found->begin, alpha) && isfinite(*alpha) && *alpha != 0.0;
+}
+
+icma_status icma_pairs_scales_in(const icma_safetensors *tensors, const uint8_t *data, const char *config, size_t config_size,
+                                 const icma_pairs *pairs, double *scales, icma_error *error) {
+    icma_status status = icma_pairs_scales(config, config_size, pairs, scales, error);
+    for (size_t i = 0; status == ICMA_OK && i < pairs->count; i++) {
+        double alpha = 0.0;
+        if (read_alpha(tensors, data, &pairs->list[i], &alpha) && plausible_scale(alpha / (double)pairs->list[i].rank))
+            scales[i] = alpha / (double)pairs->list[i].rank;
+    }
+    return status;
 }
 
 icma_status icma_pairs_scales(const char *config, size_t config_size, const icma_pairs *pairs, double *scales,

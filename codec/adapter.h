@@ -7,6 +7,11 @@
  * lora_A.<adapter>.weight, lora_embedding_A), kohya (lora_down.weight, lora_up.weight) and diffusers
  * (lora.down.weight, x_lora.down.weight, lora_linear_layer.down.weight) are recognised. Factors are F32, F16
  * or BF16 and not empty. A kohya pair with a lora_mid between its factors is no B A, so not a pair.
+ *
+ * LyCORIS's LoHa and LoKr make dW of two matrices W1 and W2 (their Hadamard, or Kronecker product), each of which may be
+ * a product of two factors: such a product is a pair, so what is measured and bounded is W1 and W2. For LoKr the relative
+ * error of dW is that of W2 where W1 is exact. DoRA's dW is that of its factors: the magnitudes, which scale the rows of
+ * W + dW, are tensors of their own.
  */
 #ifndef ICMA_ADAPTER_H
 #define ICMA_ADAPTER_H
@@ -29,7 +34,11 @@ typedef enum icma_naming {
     ICMA_NAMING_EMBEDDING, /* lora_embedding_A, of PEFT */
     ICMA_NAMING_KOHYA,     /* lora_down.weight; lora_mid, which is no factor, has role "other" */
     ICMA_NAMING_DIFFUSERS, /* lora.down.weight, x_lora.down.weight */
-    ICMA_NAMING_LINEAR     /* lora_linear_layer.down.weight, of diffusers */
+    ICMA_NAMING_LINEAR,    /* lora_linear_layer.down.weight, of diffusers */
+    ICMA_NAMING_HADA1,     /* LyCORIS: hada_w1_a (B), hada_w1_b (A); hada_t1, which is no factor */
+    ICMA_NAMING_HADA2,     /* the same of w2 */
+    ICMA_NAMING_LOKR1,     /* lokr_w1_a, lokr_w1_b */
+    ICMA_NAMING_LOKR2      /* lokr_w2_a, lokr_w2_b; lokr_t2 */
 } icma_naming;
 
 typedef struct icma_factor_name {
@@ -57,6 +66,9 @@ typedef struct icma_pairs {
     size_t count;
 } icma_pairs;
 
+/* Whether a tensor's name is one that adapters' tensors have, in a pair or not: LoRA's, DoRA's, LyCORIS's, (IA)3's, ... */
+bool icma_adapter_names(const char *name);
+
 /* Finds the pairs of one file in O(n log n). A name that looks like a factor but has no partner, or whose
  * shapes do not fit, is "other". */
 icma_status icma_pairs_find(const icma_safetensors *tensors, icma_pairs *out, icma_error *error);
@@ -68,6 +80,10 @@ void icma_pairs_free(icma_pairs *pairs); /* leaves it zeroed */
  * reads them as regular expressions; here they are plain names). Returns 1 when `config` is NULL, or not to
  * be understood: relative errors do not depend on it, only absolute ones do. */
 double icma_pair_scale(const char *config, size_t config_size, const char *module, uint64_t rank);
+/* What stands in the file itself goes before that: alpha / rank where a pair has an "alpha" beside it, one number,
+ * as kohya and LyCORIS write it. `data` are the tensors'. scales[i] for pairs->list[i]. ICMA_E_MEMORY only. */
+icma_status icma_pairs_scales_in(const icma_safetensors *tensors, const uint8_t *data, const char *config, size_t config_size,
+                                 const icma_pairs *pairs, double *scales, icma_error *error);
 /* The same for all pairs at once, reading the text once: scales[i] for pairs->list[i]. ICMA_E_MEMORY only. */
 icma_status icma_pairs_scales(const char *config, size_t config_size, const icma_pairs *pairs, double *scales,
                               icma_error *error);

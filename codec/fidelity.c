@@ -643,7 +643,7 @@ icma_status icma_fidelity_compare(const icma_safetensors *original, const uint8_
                     .large = original->data_size >= LARGE_ADAPTER};
     icma_status status = alloc_results(&c, &scales, out, error);
     if (status == ICMA_OK)
-        status = icma_pairs_scales(config, config_size, pairs, scales, error);
+        status = icma_pairs_scales_in(original, original_data, config, config_size, pairs, scales, error);
     if (status == ICMA_OK)
         status = pair_up(&c, error);
     if (status == ICMA_OK) {

@@ -26,8 +26,15 @@ void *icma_finder_grow(void *list, size_t count, size_t *capacity, size_t width)
     return grown;
 }
 
+icma_status icma_finder_need_spool(icma_finder *f) {
+    if (!f->spool && f->options->spool)
+        f->spool = icma_spool_share(f->options->spool);
+    return f->spool ? ICMA_OK : icma_spool_create(f->options->temporary, &f->spool, f->error);
+}
+
 void icma_checkpoint_free(icma_input_checkpoint *checkpoint) {
     icma_free(checkpoint->path);
+    icma_free(checkpoint->final_path);
     for (size_t i = 0; i < checkpoint->side_file_count; i++) {
         icma_free(checkpoint->side_files[i].name);
         icma_free(checkpoint->side_files[i].path);
@@ -38,6 +45,7 @@ void icma_checkpoint_free(icma_input_checkpoint *checkpoint) {
 
 static void free_found(icma_found *found) {
     icma_free(found->task);
+    icma_free(found->owner);
     icma_free(found->folder);
     icma_checkpoint_free(&found->checkpoint);
 }
@@ -54,6 +62,7 @@ void icma_deferred_free(icma_deferred *deferred) {
     icma_free(deferred->path);
     icma_free(deferred->task);
     icma_free(deferred->folder);
+    icma_free(deferred->owner);
     *deferred = (icma_deferred){0};
 }
 

@@ -25,10 +25,13 @@ typedef struct icma_place {
     uint64_t step;
     unsigned depth;
     bool in_archive;
+    bool holds_adapter; /* the folder has one: those in folders below it are its named ones */
+    const char *owner;  /* the task whose named adapter this is, or NULL */
 } icma_place;
 
 typedef struct icma_found {
     char *task;
+    char *owner; /* the task whose named adapter it is, or NULL */
     char *folder;
     icma_identity home;
     bool plain; /* a file that is not its folder's adapter */
@@ -37,7 +40,7 @@ typedef struct icma_found {
 
 /* A folder behind a link. Owns the strings of `here`. */
 typedef struct icma_deferred {
-    char *path, *task, *folder;
+    char *path, *task, *folder, *owner;
     icma_identity id;
     icma_place here;
 } icma_deferred;
@@ -59,6 +62,8 @@ typedef struct icma_finder {
 
 /* Raises ICMA_E_MEMORY. */
 icma_status icma_finder_no_memory(const icma_finder *f);
+/* Makes f->spool, if there is none yet. */
+icma_status icma_finder_need_spool(icma_finder *f);
 /* Makes room for one element more; NULL when memory is short, and `list` is as it was. */
 void *icma_finder_grow(void *list, size_t count, size_t *capacity, size_t width);
 /* Not an adapter that we can take, for `reason`: a skip or, where the user named the file, an error. */
@@ -69,6 +74,10 @@ bool icma_same_identity(icma_identity a, icma_identity b);
 icma_status icma_finder_visit(icma_finder *f, icma_identity folder, bool *first);
 /* Sorts what was found into tasks with their conditions; input_tasks.c. On failure the caller frees `out`. */
 icma_status icma_finder_gather(icma_finder *f, icma_inputs *out);
+/* Where the task's own adapter, its last checkpoint without a number, is its last numbered one byte for byte,
+ * takes it away and puts its side files to that one's; input_final.c. `folders`: none of them is a plain
+ * file. */
+icma_status icma_finder_merge_final(const icma_finder *f, icma_input_task *task, bool folders);
 void icma_finder_free(icma_finder *f);
 void icma_deferred_free(icma_deferred *deferred);
 void icma_checkpoint_free(icma_input_checkpoint *checkpoint);

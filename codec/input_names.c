@@ -79,8 +79,13 @@ bool icma_name_checkpoint(const char *name, uint64_t *step) {
 
 size_t icma_name_stem(const char *stem, size_t length, bool *has_step, uint64_t *step) {
     static const char word[] = "step";
-    const size_t word_length = sizeof word - 1, epoch_digits = 6;
+    const size_t word_length = sizeof word - 1, epoch_digits = 6, toolkit_digits = 9;
     size_t dash = length;
+    if (length > toolkit_digits + 1 && stem[length - toolkit_digits - 1] == '_' &&
+        parse_step(stem + length - toolkit_digits, toolkit_digits, step)) {
+        *has_step = true;
+        return length - toolkit_digits - 1;
+    }
     while (dash > 0 && stem[dash - 1] != '-')
         dash--;
     const char *tail = stem + dash;
@@ -140,6 +145,7 @@ bool icma_name_is_helper(const char *name) {
                                            "generation_config.",
                                            "pytorch_model_fsdp",
                                            "model.safetensors.index.",
+                                           "adapter_model.safetensors.index.",
                                            "sentencepiece.",
                                            NULL};
     return is_listed(name, prefixes, has_prefix);

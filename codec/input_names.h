@@ -11,7 +11,7 @@ bool icma_name_ends_with(const char *text, const char *suffix);
 /* "checkpoint-N". */
 bool icma_name_checkpoint(const char *name, uint64_t *step);
 /* The length of a plain file's stem without its step: "name-000010" (six digits, as kohya writes epochs),
- * "name-step10". */
+ * "name-step10", "name_000001000" (nine digits, as ai-toolkit writes steps). */
 size_t icma_name_stem(const char *stem, size_t length, bool *has_step, uint64_t *step);
 /* "adapter_model.safetensors" and the like: the adapter of the folder that it lies in. */
 bool icma_name_is_folder_adapter(const char *name);

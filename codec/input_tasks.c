@@ -3,9 +3,11 @@
 #include "input_finder.h"
 #include "input_names.h"
 
+#include "file.h"
 #include "memory.h"
 #include "sort.h"
 
+#include <stdio.h>
 #include <string.h>
 
 /* --- tasks --------------------------------------------------------------------------------------------- */
@@ -89,6 +91,37 @@ static bool fill_task(icma_found *found, size_t count, icma_input_task *task) {
     return true;
 }
 
+/* Named adapters of several tasks may have one name: then each is called after its task as well. */
+static icma_status name_apart(icma_finder *f) {
+    bool renamed = false;
+    for (size_t first = 0, next; first < f->found_count; first = next) {
+        bool apart = false;
+        for (next = first + 1;
+             next < f->found_count && strcmp(f->found[next].task, f->found[first].task) == 0; next++)
+            apart |= !icma_same_identity(f->found[next].home, f->found[first].home);
+        for (size_t i = first; apart && i < next; i++) {
+            icma_found *found = &f->found[i];
+            size_t owner = found->owner ? strlen(found->owner) : 0, size = owner + strlen(found->task) + 2;
+            char *name = owner ? icma_alloc(size) : NULL;
+            if (owner && !name)
+                return icma_finder_no_memory(f);
+            if (!name)
+                continue;
+            snprintf(name, size, "%s.%s", found->owner, found->task);
+            icma_free(found->task);
+            found->task = name;
+            renamed = true;
+            if (!icma_path_segment_is_safe(name))
+                return icma_fail(
+                    f->error, ICMA_E_USAGE, found->checkpoint.path,
+                    "its task would be called '%.200s', which is not safe as a file name; rename it", name);
+        }
+    }
+    if (renamed)
+        icma_sort(f->found, f->found_count, sizeof *f->found, compare_found, NULL);
+    return ICMA_OK;
+}
+
 /* Where a task lives. */
 typedef struct task_home {
     icma_identity home;
@@ -108,8 +141,13 @@ static icma_status build_tasks(icma_finder *f, icma_inputs *out, task_home *home
             home.plain = home.plain && f->found[next].plain;
         }
         homes[out->task_count] = home;
-        if (!fill_task(&f->found[first], next - first, &out->tasks[out->task_count++]))
+        icma_input_task *task = &out->tasks[out->task_count++];
+        bool folders = next - first > 1 && !f->found[next - 1].plain && !f->found[next - 2].plain;
+        if (!fill_task(&f->found[first], next - first, task))
             return icma_finder_no_memory(f);
+        icma_status status = icma_finder_merge_final(f, task, folders);
+        if (status != ICMA_OK)
+            return status;
     }
     return ICMA_OK;
 }
@@ -189,9 +227,12 @@ icma_status icma_finder_gather(icma_finder *f, icma_inputs *out) {
     if (f->found_count == 0)
         return nothing_found(f);
     icma_sort(f->found, f->found_count, sizeof *f->found, compare_found, NULL);
+    icma_status status = name_apart(f);
+    if (status != ICMA_OK)
+        return status;
     task_home *homes = icma_alloc_array(f->found_count, sizeof *homes);
     out->tasks = icma_alloc_zeroed(f->found_count, sizeof *out->tasks);
-    icma_status status = homes && out->tasks ? build_tasks(f, out, homes) : icma_finder_no_memory(f);
+    status = homes && out->tasks ? build_tasks(f, out, homes) : icma_finder_no_memory(f);
     if (status == ICMA_OK)
         status = check_cases(f, out);
     if (status == ICMA_OK)

@@ -3,10 +3,12 @@
 #include "inputs.h"
 
 #include "adapter.h"
+#include "compress.h"
 #include "file.h"
 #include "input_archive.h"
 #include "input_finder.h"
 #include "input_names.h"
+#include "input_shards.h"
 #include "memory.h"
 #include "safetensors.h"
 
@@ -30,19 +32,27 @@ static icma_status skip_entry(icma_finder *f, const char *folder, const char *na
 
 /* --- taking adapters ----------------------------------------------------------------------------------- */
 
+/* kohya and LyCORIS tell the network in the file; others have to be told by their tensors' names. */
+static bool looks_like_adapter(const icma_safetensors *tensors) {
+    static const char key[] = "\"ss_network_module\"";
+    for (size_t i = 0; i < tensors->tensor_count; i++)
+        if (icma_adapter_names(tensors->tensors[i].name))
+            return true;
+    for (size_t i = 0; i + sizeof key - 1 <= tensors->header_size; i++)
+        if (tensors->header[i] == '"' && memcmp(tensors->header + i, key, sizeof key - 1) == 0)
+            return true;
+    return false;
+}
+
 /* Reads a safetensors header. */
-static icma_status inspect_adapter(const char *path, bool *is_lora, icma_error *error) {
+static icma_status inspect_adapter(const char *path, bool *is_adapter, icma_error *error) {
     icma_file *file = NULL;
     icma_safetensors tensors = {0};
-    icma_pairs pairs = {0};
-    *is_lora = false;
+    *is_adapter = false;
     icma_status status = icma_file_open(path, &file, error);
     if (status == ICMA_OK)
         status = icma_safetensors_read(file, &tensors, error);
-    if (status == ICMA_OK)
-        status = icma_pairs_find(&tensors, &pairs, error);
-    *is_lora = pairs.count > 0;
-    icma_pairs_free(&pairs);
+    *is_adapter = status == ICMA_OK && looks_like_adapter(&tensors);
     icma_safetensors_free(&tensors);
     icma_file_close(file);
     if (status != ICMA_OK)
@@ -60,14 +70,14 @@ static icma_status check_task_name(const icma_finder *f, const char *name, const
 /* Adds an adapter, without side files. Where it has none: *added is NULL, and it is a skip. */
 static icma_status add_adapter(icma_finder *f, const icma_place *here, bool plain, const char *path,
                                icma_found **added) {
-    bool is_lora;
+    bool is_adapter;
     *added = NULL;
-    icma_status status = inspect_adapter(path, &is_lora, f->error);
+    icma_status status = inspect_adapter(path, &is_adapter, f->error);
     if (status != ICMA_OK)
         return status;
-    if (!is_lora)
+    if (!is_adapter)
         return icma_finder_skip(f, ICMA_E_UNSUPPORTED, path,
-                                "not a LoRA adapter: it has no pair of LoRA factors");
+                                "not a LoRA adapter: none of its tensors is named like one's");
     status = check_task_name(f, here->task, path);
     if (status != ICMA_OK)
         return status;
@@ -77,13 +87,14 @@ static icma_status add_adapter(icma_finder *f, const icma_place *here, bool plai
     f->found = grown;
     icma_found *found = &f->found[f->found_count++];
     *found = (icma_found){.task = icma_copy_string(here->task),
+                          .owner = icma_copy_string(here->owner),
                           .folder = icma_copy_string(here->folder),
                           .home = here->home,
                           .plain = plain,
                           .checkpoint = {.path = icma_copy_string(path),
                                          .has_step = here->has_step,
                                          .step = here->has_step ? here->step : 0}};
-    if (!found->task || !found->folder || !found->checkpoint.path)
+    if (!found->task || !found->folder || !found->checkpoint.path || (here->owner && !found->owner))
         return icma_finder_no_memory(f);
     *added = found;
     return ICMA_OK;
@@ -135,6 +146,31 @@ static icma_status take_folder_adapter(icma_finder *f, const icma_place *here, c
     return status;
 }
 
+static bool holds(const icma_listing *entries, const char *name) {
+    for (size_t i = 0; i < entries->count; i++)
+        if (strcmp(entries->list[i].name, name) == 0)
+            return true;
+    return false;
+}
+
+/* The shards of a folder are taken when one of them is come by; `first` tells whether it is the first. */
+static icma_status take_shards(icma_finder *f, const icma_place *here, const char *name, bool first,
+                               const icma_listing *entries) {
+    static const char whole[] = "adapter_model.safetensors";
+    size_t number, count, before = f->found_count;
+    if (!first || !icma_name_shard(name, &number, &count))
+        return ICMA_OK;
+    if (holds(entries, whole))
+        return skip_entry(f, here->path, name,
+                          "a shard beside a whole adapter_model.safetensors, which is taken");
+    icma_status status = icma_shards_join(f, here->path, entries, count);
+    if (!status)
+        status = take_folder_adapter(f, here, whole, entries);
+    if (!status && f->found_count > before)
+        f->found[before].checkpoint.shards = count;
+    return status;
+}
+
 /* A plain file's task is its stem, in the folder where it lies. */
 static icma_status take_plain_file(icma_finder *f, const char *folder, icma_identity home, const char *path) {
     const char *name = icma_path_last(path), *dot = strrchr(name, '.');
@@ -179,6 +215,11 @@ static icma_status take_file(icma_finder *f, const icma_place *here, const icma_
         return ICMA_OK;
     if (icma_name_is_folder_adapter(name))
         return take_folder_adapter(f, here, name, entries);
+    size_t number, count;
+    if (icma_name_shard(name, &number, &count))
+        return take_shards(f, here, name,
+                           file == entries->list || !icma_name_shard(file[-1].name, &number, &count),
+                           entries);
     char *path = icma_path_join(here->path, name);
     icma_identity id; /* of this folder, which for checkpoint-N is not here->home */
     icma_status status = ICMA_OK;
@@ -233,13 +274,19 @@ static icma_status defer_place(icma_finder *f, const icma_place *here, icma_iden
     if (!grown)
         return icma_finder_no_memory(f);
     f->deferred = grown;
-    icma_deferred deferred = {icma_copy_string(here->path), icma_copy_string(here->task),
-                              icma_copy_string(here->folder), id, *here};
+    icma_deferred deferred = {icma_copy_string(here->path),
+                              icma_copy_string(here->task),
+                              icma_copy_string(here->folder),
+                              icma_copy_string(here->owner),
+                              id,
+                              *here};
     deferred.here.path = deferred.path;
     deferred.here.task = deferred.task;
     deferred.here.folder = deferred.folder;
+    deferred.here.owner = deferred.owner;
     f->deferred[f->deferred_count++] = deferred;
-    return deferred.path && deferred.task && deferred.folder ? ICMA_OK : icma_finder_no_memory(f);
+    bool copied = deferred.path && deferred.task && deferred.folder && (!here->owner || deferred.owner);
+    return copied ? ICMA_OK : icma_finder_no_memory(f);
 }
 
 /* Searching may defer more. */
@@ -254,22 +301,54 @@ static icma_status search_deferred(icma_finder *f) {
     return status;
 }
 
-static icma_status enter_folder(icma_finder *f, const icma_place *above, const icma_entry *folder) {
-    char *path = icma_path_join(above->path, folder->name);
-    if (!path)
+/* A checkpoint's named adapter: one more step of the task that <task>/<name> is or would be, which *sibling
+ * is for. */
+static icma_status place_named(const icma_finder *f, const icma_place *above, const char *name,
+                               char **sibling, icma_place *here) {
+    *sibling = icma_path_join(above->folder, name);
+    if (!*sibling)
         return icma_finder_no_memory(f);
+    here->has_step = true;
+    here->step = above->step;
+    here->folder = *sibling;
+    if (icma_path_look(*sibling, &here->home) == ICMA_ENTRY_FOLDER)
+        return ICMA_OK;
+    here->home = above->home; /* and no file's number: inodes are far smaller */
+    here->home.inode ^= (ino_t)(icma_hash(name, strlen(name)) | UINT64_C(1) << 63);
+    return ICMA_OK;
+}
+
+static icma_status enter_folder(icma_finder *f, const icma_place *above, const icma_entry *folder) {
+    char *sibling = NULL, *path = icma_path_join(above->path, folder->name);
+    icma_status status = path ? ICMA_OK : icma_finder_no_memory(f);
     icma_place here = *above;
     here.path = path;
     here.depth++;
+    here.holds_adapter = false;
     here.has_step = icma_name_checkpoint(folder->name, &here.step);
     if (!here.has_step) {
         here.task = folder->name;
         here.folder = path;
         here.home = folder->id;
+        here.owner = above->has_step || above->holds_adapter ? above->task : NULL;
+        if (status == ICMA_OK && above->has_step)
+            status = place_named(f, above, folder->name, &sibling, &here);
     }
-    icma_status status = folder->link ? defer_place(f, &here, folder->id) : enter_place(f, &here, folder->id);
+    if (status == ICMA_OK)
+        status = folder->link ? defer_place(f, &here, folder->id) : enter_place(f, &here, folder->id);
+    icma_free(sibling);
     icma_free(path);
     return status;
+}
+
+static bool has_adapter(const icma_listing *entries) {
+    size_t number, count;
+    for (size_t i = 0; i < entries->count; i++)
+        if (entries->list[i].kind == ICMA_ENTRY_FILE &&
+            (icma_name_is_folder_adapter(entries->list[i].name) ||
+             icma_name_shard(entries->list[i].name, &number, &count)))
+            return true;
+    return false;
 }
 
 /* Recursion is bounded by MAX_FOLDER_DEPTH. */
@@ -284,9 +363,11 @@ static icma_status search_folder(icma_finder *f, const icma_place *here) {
     }
     for (size_t i = 0; i < entries.count && status == ICMA_OK; i++)
         status = take_entry(f, here, &entries.list[i], &entries);
+    icma_place inside = *here;
+    inside.holds_adapter = has_adapter(&entries);
     for (size_t i = 0; i < entries.count && status == ICMA_OK; i++)
         if (entries.list[i].kind == ICMA_ENTRY_FOLDER)
-            status = enter_folder(f, here, &entries.list[i]);
+            status = enter_folder(f, &inside, &entries.list[i]);
     icma_listing_free(&entries);
     return status;
 }
@@ -349,6 +430,7 @@ static icma_status find_in_folder(icma_finder *f, const char *path, icma_identit
     return status;
 }
 
+/* Of shards, which a shell names all, the first stands for them. */
 static icma_status find_folder_adapter(icma_finder *f, const char *parent, const char *name) {
     icma_listing entries = {0};
     char *folder = NULL;
@@ -357,7 +439,10 @@ static icma_status find_folder_adapter(icma_finder *f, const char *parent, const
     icma_status status = icma_listing_read(f, parent, &entries, &problem);
     if (status == ICMA_OK)
         status = locate_folder(f, parent, &folder, &here);
-    if (status == ICMA_OK)
+    size_t number, count;
+    if (status == ICMA_OK && icma_name_shard(name, &number, &count))
+        status = take_shards(f, &here, name, number == 1, &entries);
+    else if (status == ICMA_OK)
         status = take_folder_adapter(f, &here, name, &entries);
     icma_free(folder);
     icma_listing_free(&entries);
@@ -370,6 +455,7 @@ static icma_status find_file(icma_finder *f, const char *path, uint64_t size) {
     if (icma_name_is_condition(name) || icma_name_is_helper(name) || icma_name_is_side(name))
         return ICMA_OK;
     struct stat about;
+    size_t number, count;
     icma_status status;
     char *parent = icma_path_parent(path);
     f->named = true;
@@ -377,7 +463,7 @@ static icma_status find_file(icma_finder *f, const char *path, uint64_t size) {
         status = icma_finder_no_memory(f);
     else if ((status = look_for_pickle(f, path, size)) != ICMA_OK)
         goto fail;
-    else if (icma_name_is_folder_adapter(name))
+    else if (icma_name_is_folder_adapter(name) || icma_name_shard(name, &number, &count))
         status = find_folder_adapter(f, parent, name);
     else if (stat(parent, &about) != 0)
         status = icma_fail(f->error, ICMA_E_IO, parent, "%s", strerror(errno));
@@ -424,10 +510,7 @@ static icma_status locate_archive(const icma_finder *f, const char *path, char *
 static icma_status find_in_archive(icma_finder *f, const char *path, int descriptor) {
     char *folder = NULL;
     icma_place here;
-    icma_status status = ICMA_OK;
-    if (!f->spool)
-        status = f->options->spool ? (f->spool = icma_spool_share(f->options->spool), ICMA_OK)
-                                   : icma_spool_create(f->options->temporary, &f->spool, f->error);
+    icma_status status = icma_finder_need_spool(f);
     if (!status)
         status = icma_archive_unpack(path, descriptor, f->options, f->spool, f->error);
     icma_spool_about about; /* without anything of use in it there is nothing to search */

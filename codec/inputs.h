@@ -8,6 +8,14 @@
  * `-step10`, which is its step. `task_vector.safetensors`, else `task_vector.npy`, in a task's folder is its
  * condition, never an adapter; among plain files it is taken where they are one task.
  *
+ * Of two adapters in a task's folder, the last checkpoint and the task's own, which are equal byte for byte,
+ * the checkpoint is taken, with both's side files; where those of one name differ, the task's own keeps it,
+ * and the checkpoint's becomes "README.checkpoint-450.md". (Where the adapter_config.json differ, both are
+ * taken.) adapter_model-00001-of-00003.safetensors and so on are one adapter, joined to the
+ * adapter_model.safetensors that PEFT loads; their index is not kept. An adapter in a folder of an adapter's
+ * folder (PEFT's named adapters) is a task of its own, below checkpoint-N its step N; where several tasks
+ * have one of its name, it is "<task>.<name>".
+ *
  * An archive that is named (tar, plain or with gzip, xz or zstd; zip; 7z; told by its first bytes) is
  * searched as if it were a folder of its name without the ending. Its members are unpacked to one nameless
  * temporary file, and their paths are the archive's path with theirs behind it. Refused are
@@ -37,6 +45,9 @@ typedef struct icma_input_checkpoint {
     uint64_t step;
     icma_input_side_file *side_files; /* sorted by name */
     size_t side_file_count;
+    char
+        *final_path; /* the task's own adapter, equal to this one byte for byte and stored with it, or NULL */
+    size_t shards;   /* so many files were joined to `path`; 0: it is a file */
 } icma_input_checkpoint;
 
 typedef struct icma_input_task {
@@ -91,8 +102,8 @@ static inline icma_input_options icma_input_defaults(void) {
  * followed, those to folders last; a folder reached twice is searched once, so loops end. Hidden entries and
  * helper files of trainers (optimizer.*, scheduler.*, rng_state*, trainer_state.json, training_args.bin,
  * scaler.pt, tokenizer files ...) are passed over silently; other pickles (.bin .pt .pth .ckpt, by magic) are
- * skips; so are safetensors files without any LoRA pair ("not a LoRA adapter"), pipes and devices, and
- * folders that cannot be read. What would be a skip in a folder is ICMA_E_UNSUPPORTED (a pipe or device:
+ * skips; so are safetensors files without any tensor of an adapter ("not a LoRA adapter"), pipes and devices,
+ * and folders that cannot be read. What would be a skip in a folder is ICMA_E_UNSUPPORTED (a pipe or device:
  * ICMA_E_FORMAT, an unreadable folder: ICMA_E_IO) where the user named it; side files, conditions and helpers
  * that are named are passed over (a shell's "task" slash star names them). Side files are the .json, .md and
  * .txt beside a folder's adapter, but helpers; over 1 MiB they are a skip. ICMA_E_USAGE naming both: two

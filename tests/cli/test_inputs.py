@@ -2,7 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What pack, verify, report and diff take as inputs, beyond folders: archives and standard input; and what is told of it."""
 import io
-import os
 import pathlib
 import signal
 import subprocess
@@ -10,7 +9,7 @@ import tarfile
 import time
 import zipfile
 
-from harness import Case, CONFIG, LATENT, PROGRAM, QUICK, files_below, icma, lora, main, write_adapter, write_tree  # noqa: F401
+from harness import Case, CONFIG, LATENT, PROGRAM, QUICK, files_below, header_of, lora, main, write_adapter
 
 
 def tar(path, folder, mode='w'):
@@ -146,6 +145,70 @@ class Archives(Case):
             process.stdin.close()
             self.assertEqual(files_below(self.here / 'tmp'), [])
             self.assertFalse((self.here / 'x.icma').exists())
+
+
+class Trees(Case):
+    def hugging_face(self, task='cat'):
+        """As HF's Trainer leaves it: checkpoints, and the last one again as the task's own, with a model card of its own."""
+        root = self.here / 'in' / task
+        for step in (10, 20):
+            write_adapter(root / f'checkpoint-{step}', lora(task, step))
+            (root / f'checkpoint-{step}/README.md').write_text(f'card of {step}')
+            (root / f'checkpoint-{step}/trainer_state.json').write_text('{}')
+        write_adapter(root, lora(task, 20))
+        (root / 'README.md').write_text('card of the final')
+        (root / 'note.txt').write_text('of the final alone')
+        return root
+
+    def test_a_final_that_is_the_last_checkpoint(self):
+        root = self.hugging_face()
+        seen = self.run_icma(0, 'pack', 'in', '-n')
+        self.assertIn('the final adapter of task "cat" is its checkpoint-20, byte for byte: stored once', seen.text)
+        self.assertIn('2 checkpoints of 1 task', seen.text)
+        told = self.run_icma(0, 'pack', 'in', '-n', '--json').json['tasks'][0]['checkpoints']
+        self.assertEqual([c['final'] for c in told], [None, 'in/cat/adapter_model.safetensors'])
+        packed = self.run_icma(0, 'pack', 'in', '-o', 'x.icma', '--tier', 'lossless')
+        self.assertIn('stored once', packed.words)
+        self.run_icma(0, 'verify', 'x.icma', '--deep', '--against', 'in')
+        self.run_icma(0, 'unpack', 'x.icma', '-C', 'last')
+        for name in ('adapter_model.safetensors', 'adapter_config.json', 'README.md', 'note.txt'):
+            self.assertEqual((self.here / 'last/cat' / name).read_bytes(), (root / name).read_bytes(), name)
+        self.assertEqual((self.here / 'last/cat/README.checkpoint-20.md').read_text(), 'card of 20')
+        self.run_icma(0, 'unpack', 'x.icma', '--checkpoint', 'all', '-C', 'all')
+        self.assertEqual((self.here / 'all/cat/checkpoint-10/README.md').read_text(), 'card of 10')
+        self.run_icma(0, 'diff', 'in', 'all')
+        self.run_icma(0, 'diff', 'in', 'in')
+        self.assertNotIn('stored once', self.run_icma(0, 'pack', self.tree, '-n').text)
+
+    def test_a_final_of_its_own(self):
+        root = self.hugging_face()
+        (root / 'adapter_model.safetensors').write_bytes(lora('cat', 21))
+        self.assertIn('3 checkpoints of 1 task', self.run_icma(0, 'pack', 'in', '-n').text)
+        self.run_icma(0, 'pack', 'in', '-o', 'x.icma', '--tier', 'lossless')
+        self.run_icma(0, 'verify', 'x.icma', '--against', 'in')
+        self.run_icma(0, 'unpack', 'x.icma', '-C', 'out')
+        self.assertEqual((self.here / 'out/cat/adapter_model.safetensors').read_bytes(), lora('cat', 21))
+
+    def test_shards(self):
+        whole = lora('cat', 3)
+        folder = self.here / 'in/cat'
+        folder.mkdir(parents=True)
+        pieces = [lora('cat', 3, modules=('q_proj',)), lora('cat', 3, modules=('v_proj',))]
+        for number, piece in enumerate(pieces, 1):
+            (folder / f'adapter_model-{number:05}-of-00002.safetensors').write_bytes(piece)
+        seen = self.run_icma(0, 'pack', 'in', '-n')
+        self.assertIn('1 adapter of several shards', seen.text)
+        tar(self.here / 'in.tar', self.here / 'in')
+        for given in ('in', 'in.tar'):
+            self.run_icma(0, 'pack', given, '-o', 'x.icma', '-f', '--tier', 'lossless')
+            self.run_icma(0, 'verify', 'x.icma', '--against', 'in')
+            self.run_icma(0, 'verify', 'x.icma', '--against', 'in.tar')
+            self.run_icma(0, 'unpack', 'x.icma', '-C', 'out', '-f')
+            self.assertEqual(files_below(self.here / 'out'), ['cat/adapter_model.safetensors'])
+            back = (self.here / 'out/cat/adapter_model.safetensors').read_bytes()
+            self.assertEqual(back[len(header_of(back)):], whole[len(header_of(whole)):])
+        (folder / 'adapter_model-00001-of-00002.safetensors').unlink()
+        self.fails(4, 'pack', 'in', '-n', saying='1 of 2')
 
 
 if __name__ == '__main__':

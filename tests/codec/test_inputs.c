@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-#define _XOPEN_SOURCE 700 /* realpath */
+#define _GNU_SOURCE /* realpath, memmem */
+#include "file.h"
 #include "inputs.h"
 #include "support.h"
 
@@ -62,6 +63,10 @@ static void describe(const icma_inputs *inputs, char *out, size_t size) {
                                          (unsigned long long)task->checkpoints[c].step);
             else
                 used += (size_t)snprintf(out + used, size - used, " -");
+            if (task->checkpoints[c].final_path)
+                used += (size_t)snprintf(out + used, size - used, "=-");
+            if (task->checkpoints[c].shards)
+                used += (size_t)snprintf(out + used, size - used, "/%zu", task->checkpoints[c].shards);
         }
     }
     for (size_t i = 0; i < inputs->skip_count; i++)
@@ -120,13 +125,13 @@ static void trainer_trees_give_steps_in_order(void **state) {
     support_write_lora(root, "out/cat/adapter_model.safetensors");
     support_write_lora(root, "out/task10/adapter_model.safetensors");
     support_write_lora(root, "out/task9/pytorch_lora_weights.safetensors");
-    assert_found(root, "", "cat: 9 10 100 - | task9: - | task10: -");
-    assert_found(root, "out/cat", "cat: 9 10 100 -");
-    assert_found(root, "out/cat/", "cat: 9 10 100 -");
+    assert_found(root, "", "cat: 9 10 100=- | task9: - | task10: -");
+    assert_found(root, "out/cat", "cat: 9 10 100=-");
+    assert_found(root, "out/cat/", "cat: 9 10 100=-");
     assert_found(root, "out/cat/checkpoint-9", "cat: 9");
     assert_found(root, "out/cat/checkpoint-9/", "cat: 9");
     assert_found(root, "out/cat/checkpoint-9/.", "cat: 9");
-    assert_found(root, "out/cat/checkpoint-9/..", "cat: 9 10 100 -");
+    assert_found(root, "out/cat/checkpoint-9/..", "cat: 9 10 100=-");
     assert_found(root, "out/cat/checkpoint-9/adapter_model.safetensors", "cat: 9");
     assert_found(root, "out/task9/./pytorch_lora_weights.safetensors", "task9: -");
 }
@@ -418,8 +423,8 @@ static void links_are_followed(void **state) {
     support_make_link(root, "tree/gone/adapter_model.safetensors", "nowhere");
     support_make_link(root, "tree/gone/other", "nowhere");
     support_make_link(root, "alias", "tree/cat");
-    assert_found(root, "tree", "cat: 1 -; skipped adapter_model.safetensors");
-    assert_found(root, "alias", "alias: 1 -");
+    assert_found(root, "tree", "cat: 1=-; skipped adapter_model.safetensors");
+    assert_found(root, "alias", "alias: 1=-");
     assert_found(root, "alias/checkpoint-1", "alias: 1");
 }
 
@@ -478,6 +483,210 @@ static void running_out_of_memory_leaves_nothing(void **state) {
 
 #define TREE_TEST(name) cmocka_unit_test_setup_teardown(name, make_root, drop_root)
 
+/* --- a final that is the last checkpoint --------------------------------------------------------------- */
+
+static char *text_of(const icma_input_checkpoint *checkpoint, const char *name) {
+    for (size_t i = 0; i < checkpoint->side_file_count; i++)
+        if (strcmp(checkpoint->side_files[i].name, name) == 0) {
+            uint8_t *data;
+            size_t size;
+            assert_int_equal(icma_file_read_all(checkpoint->side_files[i].path, 1 << 20, &data, &size, NULL),
+                             ICMA_OK);
+            char *text = strndup((const char *)data, size);
+            support_free(data);
+            return text;
+        }
+    return strdup("(none)");
+}
+
+static void assert_side(const icma_input_checkpoint *checkpoint, const char *name, const char *expected) {
+    char *text = text_of(checkpoint, name);
+    assert_string_equal(text, expected);
+    free(text);
+}
+
+static void an_equal_final_is_taken_once(void **state) {
+    const char *root = *state;
+    support_write_lora(root, "t/cat/checkpoint-10/adapter_model.safetensors");
+    support_write_lora(root, "t/cat/checkpoint-20/adapter_model.safetensors");
+    support_write_lora(root, "t/cat/adapter_model.safetensors");
+    support_write_text(root, "t/cat/checkpoint-20/adapter_config.json", "{}");
+    support_write_text(root, "t/cat/adapter_config.json", "{}");
+    support_write_text(root, "t/cat/checkpoint-20/README.md", "of 20");
+    support_write_text(root, "t/cat/README.md", "final");
+    support_write_text(root, "t/cat/notes.txt", "only the final has these");
+    support_write_text(root, "t/cat/checkpoint-20/state.json", "only 20 has this");
+    assert_found(root, "t", "cat: 10 20=-");
+    icma_inputs inputs;
+    must_find(root, "t", &inputs);
+    const icma_input_checkpoint *last = &inputs.tasks[0].checkpoints[1];
+    assert_int_equal(last->side_file_count, 5);
+    assert_side(last, "README.md", "final");
+    assert_side(last, "README.checkpoint-20.md", "of 20");
+    assert_side(last, "notes.txt", "only the final has these");
+    assert_side(last, "state.json", "only 20 has this");
+    assert_non_null(strstr(last->path, "checkpoint-20"));
+    icma_inputs_free(&inputs);
+
+    support_write_text(root, "t/cat/adapter_config.json",
+                       "{\"lora_alpha\": 3}"); /* another adapter to who loads it */
+    assert_found(root, "t", "cat: 10 20 -");
+    support_write_text(root, "t/cat/adapter_config.json", "{}");
+    support_write_text(root, "t/cat/README.checkpoint-20.md", "in the way");
+    assert_found(root, "t", "cat: 10 20 -");
+    support_write_safetensors(
+        root, "u/dog/checkpoint-5/adapter_model.safetensors",
+        "{\"m.lora_A.weight\":{\"dtype\":\"F32\",\"shape\":[2,3],\"data_offsets\":[0,24]},"
+        "\"m.lora_B.weight\":{\"dtype\":\"F32\",\"shape\":[2,2],\"data_offsets\":[24,40]}}",
+        "0123456789012345678901234567890123456789", 40);
+    support_write_lora(root, "u/dog/adapter_model.safetensors");
+    assert_found(root, "u", "dog: 5 -");
+    support_write_lora(root, "v/kohya-000010.safetensors"); /* plain files have names of their own to keep */
+    support_write_lora(root, "v/kohya.safetensors");
+    assert_found(root, "v", "kohya: 10 -");
+}
+
+/* --- shards -------------------------------------------------------------------------------------------- */
+
+#define A_OF(begin, end)                                                                                     \
+    "\"m.lora_A.weight\":{\"dtype\":\"F32\",\"shape\":[2,3],\"data_offsets\":[" begin "," end "]}"
+#define B_OF(begin, end)                                                                                     \
+    "\"m.lora_B.weight\":{\"dtype\":\"F32\",\"shape\":[2,2],\"data_offsets\":[" begin "," end "]}"
+#define SHARD(n) "adapter_model-0000" n "-of-00002.safetensors"
+
+static const float numbers[10] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10};
+
+static void write_shards(const char *root, const char *first, const char *second) {
+    support_write_safetensors(root, "s/cat/" SHARD("1"), first, numbers + 6, 16);
+    support_write_safetensors(root, "s/cat/" SHARD("2"), second, numbers, 24);
+    support_write_text(root, "s/cat/adapter_config.json", "{}");
+    support_write_text(root, "s/cat/adapter_model.safetensors.index.json",
+                       "{\"metadata\": {\"total_size\": 40}, \"weight_map\": {\"m.lora_A.weight\": \"" SHARD(
+                           "2") "\","
+                                " \"m.lora_B.weight\": \"" SHARD("1") "\"}}");
+}
+
+static void shards_are_one_adapter(void **state) {
+    const char *root = *state;
+    static const char b[] = "{\"__metadata__\":{\"format\":\"pt\"}," B_OF("0", "16") "}";
+    static const char a[] = "{\"__metadata__\":{\"format\":\"pt\",\"more\":\"1\"}," A_OF("0", "24") "}";
+    write_shards(root, b, a);
+    assert_found(root, "s", "cat: -/2");
+    assert_found(root, "s/cat/" SHARD("1"), "cat: -/2");
+    icma_inputs inputs;
+    must_find(root, "s", &inputs);
+    const icma_input_checkpoint *whole = &inputs.tasks[0].checkpoints[0];
+    assert_string_equal(strrchr(whole->path, '/'), "/adapter_model.safetensors");
+    assert_int_equal(whole->side_file_count, 1); /* no index */
+    uint8_t *image;
+    size_t size;
+    icma_safetensors tensors;
+    const uint8_t *data;
+    assert_int_equal(icma_file_read_all(whole->path, 1 << 20, &image, &size, NULL), ICMA_OK);
+    assert_int_equal(icma_safetensors_view(image, size, &tensors, &data, NULL), ICMA_OK);
+    assert_int_equal(tensors.tensor_count, 2);
+    assert_string_equal(tensors.tensors[0].name,
+                        "m.lora_A.weight"); /* as the safetensors package orders them */
+    assert_memory_equal(data, numbers, sizeof numbers);
+    assert_non_null(memmem(tensors.header, tensors.header_size, "\"more\":\"1\"", 10));
+    icma_safetensors_free(&tensors);
+    support_free(image);
+    icma_inputs_free(&inputs);
+
+    support_write_lora(root, "s/cat/adapter_model.safetensors");
+    assert_found(root, "s", "cat: -; skipped " SHARD("1"));
+}
+
+static void shards_that_do_not_fit_are_refused(void **state) {
+    const char *root = *state;
+    static const char b[] = "{" B_OF("0", "16") "}", a[] = "{" A_OF("0", "24") "}";
+    static const char one[] = "{\"__metadata__\":{\"k\":\"1\"}," B_OF("0", "16") "}";
+    static const char two[] = "{\"__metadata__\":{\"k\":\"2\"}," A_OF("0", "24") "}";
+    write_shards(root, one, two);
+    must_fail(root, "s", ICMA_E_CORRUPT, "different things", "k");
+    write_shards(root, b, a);
+    support_write_text(root, "s/cat/adapter_model.safetensors.index.json",
+                       "{\"weight_map\": {\"m.lora_B.weight\": \"" SHARD("1") "\"}}");
+    must_fail(root, "s", ICMA_E_CORRUPT, "not in", "index");
+    support_write_text(root, "s/cat/adapter_model.safetensors.index.json",
+                       "{\"weight_map\": {\"m.lora_B.weight\": \"" SHARD(
+                           "2") "\", \"m.lora_A.weight\": \"" SHARD("1") "\"}}");
+    must_fail(root, "s", ICMA_E_CORRUPT, "index", "m.lora_B.weight");
+    support_write_safetensors(root, "x/" SHARD("2"), a, numbers, 24);
+    must_fail(root, "x", ICMA_E_CORRUPT, "missing", "1 of 2");
+    support_write_safetensors(root, "x/adapter_model-00001-of-00003.safetensors", a, numbers, 24);
+    must_fail(root, "x", ICMA_E_CORRUPT, "does not belong", "");
+    support_write_safetensors(root, "y/" SHARD("1"), a, numbers, 24);
+    support_write_safetensors(root, "y/" SHARD("2"), a, numbers, 24);
+    must_fail(root, "y", ICMA_E_UNSUPPORTED, "two tensors", "m.lora_A.weight");
+}
+
+/* --- named adapters, and names ------------------------------------------------------------------------- */
+
+static void named_adapters_are_tasks(void **state) {
+    const char *root = *state;
+    support_write_lora(root, "t/cat/adapter_model.safetensors");
+    support_write_lora(root, "t/cat/ref/adapter_model.safetensors");
+    assert_found(root, "t", "cat: - | ref: -");
+    support_write_lora(root, "t/cat/checkpoint-10/adapter_model.safetensors");
+    support_write_lora(root, "t/cat/checkpoint-9/ref/adapter_model.safetensors");
+    support_write_lora(root, "t/cat/checkpoint-10/ref/adapter_model.safetensors");
+    support_write_lora(root, "t/cat/checkpoint-10/other/adapter_model.safetensors");
+    assert_found(root, "t/cat", "cat: 10=- | other: 10 | ref: 9 10=-");
+    support_write_lora(root, "t/dog/checkpoint-3/ref/adapter_model.safetensors");
+    assert_found(root, "t", "cat: 10=- | cat.ref: 9 10=- | dog.ref: 3 | other: 10");
+}
+
+static void trainers_names_give_steps(void **state) {
+    const char *root = *state;
+    static const char *const names[] = {"a_000001000",  "a_000000500",    "a",
+                                        "b-000010",     "b-step00000100", "c_00000100",
+                                        "d_0000001000", "_000000001"};
+    for (size_t i = 0; i < COUNT(names); i++) {
+        char path[64];
+        snprintf(path, sizeof path, "k/%s.safetensors", names[i]);
+        support_write_lora(root, path);
+    }
+    assert_found(root, "k", "_000000001: - | a: 500 1000 - | b: 10 100 | c_00000100: - | d_0000001000: -");
+}
+
+static void adapters_without_pairs_are_taken(void **state) {
+    static const struct {
+        const char *name;
+        bool taken;
+    } names[] = {
+        {"base_model.model.h.0.attn.ia3_l", true},
+        {"lora_unet_x.diff", true},
+        {"lora_unet_x.w_norm", true},
+        {"lora_unet_x.lokr_w1", true},
+        {"m.oft_r", true},
+        {"m.lora_magnitude_vector", true},
+        {"m.lora_A.weight", true},
+        {"lora_te_x.dora_scale", true},
+        {"prompt_embeddings", true},
+        {"model.layers.0.self_attn.q_proj.weight", false},
+        {"diff.weight", false},
+        {"lora_block.weight", false},
+    };
+    for (size_t i = 0; i < COUNT(names); i++) {
+        char header[256], path[64];
+        snprintf(header, sizeof header,
+                 "{\"%s\":{\"dtype\":\"F8_E4M3\",\"shape\":[4],\"data_offsets\":[0,4]}}", names[i].name);
+        snprintf(path, sizeof path, "n%zu/x.safetensors", i);
+        support_write_safetensors(*state, path, header, "abcd", 4);
+        path[strlen(path) - strlen("/x.safetensors")] = '\0';
+        if (names[i].taken)
+            assert_found(*state, path, "x: -");
+        else
+            must_fail(*state, path, ICMA_E_NOT_FOUND, "not a LoRA adapter", "");
+    }
+    support_write_safetensors(*state, "kohya/x.safetensors",
+                              "{\"__metadata__\":{\"ss_network_module\":\"lycoris.kohya\"},\"a\":{\"dtype\":"
+                              "\"F32\",\"shape\":[1],\"data_offsets\":[0,4]}}",
+                              "abcd", 4);
+    assert_found(*state, "kohya", "x: -");
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(natural_order_counts),
@@ -500,6 +709,12 @@ int main(void) {
         TREE_TEST(a_ladder_of_links_is_climbed_once),
         TREE_TEST(depth_ends_at_32),
         TREE_TEST(running_out_of_memory_leaves_nothing),
+        cmocka_unit_test_setup_teardown(an_equal_final_is_taken_once, make_root, drop_root),
+        cmocka_unit_test_setup_teardown(shards_are_one_adapter, make_root, drop_root),
+        cmocka_unit_test_setup_teardown(shards_that_do_not_fit_are_refused, make_root, drop_root),
+        cmocka_unit_test_setup_teardown(named_adapters_are_tasks, make_root, drop_root),
+        cmocka_unit_test_setup_teardown(trainers_names_give_steps, make_root, drop_root),
+        cmocka_unit_test_setup_teardown(adapters_without_pairs_are_taken, make_root, drop_root),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
