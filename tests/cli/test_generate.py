@@ -139,6 +139,23 @@ class Generate(Case):
         self.assertEqual(mix('b:0.5'), {'b:0.5': 1})
         self.assertEqual(mix('a:0.5,b:0.5:0.5'), {'a': 0.5, 'b:0.5': 0.5})
 
+    def test_added_tasks(self):
+        """A task with an offset has no place among the conditions: it lends its shape, and nothing more. One with a generator of its own is mixed with nothing else."""
+        write_adapter(self.here / 'more' / 'fish' / 'checkpoint-7', lora('fish', 7))
+        vector = self.vector([0.3, 2, 0.1, 0, 0, 1, 0, 0.4], 'more/fish/task_vector.safetensors')
+        for choice in ('old', 'new'):
+            self.run_icma(0, 'add', self.archive, 'more', '-o', f'{choice}.icma', '-q', '--generator', choice)
+        self.fails(6, 'generate', 'old.icma', '--mix', 'fish', '-n', saying=('fish', 'icma add'))
+        self.fails(6, 'generate', 'old.icma', '--mix', 'cat:0.5,fish:0.5', '-n', saying=('fish', 'icma add'))
+        self.fails(6, 'generate', 'new.icma', '--mix', 'cat:0.5,fish:0.5', '-n', saying=('fish', 'no generator in common'))
+        told = self.run_icma(0, 'generate', 'old.icma', '--condition', vector, '-n', '--json').json
+        self.assertIn(told['nearest']['task'], ('bird', 'cat', 'dog'))
+        self.assertGreater(told['nearest']['distance'], 0.1)
+        told = self.run_icma(0, 'generate', 'old.icma', '--mix', 'cat,dog', '--like', 'fish', '-C', 'out', '--json').json
+        self.assertEqual(told['like'], 'fish')
+        alone = self.run_icma(0, 'generate', self.archive, '--mix', 'cat,dog', '-o', '-', '-q').out
+        self.assertEqual(split((self.here / 'out' / MODEL).read_bytes())[1], split(alone)[1])
+
     def test_hostile_conditions(self):
         def refused(code, saying, name='new.safetensors'):
             self.fails(code, 'generate', self.archive, '--condition', name, '-C', 'out', saying=saying)
