@@ -202,6 +202,79 @@ static void nothing_may_follow(void **state) {
     icma_free(image);
 }
 
+/* All sections of an archive into another, task `gone` left out and the others renumbered. */
+static icma_status copy_all(icma_container *from, const char *path, uint32_t gone) {
+    const char *names[2];
+    uint32_t numbers[2] = {0};
+    size_t count = 0;
+    icma_container_writer *writer;
+    for (uint32_t t = 0; t < 2; t++)
+        if (t != gone) {
+            numbers[t] = (uint32_t)count;
+            names[count++] = icma_container_task_name(from, t);
+        }
+    assert_status(icma_container_create(path, true, &writer, NULL), ICMA_OK);
+    icma_status status = ICMA_OK;
+    for (size_t i = 0; !status && i < icma_container_section_count(from); i++) {
+        const icma_section *s = icma_container_section(from, i);
+        if (s->task != gone)
+            status = icma_container_copy(writer, from, s, s->group,
+                                         s->task == ICMA_NO_OWNER ? ICMA_NO_OWNER : numbers[s->task], NULL);
+    }
+    if (!status)
+        status = icma_container_finish(writer, names, count, 1, NULL);
+    if (!status)
+        return icma_container_commit(writer, NULL);
+    icma_container_abandon(writer);
+    return status;
+}
+
+/* A copied section has the bytes, coding and checksum that it had, whatever its number; a damaged one is not
+ * copied. */
+static void sections_are_copied_as_they_are(void **state) {
+    const char *path = scratch_path(state, "a.icma"), *other = scratch_path(state, "b.icma");
+    icma_container *from, *to;
+    uint8_t *image;
+    size_t size;
+    write_small(path);
+    assert_status(icma_container_open(path, &from, NULL), ICMA_OK);
+    assert_status(copy_all(from, other, 0), ICMA_OK);
+    assert_status(icma_container_open(other, &to, NULL), ICMA_OK);
+    assert_int_equal(icma_container_section_count(to), 5);
+    assert_int_equal(icma_container_task_count(to), 1);
+    assert_string_equal(icma_container_task_name(to, 0), "dog of 64");
+    for (size_t i = 0; i < icma_container_section_count(from); i++) {
+        const icma_section *s = icma_container_section(from, i), *copy;
+        if (s->task == 0)
+            continue;
+        copy = icma_container_find(to, s->kind, s->group, s->task == 1 ? 0 : ICMA_NO_OWNER);
+        while (copy && copy->first != s->first)
+            copy++;
+        assert_non_null(copy);
+        assert_true(copy->hash == s->hash && copy->stored_size == s->stored_size &&
+                    copy->raw_size == s->raw_size);
+        assert_true(copy->coding == s->coding && copy->flags == s->flags && copy->count == s->count);
+        assert_status(icma_container_check(to, copy, NULL), ICMA_OK);
+    }
+    icma_container_close(to);
+    read_image(path, &image, &size);
+    for (size_t i = 0; i < icma_container_section_count(from); i++) {
+        const icma_section *s = icma_container_section(from, i);
+        size_t last = (size_t)(s->offset + s->stored_size - 1),
+               places[] = {(size_t)s->offset, last, last / 64 * 64 + 63};
+        for (size_t k = 0; k < sizeof places / sizeof *places; k++) {
+            image[places[k]] ^= 1;
+            assert_status(icma_container_open_memory(image, size, &to, NULL), ICMA_OK);
+            assert_status(copy_all(to, other, UINT32_MAX - 1), ICMA_E_CORRUPT);
+            assert_int_equal(copy_all(to, other, 0), s->task == 0 ? ICMA_OK : ICMA_E_CORRUPT);
+            icma_container_close(to);
+            image[places[k]] ^= 1;
+        }
+    }
+    icma_free(image);
+    icma_container_close(from);
+}
+
 /* The status of each section of write_small's archive, in index order, by load and by check. */
 static void assert_only_this_fails(const uint8_t *image, size_t size, size_t damaged) {
     icma_container *container;
@@ -680,6 +753,7 @@ int main(void) {
         WITH_SCRATCH(every_bit_flip_is_noticed),
         WITH_SCRATCH(every_prefix_is_noticed),
         WITH_SCRATCH(nothing_may_follow),
+        WITH_SCRATCH(sections_are_copied_as_they_are),
         WITH_SCRATCH(one_damaged_section_leaves_the_others),
         cmocka_unit_test(the_spec_suffices_for_an_archive),
         cmocka_unit_test(headers_and_footers_from_the_future),

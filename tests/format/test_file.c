@@ -261,8 +261,9 @@ static void relative_paths(void **state) {
 }
 
 static void what_kills_have_left_is_removed(void **state) {
-    static const char *const kept[] = {".icma-0123456789abcdef.tm", ".icma-0123456789abcdef.tmp2", ".icma-0123456789abcdeg.tmp",
-                                       ".icma-0123456789ABCDEF.tmp", "icma-0123456789abcdef.tmp", ".icma-0123456789abcde.tmp"};
+    static const char *const kept[] = {".icma-0123456789abcdef.tm",  ".icma-0123456789abcdef.tmp2",
+                                       ".icma-0123456789abcdeg.tmp", ".icma-0123456789ABCDEF.tmp",
+                                       "icma-0123456789abcdef.tmp",  ".icma-0123456789abcde.tmp"};
     int before = open(".", O_RDONLY | O_DIRECTORY); /* scratch_path holds eight paths at a time */
     assert_int_equal(chdir(*state), 0);
     write_file(".icma-0123456789abcdef.tmp", "half", 4);
@@ -447,6 +448,38 @@ static void links_beneath_the_root_are_not_followed(void **state) {
     assert_status(icma_make_folders(scratch_path(state, "none/root"), "x", &path, NULL), ICMA_E_IO);
 }
 
+/* One at a time, and nobody else in between. */
+static void files_are_locked_and_watched(void **state) {
+    const char *path = scratch_path(state, "file"), *other = scratch_path(state, "other"),
+               *link = scratch_path(state, "link");
+    icma_file *mine, *yours;
+    char *resolved;
+    struct stat seen;
+    icma_output *output;
+    write_file(path, "one", 3);
+    write_file(other, "two", 3);
+    assert_int_equal(chmod(path, 0640), 0);
+    assert_int_equal(symlink("file", link), 0);
+    assert_status(icma_file_resolve(link, &resolved, NULL), ICMA_OK);
+    assert_string_equal(strrchr(resolved, '/'), "/file");
+    icma_free(resolved);
+    assert_status(icma_file_resolve(scratch_path(state, "none"), &resolved, NULL), ICMA_E_NOT_FOUND);
+    assert_status(icma_file_open(path, &mine, NULL), ICMA_OK);
+    assert_status(icma_file_open(link, &yours, NULL), ICMA_OK);
+    assert_status(icma_file_lock(mine, NULL), ICMA_OK);
+    assert_status(icma_file_lock(yours, NULL), ICMA_E_IO);
+    assert_status(icma_file_check_in_place(mine, NULL), ICMA_OK);
+    assert_status(icma_output_create(path, true, &output, NULL), ICMA_OK);
+    icma_output_keep_mode(output, mine);
+    assert_status(icma_output_write(output, "three", 5, NULL), ICMA_OK);
+    assert_status(icma_output_commit(output, NULL), ICMA_OK);
+    assert_int_equal(stat(path, &seen), 0);
+    assert_int_equal(seen.st_mode & 07777, 0640);
+    assert_status(icma_file_check_in_place(mine, NULL), ICMA_E_IO);
+    icma_file_close(mine);
+    icma_file_close(yours);
+}
+
 #define WITH_SCRATCH(test) cmocka_unit_test_setup_teardown(test, scratch_setup, scratch_teardown)
 
 int main(void) {
@@ -454,6 +487,7 @@ int main(void) {
         WITH_SCRATCH(only_regular_files_are_opened),
         WITH_SCRATCH(reads_stay_inside),
         WITH_SCRATCH(parked_files_come_back),
+        WITH_SCRATCH(files_are_locked_and_watched),
         WITH_SCRATCH(parked_files_notice_changes),
         WITH_SCRATCH(changes_of_open_files_are_noticed),
         WITH_SCRATCH(whole_files_up_to_a_limit),
