@@ -62,18 +62,16 @@ static icma_status find_folder(const char *folder, const char *const *places, si
 
 static icma_status open_tokenizer(icma_text_encoder *e, const char *folder, icma_error *error) {
     static const char *const places[] = {NULL, "tokenizer", "../tokenizer"};
-    char *there, *vocab = NULL, *merges = NULL;
+    char *there, *vocab = NULL;
     icma_status status = find_folder(folder, places, 3, "vocab.json", &there, error);
     if (!status && !there)
         status = icma_fail(error, ICMA_E_NOT_FOUND, folder,
                            "no vocab.json, nor tokenizer/vocab.json; name a folder with the tokenizer's "
                            "vocab.json and merges.txt");
-    if (!status) {
-        vocab = icma_path_join(there, "vocab.json");
-        merges = icma_path_join(there, "merges.txt");
-        status =
-            vocab && merges ? icma_tokenizer_open(vocab, merges, &e->tokenizer, error) : no_memory(error);
-    }
+    if (!status && !(vocab = icma_path_join(there, "vocab.json")))
+        status = no_memory(error);
+    if (!status)
+        status = icma_tokenizer_open(there, &e->tokenizer, error);
     if (!status && icma_tokenizer_size(e->tokenizer) > e->shape.vocabulary)
         status = icma_fail(
             error, ICMA_E_CORRUPT, vocab,
@@ -85,7 +83,6 @@ static icma_status open_tokenizer(icma_text_encoder *e, const char *folder, icma
             "texts end with token %u, but config.json has eos_token_id %u; take both from one model",
             icma_tokenizer_end(e->tokenizer), e->shape.end);
     icma_free(vocab);
-    icma_free(merges);
     icma_free(there);
     return status;
 }

@@ -172,26 +172,53 @@ static void put_words(encoder *e, size_t at, size_t end) {
     }
 }
 
+/* --- special tokens
+ * ------------------------------------------------------------------------------------------ */
+
+/* The longest special token at `at` of folded text; NULL: none. */
+static const icma_special *folded_special(const encoder *e, size_t at) {
+    const icma_special *best = NULL;
+    for (size_t i = 0; i < e->tokenizer->special_count; i++) {
+        const icma_special *s = &e->tokenizer->specials[i];
+        size_t n = s->characters.count;
+        if (s->folded && n && n <= e->length - at && (!best || n > best->characters.count) &&
+            memcmp(s->characters.list, e->text + at, n * sizeof *e->text) == 0)
+            best = s;
+    }
+    return best;
+}
+
+/* The same of text as it came. */
+static const icma_special *raw_special(const icma_tokenizer *t, const char *at) {
+    const icma_special *best = NULL;
+    for (size_t i = 0; i < t->special_count; i++) {
+        const icma_special *s = &t->specials[i];
+        size_t n = strlen(s->text);
+        if (!s->folded && (!best || n > strlen(best->text)) && strncmp(s->text, at, n) == 0)
+            best = s;
+    }
+    return best;
+}
+
 /* Special tokens are found before words are. */
 static void put_text(encoder *e) {
     size_t from = 0;
     for (size_t at = 0; at < e->length && e->count < e->most;) {
-        size_t start = match(e, at, e->length, "<|startoftext|>"),
-               end = start ? 0 : match(e, at, e->length, "<|endoftext|>");
-        if (!start && !end) {
+        const icma_special *special = folded_special(e, at);
+        if (!special) {
             at++;
             continue;
         }
         put_words(e, from, at);
-        put_id(e, start ? e->tokenizer->start : e->tokenizer->end);
-        at += start + end;
+        put_id(e, special->id);
+        at += special->characters.count;
         from = at;
     }
     put_words(e, from, e->length);
 }
 
 /* Words are merged in memory for the longest that there can be: the whole text. */
-static icma_status encode(encoder *e, icma_error *error) {
+static icma_status put_folded(encoder *e, icma_error *error) {
     size_t bytes = 0;
     for (size_t i = 0; i < e->length; i++)
         bytes += utf8_bytes(e->text[i], (uint8_t[4]){0});
@@ -209,26 +236,47 @@ static icma_status encode(encoder *e, icma_error *error) {
     return status;
 }
 
+static icma_status put_raw(encoder *e, const char *text, size_t size, icma_error *error) {
+    icma_characters folded;
+    icma_status status = icma_unicode_fold(text, size, &folded, error);
+    if (status)
+        return status;
+    e->text = folded.list;
+    e->length = folded.count;
+    status = put_folded(e, error);
+    icma_characters_free(&folded);
+    return status;
+}
+
+/* Text between special tokens that are looked for as they are. All of it is read, so that what is no text is
+ * refused wherever it stands. */
+static icma_status encode(encoder *e, const char *text, icma_error *error) {
+    const char *from = text, *at = text;
+    icma_status status = ICMA_OK;
+    while (!status && *at) {
+        const icma_special *special = raw_special(e->tokenizer, at);
+        if (!special) {
+            at++;
+            continue;
+        }
+        status = put_raw(e, from, (size_t)(at - from), error);
+        put_id(e, special->id);
+        at += strlen(special->text);
+        from = at;
+    }
+    return status ? status : put_raw(e, from, (size_t)(at - from), error);
+}
+
 icma_status icma_tokenizer_encode(const icma_tokenizer *t, const char *text, size_t most, uint32_t *ids,
                                   size_t *count, icma_error *error) {
-    icma_characters folded;
     size_t size = strlen(text);
     *count = 0;
     if (size > ICMA_MOST_TEXT)
         return icma_fail(error, ICMA_E_LIMIT, NULL, "a text of %zu bytes; %d is the most", size,
                          ICMA_MOST_TEXT);
-    icma_status status = icma_unicode_fold(text, size, &folded, error);
-    if (status)
-        return status;
-    encoder e = {.tokenizer = t,
-                 .text = folded.list,
-                 .length = folded.count,
-                 .ids = ids,
-                 .count = 1,
-                 .most = most - 1};
+    encoder e = {.tokenizer = t, .ids = ids, .count = 1, .most = most - 1};
     ids[0] = t->start;
-    status = encode(&e, error);
-    icma_characters_free(&folded);
+    icma_status status = encode(&e, text, error);
     if (status)
         return status;
     ids[e.count] = t->end;

@@ -21,23 +21,37 @@ enum {
     ICMA_MOST_TOKEN_FILE = 1 << 26, /* bytes of vocab.json, and of merges.txt */
     ICMA_MOST_VOCABULARY = 1 << 20, /* tokens */
     ICMA_MOST_TEXT = 1 << 16,       /* bytes of a text */
+    ICMA_MOST_SPECIAL = 64,         /* special tokens, and bytes of one */
 };
 
 typedef struct icma_tokenizer icma_tokenizer;
 
+/* A file's bytes, and its name for errors, which may be NULL. data NULL: there is none. */
+typedef struct icma_token_file {
+    const void *data;
+    size_t size;
+    const char *name;
+} icma_token_file;
+
 /*
- * From the bytes of vocab.json (an object of tokens and their numbers) and merges.txt (a line that is passed
- * over, then two tokens a line; as in transformers, of CLIP's 48,894 lines at most, and the first of equal
- * ones counts). ICMA_E_CORRUPT for other than that, for a merge of or to what is no token, and where one of
- * the two special tokens is missing; ICMA_E_LIMIT. Errors name `vocab_name` or `merges_name`, which may be
- * NULL.
+ * vocabulary: vocab.json, an object of tokens and their numbers.
+ * merges: merges.txt, a line that is passed over, then two tokens a line; as in transformers, of CLIP's
+ * 48,894 lines at most, and the first of equal ones counts. config, map: tokenizer_config.json and
+ * special_tokens_map.json, which may be missing: other special tokens, such as the "!" that fills texts up in
+ * some encoders, and whether one is looked for before folding
+ *   ("normalized": false) or after it. Where the former has an added_tokens_decoder, the latter is not
+ * heeded. Tokens that the vocabulary does not have are passed over.
  */
-icma_status icma_tokenizer_parse(const void *vocab, size_t vocab_size, const char *vocab_name,
-                                 const void *merges, size_t merges_size, const char *merges_name,
-                                 icma_tokenizer **out, icma_error *error);
-/* The same of files. */
-icma_status icma_tokenizer_open(const char *vocab_path, const char *merges_path, icma_tokenizer **out,
-                                icma_error *error);
+typedef struct icma_tokenizer_files {
+    icma_token_file vocabulary, merges, config, map;
+} icma_tokenizer_files;
+
+/* ICMA_E_CORRUPT for files that are something else, for a merge of or to what is no token, and where one of
+ * the two tokens at a text's ends is missing; ICMA_E_UNSUPPORTED for special tokens that take white space
+ * with them; ICMA_E_LIMIT. */
+icma_status icma_tokenizer_parse(const icma_tokenizer_files *files, icma_tokenizer **out, icma_error *error);
+/* The same of files in a folder. */
+icma_status icma_tokenizer_open(const char *folder, icma_tokenizer **out, icma_error *error);
 void icma_tokenizer_close(icma_tokenizer *tokenizer); /* NULL is fine */
 
 uint32_t icma_tokenizer_end(const icma_tokenizer *tokenizer); /* the number of "<|endoftext|>" */

@@ -2,6 +2,7 @@
 /* vocab.json and merges.txt. */
 #include "bytes.h"
 #include "file.h"
+#include "input_names.h"
 #include "json.h"
 #include "memory.h"
 #include "sort.h"
@@ -251,39 +252,50 @@ const icma_merge *icma_tokenizer_merge(const icma_tokenizer *t, uint32_t left, u
     return NULL;
 }
 
-/* --- both
- * ---------------------------------------------------------------------------------------------------- */
+/* --- all of them
+ * --------------------------------------------------------------------------------------------- */
 
-static icma_status parse(icma_tokenizer *t, vocabulary *v, const void *vocab, size_t vocab_size,
-                         const void *merges, size_t merges_size, const char *merges_name, icma_error *error) {
-    icma_status status = read_vocabulary(v, vocab, vocab_size, &t->size, error);
+static bool find_id(const void *context, const char *text, uint32_t *id) {
+    const token *found = find_token(context, text, strlen(text));
+    *id = found ? found->id : 0;
+    return found != NULL;
+}
+
+static icma_status parse(icma_tokenizer *t, vocabulary *v, const icma_tokenizer_files *files,
+                         icma_error *error) {
+    icma_status status = read_vocabulary(v, files->vocabulary.data, files->vocabulary.size, &t->size, error);
     if (!status)
         status = find_special(v, start_text, &t->start, error);
     if (!status)
         status = find_special(v, end_text, &t->end, error);
+    if (!status)
+        status = icma_tokenizer_add_special(t, start_text, t->start, true, true, error);
+    if (!status)
+        status = icma_tokenizer_add_special(t, end_text, t->end, true, true, error);
+    if (!status)
+        status = icma_tokenizer_read_specials(t, &files->config, &files->map, find_id, v, error);
     if (status)
         return status;
     find_bytes(v, t);
-    merge_reader reader = {.vocabulary = v, .name = merges_name, .out = t};
-    return read_merges(&reader, merges, merges_size, error);
+    merge_reader reader = {.vocabulary = v, .name = files->merges.name, .out = t};
+    return read_merges(&reader, files->merges.data, files->merges.size, error);
 }
 
-icma_status icma_tokenizer_parse(const void *vocab, size_t vocab_size, const char *vocab_name,
-                                 const void *merges, size_t merges_size, const char *merges_name,
-                                 icma_tokenizer **out, icma_error *error) {
-    vocabulary v = {.name = vocab_name};
+icma_status icma_tokenizer_parse(const icma_tokenizer_files *files, icma_tokenizer **out, icma_error *error) {
+    const icma_token_file *all[] = {&files->vocabulary, &files->merges, &files->config, &files->map};
+    vocabulary v = {.name = files->vocabulary.name};
     *out = NULL;
-    if (vocab_size > ICMA_MOST_TOKEN_FILE || merges_size > ICMA_MOST_TOKEN_FILE)
-        return icma_fail(error, ICMA_E_LIMIT, vocab_size > ICMA_MOST_TOKEN_FILE ? vocab_name : merges_name,
-                         "more than %d bytes", ICMA_MOST_TOKEN_FILE);
+    for (size_t i = 0; i < 4; i++)
+        if (all[i]->size > ICMA_MOST_TOKEN_FILE)
+            return icma_fail(error, ICMA_E_LIMIT, all[i]->name, "more than %d bytes", ICMA_MOST_TOKEN_FILE);
     icma_tokenizer *t = icma_alloc_zeroed(1, sizeof *t);
     if (!t)
         return no_memory(error);
-    icma_status status = parse(t, &v, vocab, vocab_size, merges, merges_size, merges_name, error);
+    icma_status status = parse(t, &v, files, error);
     icma_buffer_free(&v.texts);
     icma_buffer_free(&v.tokens);
     if (status) {
-        icma_error_set_file(error, vocab_name ? vocab_name : "");
+        icma_error_set_file(error, files->vocabulary.name);
         icma_tokenizer_close(t);
         return status;
     }
@@ -291,25 +303,47 @@ icma_status icma_tokenizer_parse(const void *vocab, size_t vocab_size, const cha
     return ICMA_OK;
 }
 
-icma_status icma_tokenizer_open(const char *vocab_path, const char *merges_path, icma_tokenizer **out,
-                                icma_error *error) {
-    uint8_t *vocab = NULL, *merges = NULL;
-    size_t vocab_size = 0, merges_size = 0;
+/* One that is missing and need not be there is left empty. */
+static icma_status read_file(const char *folder, const char *name, bool needed, char **path, uint8_t **data,
+                             icma_token_file *out, icma_error *error) {
+    icma_error detail = {0};
+    size_t size = 0;
+    if (!(*path = icma_path_join(folder, name)))
+        return no_memory(error);
+    icma_status status = icma_file_read_all(*path, ICMA_MOST_TOKEN_FILE, data, &size, &detail);
+    if (status == ICMA_E_NOT_FOUND && !needed)
+        return ICMA_OK;
+    if (status)
+        return icma_fail(error, status, detail.file, "%s", detail.message);
+    *out = (icma_token_file){*data ? (const void *)*data : "", size, *path};
+    return ICMA_OK;
+}
+
+icma_status icma_tokenizer_open(const char *folder, icma_tokenizer **out, icma_error *error) {
+    static const char *const names[] = {"vocab.json", "merges.txt", "tokenizer_config.json",
+                                        "special_tokens_map.json"};
+    icma_tokenizer_files files = {0};
+    icma_token_file *list[] = {&files.vocabulary, &files.merges, &files.config, &files.map};
+    char *paths[4] = {0};
+    uint8_t *data[4] = {0};
+    icma_status status = ICMA_OK;
     *out = NULL;
-    icma_status status = icma_file_read_all(vocab_path, ICMA_MOST_TOKEN_FILE, &vocab, &vocab_size, error);
+    for (size_t i = 0; !status && i < 4; i++)
+        status = read_file(folder, names[i], i < 2, &paths[i], &data[i], list[i], error);
     if (!status)
-        status = icma_file_read_all(merges_path, ICMA_MOST_TOKEN_FILE, &merges, &merges_size, error);
-    if (!status)
-        status =
-            icma_tokenizer_parse(vocab, vocab_size, vocab_path, merges, merges_size, merges_path, out, error);
-    icma_free(vocab);
-    icma_free(merges);
+        status = icma_tokenizer_parse(&files, out, error);
+    for (size_t i = 0; i < 4; i++) {
+        icma_free(paths[i]);
+        icma_free(data[i]);
+    }
     return status;
 }
 
 void icma_tokenizer_close(icma_tokenizer *t) {
     if (!t)
         return;
+    for (size_t i = 0; i < t->special_count; i++)
+        icma_characters_free(&t->specials[i].characters);
     icma_free(t->merges);
     icma_free(t);
 }

@@ -278,9 +278,10 @@ static void put_words(void) {
 
 /* The files of a text encoder and a text, with NUL between. */
 static void put_tokenizers(void) {
-    static const char *const parts[][4] = {
+    static const char *const parts[][6] = {
         {"{\"<|startoftext|>\":0,\"<|endoftext|>\":1,\"a\":2,\"a</w>\":3,\"aa\":4,\"aa</w>\":5,\"b\":6,\"b</w>\":7,\"ab\":8}", "#version: 0.2\na a\na a</w>\na b\n", "AAA ab's <|endoftext|>b",
-         "{\"hidden_size\":64,\"num_attention_heads\":4,\"hidden_act\":\"gelu\",\"eos_token_id\":2,\"_name_or_path\":\"x\"}"},
+         "{\"hidden_size\":64,\"num_attention_heads\":4,\"hidden_act\":\"gelu\",\"eos_token_id\":2,\"_name_or_path\":\"x\"}",
+         "{\"pad_token\":\"b\",\"bos_token\":{\"content\":\"<|startoftext|>\",\"normalized\":false}}", "{\"pad_token\":\"aa\"}"},
         {"", "", "E\xCC\x81\xC4\xB0\xCE\xA3 \xE1\x84\x80\xE1\x85\xA1\xE1\x86\xA8 1\xC2\xBD\t!?\xF0\x9F\x98\x80", "{\"model_type\":\"clip\",\"text_config\":{\"num_hidden_layers\":2},\"text_config_dict\":null}"},
         {"{\"a\":-1}", "x", "a\xCC\x95\xCC\x80\xD6\xAE\xCC\x80", "{\"hidden_size\":0}"},
         {"{\"<|startoftext|>\":1048576}", "a b c", "\xFF", "[]"},
@@ -288,7 +289,7 @@ static void put_tokenizers(void) {
     for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) {
         char name[32];
         icma_buffer out = {0};
-        for (size_t p = 0; p < 4; p++) {
+        for (size_t p = 0; p < 6 && parts[i][p]; p++) {
             icma_write_bytes(&out, parts[i][p], strlen(parts[i][p]));
             icma_write_u8(&out, 0);
         }

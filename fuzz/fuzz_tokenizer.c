@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* A text encoder's small files and what a user types: vocab.json, merges.txt, a text and config.json, with
- * NUL between. Texts are folded and encoded by a good tokenizer where the input's own is none. */
+/* A text encoder's small files and what a user types: vocab.json, merges.txt, a text, config.json,
+ * tokenizer_config.json and special_tokens_map.json, with NUL between. Texts are folded and encoded by a good
+ * tokenizer where the input's own is none. */
 #include "fuzz_shape.h"
 #include "fuzz_target.h"
 #include "memory.h"
@@ -59,18 +60,24 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     const char *vocabulary = take_part(&at, end, &vocabulary_size),
                *merges = take_part(&at, end, &merges_size);
     const char *text = take_part(&at, end, &text_size), *config = take_part(&at, end, &config_size);
+    size_t tokens_size, map_size;
+    const char *tokens = take_part(&at, end, &tokens_size), *map = take_part(&at, end, &map_size);
+    const icma_tokenizer_files files = {{vocabulary, vocabulary_size, NULL},
+                                        {merges, merges_size, NULL},
+                                        {tokens_size ? tokens : NULL, tokens_size, NULL},
+                                        {map_size ? map : NULL, map_size, NULL}};
+    const icma_tokenizer_files good = {.vocabulary = {good_vocabulary, strlen(good_vocabulary), NULL},
+                                       .merges = {good_merges, strlen(good_merges), NULL}};
     icma_tokenizer *tokenizer;
     icma_text_shape shape;
     char *name, *copy = icma_copy_text(text, text_size);
     icma_error error = {0};
     EXPECT(copy);
-    icma_status status = icma_tokenizer_parse(vocabulary, vocabulary_size, NULL, merges, merges_size, NULL,
-                                              &tokenizer, &error);
+    icma_status status = icma_tokenizer_parse(&files, &tokenizer, &error);
     EXPECT(status == error.status && (status == ICMA_OK) == (tokenizer != NULL) &&
            (status == ICMA_OK || refuses(status)));
     if (!tokenizer)
-        EXPECT(icma_tokenizer_parse(good_vocabulary, strlen(good_vocabulary), NULL, good_merges,
-                                    strlen(good_merges), NULL, &tokenizer, NULL) == ICMA_OK);
+        EXPECT(icma_tokenizer_parse(&good, &tokenizer, NULL) == ICMA_OK);
     check_fold(text, text_size);
     check_tokens(tokenizer, copy);
     icma_tokenizer_close(tokenizer);

@@ -80,6 +80,21 @@ static void test_folding_of_other_than_text(void **state) {
 
 enum { START = 900, END = 901 };
 
+static const char *config_text, *map_text; /* of the next tokenizers; NULL: none */
+
+static icma_token_file file_of(const char *text, const char *name) {
+    return text ? (icma_token_file){text, strlen(text), name} : (icma_token_file){0};
+}
+
+static icma_status parse_files(const void *vocabulary, size_t size, const char *merges, icma_tokenizer **out,
+                               icma_error *error) {
+    icma_tokenizer_files files = {{vocabulary, size, "vocab.json"},
+                                  file_of(merges, "merges.txt"),
+                                  file_of(config_text, "tokenizer_config.json"),
+                                  file_of(map_text, "special_tokens_map.json")};
+    return icma_tokenizer_parse(&files, out, error);
+}
+
 /* Printable ASCII is 33 + c, at the end of a word 200 more; then what is given. */
 static icma_tokenizer *make(const char *more, const char *merges) {
     icma_buffer vocabulary = {0};
@@ -96,8 +111,7 @@ static icma_tokenizer *make(const char *more, const char *merges) {
     icma_write_bytes(&vocabulary, more, strlen(more));
     int length = snprintf(text, sizeof text, "\"<|startoftext|>\":%d,\"<|endoftext|>\":%d}", START, END);
     icma_write_bytes(&vocabulary, text, (size_t)length);
-    icma_status status = icma_tokenizer_parse(vocabulary.data, vocabulary.size, "vocab.json", merges,
-                                              strlen(merges), "merges.txt", &tokenizer, &error);
+    icma_status status = parse_files(vocabulary.data, vocabulary.size, merges, &tokenizer, &error);
     icma_buffer_free(&vocabulary);
     if (status)
         fail_msg("%s: %s", error.file, error.message);
@@ -146,6 +160,29 @@ static void test_special_tokens(void **state) {
     icma_tokenizer_close(t);
 }
 
+/* What transformers makes of these files: tests/interop/test_embed.py. */
+static void test_other_special_tokens(void **state) {
+    icma_tokenizer *t;
+    (void)state;
+    map_text = "{\"pad_token\":\"!\",\"bos_token\":{\"content\":\"<|startoftext|>\",\"normalized\":true},"
+               "\"cls_token\":\"zzz\"}";
+    t = make("", "#version\n");
+    ENCODES("a!!b", LAST('a'), '!', '!', LAST('b'));
+    ENCODES("<|STARTOFTEXT|>", START);
+    icma_tokenizer_close(t);
+    map_text = "{\"eos_token\":{\"content\":\"<|endoftext|>\",\"normalized\":false}}";
+    t = make("", "#version\n");
+    ENCODES("a<|endoftext|>B<|ENDOFTEXT", LAST('a'), END, LAST('b'), '<', LAST('|'), 'e', 'n', 'd', 'o', 'f',
+            't', 'e', 'x', LAST('t'));
+    icma_tokenizer_close(t);
+    config_text =
+        "{\"added_tokens_decoder\":{\"33\":{\"content\":\"!\",\"normalized\":true}},\"pad_token\":\"!\"}";
+    t = make("", "#version\n"); /* the map is not heeded */
+    ENCODES("a!<|ENDOFTEXT|>", LAST('a'), '!', END);
+    icma_tokenizer_close(t);
+    config_text = map_text = NULL;
+}
+
 static void test_merges(void **state) {
     static const char more[] = "\"ab\":500,\"bc\":501,\"abc\":502,\"bc</w>\":503,\"abc</"
                                "w>\":504,\"aa\":505,\"aaaa\":506,\"aa</w>\":507,\"aaaa</w>\":508,";
@@ -187,8 +224,7 @@ static void test_truncation(void **state) {
 static icma_status parse(const char *vocabulary, const char *merges) {
     icma_tokenizer *tokenizer;
     icma_error error = {0};
-    icma_status status = icma_tokenizer_parse(vocabulary, strlen(vocabulary), "vocab.json", merges,
-                                              strlen(merges), "merges.txt", &tokenizer, &error);
+    icma_status status = parse_files(vocabulary, strlen(vocabulary), merges, &tokenizer, &error);
     assert_true((status == ICMA_OK) == (tokenizer != NULL));
     assert_true(status == ICMA_OK || error.file[0]);
     icma_tokenizer_close(tokenizer);
@@ -212,6 +248,16 @@ static void test_damage(void **state) {
     assert_int_equal(parse("{" BOTH ",\"a\":3}", "#version\na\n"), ICMA_E_CORRUPT);
     assert_int_equal(parse("{" BOTH ",\"a\":3}", "#version\na a a\n"), ICMA_E_CORRUPT);
     assert_int_equal(parse("{" BOTH ",\"a\":3}", "#version\na a\n"), ICMA_E_CORRUPT);
+    config_text = "{";
+    assert_int_equal(parse("{" BOTH "}", ""), ICMA_E_CORRUPT);
+    config_text = "{\"pad_token\":{\"content\":\"<|endoftext|>\",\"rstrip\":true}}";
+    assert_int_equal(parse("{" BOTH "}", ""), ICMA_E_UNSUPPORTED);
+    config_text = "[3]";
+    assert_int_equal(parse("{" BOTH "}", ""), ICMA_OK);
+    config_text = "{\"pad_token\":3,\"cls_token\":{},\"additional_special_tokens\":{\"a\":[]},\"added_tokens_"
+                  "decoder\":[]}";
+    assert_int_equal(parse("{" BOTH "}", ""), ICMA_OK);
+    config_text = NULL;
     assert_int_equal(parse("{" BOTH ",\"a\":3,\"aa\":4}", "#version\na a\n"), ICMA_OK);
     assert_int_equal(parse("{" BOTH ",\"a\":3,\"aa\":4}", "#version\na a\n\na a\n"), ICMA_E_CORRUPT);
 }
@@ -238,12 +284,12 @@ static void test_long(void **state) {
 }
 
 static icma_status whole(void) {
+    map_text = "{\"pad_token\":\"aa\"}";
     static const char vocabulary[] = "{" BOTH ",\"a\":3,\"aa\":4,\"a</w>\":5}", merges[] = "#version\na a\n";
     icma_tokenizer *t;
     uint32_t ids[8];
     size_t count;
-    icma_status status =
-        icma_tokenizer_parse(vocabulary, strlen(vocabulary), NULL, merges, strlen(merges), NULL, &t, NULL);
+    icma_status status = parse_files(vocabulary, strlen(vocabulary), merges, &t, NULL);
     if (!status)
         status = icma_tokenizer_encode(t, "aaa \xC3\xA9", 8, ids, &count, NULL);
     icma_tokenizer_close(t);
@@ -274,6 +320,7 @@ int main(void) {
         cmocka_unit_test(test_folding_of_other_than_text),
         cmocka_unit_test(test_words),
         cmocka_unit_test(test_special_tokens),
+        cmocka_unit_test(test_other_special_tokens),
         cmocka_unit_test(test_merges),
         cmocka_unit_test(test_truncation),
         cmocka_unit_test(test_damage),

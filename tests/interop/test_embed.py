@@ -97,13 +97,13 @@ class Tokens(Case):
     """Numbers of tokens, all of them, as CLIPTokenizerFast has them."""
 
     def probe(self, folder, words, most):
-        done = subprocess.run([PROBE, os.path.join(folder, 'vocab.json'), os.path.join(folder, 'merges.txt'), str(most)],
+        done = subprocess.run([PROBE, folder, str(most)],
                               input=b''.join(w.encode() + b'\0' for w in words), capture_output=True)
         self.assertEqual(done.returncode, 0, done.stderr.decode())
         return [list(map(int, line.split())) for line in done.stdout.decode().splitlines()]
 
     def compare(self, folder, words, most):
-        theirs = CLIPTokenizerFast(os.path.join(folder, 'vocab.json'), os.path.join(folder, 'merges.txt'))
+        theirs = CLIPTokenizerFast.from_pretrained(folder)
         wanted = theirs(words, truncation=True, max_length=most)['input_ids']
         found = self.probe(folder, words, most)
         self.assertEqual(len(found), len(wanted))
@@ -123,6 +123,30 @@ class Tokens(Case):
         everything = characters()
         self.compare(self.folder, [f'a{c}a {c}{c}' for c in everything], 77)
         self.compare(self.folder, [unicodedata.normalize('NFD', c) for c in everything if unicodedata.normalize('NFD', c) != c], 77)
+
+    def test_special_tokens(self):
+        """Of tokenizer_config.json and special_tokens_map.json, in the forms that models' folders have."""
+        tokens, merges = vocabulary()
+        whole = lambda content, normalized: {'content': content, 'single_word': False, 'lstrip': False, 'rstrip': False, 'normalized': normalized}
+        typed = lambda content, normalized: {'__type': 'AddedToken', **whole(content, normalized)}
+        three = lambda make, normalized: {'bos_token': make(START, normalized), 'eos_token': make(END, normalized), 'unk_token': make(END, normalized)}
+        named = {'bos_token': START, 'eos_token': END, 'unk_token': END, 'pad_token': '!'}
+        added = lambda normalized: {str(tokens[t]): {**whole(t, n), 'special': True} for t, n in (('!', False), (START, normalized), (END, normalized))}
+        ascii_tokens = [t for t in tokens if t.isascii() and t.isalpha() and len(t) > 1]
+        words = texts(1500) + ['hello!!', '!', 'a ! b', 'A' + START.upper() + '!' + END.upper() + END, 'caté!', '!' * 90]
+        for n, (config, special) in enumerate([
+                (None, {**three(whole, True), 'pad_token': END}), (None, {**three(whole, True), 'pad_token': '!'}), (None, {**three(whole, False), 'pad_token': whole('!', True)}),
+                ({'pad_token': '!'}, None), ({**three(typed, False), 'pad_token': '!'}, None), ({**three(typed, True), 'pad_token': '!'}, {**three(whole, False), 'pad_token': END}),
+                ({'added_tokens_decoder': added(True), **named}, named), ({'added_tokens_decoder': added(False), **named}, {**three(whole, True), 'pad_token': END}),
+                (None, {'additional_special_tokens': ascii_tokens[:2], 'cls_token': ascii_tokens[2]})]):
+            with self.subTest(config=config, special=special):
+                folder = self.path(str(n))
+                save_vocabulary(folder, tokens, merges)
+                for name, content in (('tokenizer_config.json', config), ('special_tokens_map.json', special)):
+                    if content is not None:
+                        with open(os.path.join(folder, name), 'w', encoding='utf-8') as f:
+                            json.dump(content, f)
+                self.compare(folder, words, 77)
 
     def test_unknown_bytes_and_equal_merges(self):
         tokens, merges = vocabulary()

@@ -36,9 +36,9 @@ static icma_status probe(char **argv, icma_error *error) {
     icma_tokenizer *tokenizer;
     icma_buffer text = {0};
     bool more = true;
-    size_t most = strtoul(argv[3], NULL, 10);
+    size_t most = strtoul(argv[2], NULL, 10);
     uint32_t *ids = icma_alloc_array(most, sizeof *ids);
-    icma_status status = icma_tokenizer_open(argv[1], argv[2], &tokenizer, error);
+    icma_status status = icma_tokenizer_open(argv[1], &tokenizer, error);
     if (!status && !ids)
         status = icma_fail(error, ICMA_E_MEMORY, NULL, "no memory for tokens");
     while (!status && more) {
@@ -55,8 +55,8 @@ static icma_status probe(char **argv, icma_error *error) {
 int main(int argc, char **argv) {
     icma_error error = {0};
     icma_status status =
-        argc == 4 ? probe(argv, &error)
-                  : icma_fail(&error, ICMA_E_USAGE, NULL, "icma_tokenizer_probe VOCAB MERGES MOST < texts");
+        argc == 3 ? probe(argv, &error)
+                  : icma_fail(&error, ICMA_E_USAGE, NULL, "icma_tokenizer_probe FOLDER MOST < texts");
     if (status)
         fprintf(stderr, "icma_tokenizer_probe: %s\n", error.message);
     return icma_status_exit_code(status);
