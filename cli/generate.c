@@ -6,6 +6,7 @@
 #include "facts.h"
 #include "memory.h"
 #include "message.h"
+#include "near.h"
 #include "progress.h"
 #include "source.h"
 #include "verbs.h"
@@ -122,6 +123,8 @@ static icma_status read_what(job *j, icma_error *error) {
     j->what.bundle = last_segment(j->path);
     if (a->condition) {
         status = icma_condition_load(a->condition, &j->condition, &j->what.condition_size, error);
+        if (status == ICMA_E_NOT_FOUND)
+            cli_suggest_path(error, a->condition);
         icma_error_set_file(error, a->condition);
         j->what.condition = j->condition;
         j->what.origin = last_segment(a->condition);

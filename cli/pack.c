@@ -492,7 +492,7 @@ static icma_status run_pack(const void *arguments, const cli_list *operands, icm
         status = cli_try_output(a->output, a->force, error);
     if (!status)
         status = cli_inputs_find(operands, &a->finding, &inputs, &skipped, error);
-    if (!status)
+    if (!status && !a->dry_run)
         cli_pack_explain_found(&inputs, a->text_from);
     if (!status && a->dry_run)
         status = cli_pack_tell_found(&inputs, a->text_from, &a->common, error);
