@@ -4,6 +4,7 @@
 
 #include "device.h"
 #include "evaluate.h"
+#include "file.h"
 #include "memory.h"
 #include "message.h"
 #include "ops.h"
@@ -413,16 +414,25 @@ static icma_status pack_saving(const pack_arguments *a, const icma_inputs *input
     return status;
 }
 
+/* Of a file or a member of an archive; 0 for what cannot be opened, which is told soon enough. */
+static double size_of(const char *path) {
+    icma_file *file;
+    double size = 0;
+    if (icma_file_open(path, &file, NULL) == ICMA_OK)
+        size = (double)icma_file_size(file);
+    icma_file_close(file);
+    return size;
+}
+
 /* Of files as if all of their numbers were weights of 32 bits: which device is worth waking is a matter of powers of ten. */
 icma_device_work cli_pack_work(const icma_inputs *inputs, const icma_pack_options *options) {
     icma_device_work work = {0};
     size_t adapters = 0;
-    struct stat info;
     for (size_t t = 0; t < inputs->task_count; t++) {
         const icma_input_task *task = &inputs->tasks[t];
         size_t first = options->train_last && options->train_last < task->checkpoint_count ? task->checkpoint_count - options->train_last : 0;
         for (size_t c = first; c < task->checkpoint_count; c++, adapters++)
-            work.bytes += stat(task->checkpoints[c].path, &info) == 0 ? (double)info.st_size : 0;
+            work.bytes += size_of(task->checkpoints[c].path);
     }
     work.operations = adapters ? icma_pack_work(options, adapters, (size_t)(work.bytes / (double)adapters / sizeof(float)) + 1) : 0;
     return work;

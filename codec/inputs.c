@@ -77,7 +77,7 @@ static icma_status add_adapter(icma_finder *f, const icma_place *here, bool plai
         return status;
     if (!is_adapter)
         return icma_finder_skip(f, ICMA_E_UNSUPPORTED, path,
-                                "not a LoRA adapter: none of its tensors is named like one's");
+                                "not a LoRA adapter: none of its tensors is named like one's; if it is a full model, name the adapters that were trained on it");
     status = check_task_name(f, here->task, path);
     if (status != ICMA_OK)
         return status;
