@@ -210,6 +210,10 @@ class Unpack(Sweep):
         folder = self.shop / 'out'
         self.sweep(Scenario('unpack -o', folder, {'x': b'old'}, ['unpack', self.shop / 'tree.icma', '--task', 'a', '-o', folder / 'x', '-f', '-q']))
 
+    def test_one_archive(self):
+        folder = self.shop / 'out'
+        self.sweep(Scenario('unpack --format', folder, {'x': b'old'}, ['unpack', self.shop / 'tree.icma', '--format', 'zip', '-o', folder / 'x', '-f', '-q']))
+
 
 class Change(Sweep):
     """add and remove, in place: the archive is what it was or what it should become."""
