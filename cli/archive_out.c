@@ -22,6 +22,7 @@ struct cli_archive {
     icma_output *output; /* NULL: standard output */
     locale_t utf8;       /* (locale_t)0 where the system has none */
     cli_archive_format format;
+    bool dropped;     /* what still comes goes nowhere */
     icma_error error; /* of a write, behind libarchive's back */
 };
 
@@ -34,6 +35,8 @@ bool cli_archive_format_from_name(const char *name, cli_archive_format *out) {
 static la_ssize_t write_part(struct archive *writer, void *context, const void *data, size_t size) {
     cli_archive *a = context;
     icma_status status = ICMA_OK;
+    if (a->dropped)
+        return (la_ssize_t)size;
     if (a->output)
         status = icma_output_write(a->output, data, size, &a->error);
     else {
@@ -132,7 +135,8 @@ icma_status cli_archive_add(cli_archive *a, const char *name, const void *data, 
 
 static void dispose(cli_archive *a) {
     if (a->writer) {
-        archive_write_fail(a->writer); /* frees without writing */
+        a->dropped = true;
+        archive_write_close(a->writer); /* after a write that failed, freeing alone would leave its buffer */
         archive_write_free(a->writer);
     }
     if (a->utf8)
