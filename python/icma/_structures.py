@@ -35,7 +35,8 @@ class InputSideFile(ctypes.Structure):
 
 class InputCheckpoint(ctypes.Structure):
     C = 'icma_input_checkpoint'
-    _fields_ = [('path', c_char_p), ('has_step', c_bool), ('step', c_uint64), ('side_files', POINTER(InputSideFile)), ('side_file_count', c_size_t)]
+    _fields_ = [('path', c_char_p), ('has_step', c_bool), ('step', c_uint64), ('side_files', POINTER(InputSideFile)), ('side_file_count', c_size_t),
+                ('final_path', c_char_p), ('shards', c_size_t)]
 
 
 class InputTask(ctypes.Structure):
@@ -50,7 +51,7 @@ class InputSkip(ctypes.Structure):
 
 class Inputs(ctypes.Structure):
     C = 'icma_inputs'
-    _fields_ = [('tasks', POINTER(InputTask)), ('task_count', c_size_t), ('skips', POINTER(InputSkip)), ('skip_count', c_size_t)]
+    _fields_ = [('tasks', POINTER(InputTask)), ('task_count', c_size_t), ('skips', POINTER(InputSkip)), ('skip_count', c_size_t), ('spool', c_void_p)]
 
 
 SCORE = CFUNCTYPE(c_int, c_void_p, c_char_p, c_void_p, c_size_t, POINTER(InputCheckpoint), POINTER(c_double), POINTER(Error))
