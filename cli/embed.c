@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* icma embed: vectors of texts by CLIP's text encoder, as conditions of tasks. */
 #include "bytes.h"
-#include "device.h"
 #include "dtype.h"
 #include "file.h"
 #include "json_out.h"
@@ -20,8 +19,8 @@
 typedef struct embed_arguments {
     cli_common common;
     cli_list texts;
-    const char *encoder, *output, *device;
-    bool projection, force;
+    const char *encoder, *output;
+    bool projection, force, scalar;
     cli_whole threads;
 } embed_arguments;
 
@@ -43,7 +42,7 @@ static const cli_option embed_options[] = {
             "task_vector.safetensors; of several one row each;\n- is standard output"),
     CLI_ROW_FLAG('f', "force", AT(force), "replace the output if it exists"),
     CLI_ROW_HEADING("Machine"),
-    CLI_ROW_CHOICE(0, "device", "NAME", "auto|cpu|cuda", AT(device), "auto, cpu, cuda or cuda:N (default cpu)"),
+    CLI_ROW_FLAG(0, "scalar", AT(scalar), "compute with the scalar reference: the same to rounding, slowly"),
     CLI_ROW_RANGE(CLI_WHOLE, 'T', "threads", "N", AT(threads), 1, 4096,
                   "threads (default: as many as the machine has)"),
     CLI_ROW_HEADING("Talk"),
@@ -89,17 +88,13 @@ typedef struct embeddings {
 } embeddings;
 
 static icma_status open_encoder(const embed_arguments *a, embeddings *e, icma_error *error) {
-    const icma_ops *ops;
     icma_set_threads(a->threads.given ? (int)a->threads.value : 0);
-    icma_status status = icma_device_open(a->device ? a->device : "cpu", ICMA_PRECISION_F32,
-                                          (icma_device_work){0}, &ops, error);
-    if (status)
-        return status;
     if (!a->output || to_stdout(a)) {
         cli_sandbox_want(a->common.verbose);
-        cli_sandbox_enter(ops->name);
+        cli_sandbox_enter("cpu");
     }
-    status = icma_text_encoder_open(a->encoder, ops, &e->encoder, error);
+    icma_status status = icma_text_encoder_open(a->encoder, a->scalar ? icma_ops_reference() : icma_ops_cpu(),
+                                                &e->encoder, error);
     if (status)
         return status;
     e->width = icma_text_encoder_width(e->encoder, a->projection);

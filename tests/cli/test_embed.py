@@ -135,7 +135,7 @@ class Embed(Encoder):
     def test_numbers(self):
         self.encoder()
         words = ['cat', 'dog', 'a cat', 'a cat and a dog', '', 'cat', 'far too many letters for it', 'a']
-        for options in ((), ('--device', 'reference'), ('-T', '3')):
+        for options in ((), ('--scalar',), ('-T', '3')):
             for found, text in zip(self.embed(words, *options), words):
                 self.assertNear(found, embedding(weights(), text))
 
