@@ -134,30 +134,35 @@ static icma_status check_map(const joining *j, const cJSON *map) {
                : fail_corrupt(j, "its shards have tensors that are not in", WHOLE ".index.json");
 }
 
-/* Shards without an index are taken as they are: their names say that they are all there. */
-static icma_status check_index(const joining *j) {
+static icma_status check_index_file(const joining *j, const char *name, bool *found) {
     const icma_json_rules rules = {.max_depth = 8, .plain_integers = false};
     uint8_t *text = NULL;
     size_t size = 0;
     cJSON *root = NULL;
-    icma_error detail = {0};
-    char *path = icma_path_join(j->folder, WHOLE ".index.json");
-    if (!path)
-        return icma_finder_no_memory(j->finder);
-    icma_status status = icma_file_read_all(path, LARGEST_INDEX, &text, &size, &detail);
-    bool missing = status && status != ICMA_E_MEMORY && status != ICMA_E_LIMIT;
-    if (!status)
-        status = icma_json_parse((const char *)text, size, rules, &root, &detail);
-    if (!status)
+    icma_identity id;
+    char *path = icma_path_join(j->folder, name);
+    icma_status status = path ? ICMA_OK : icma_finder_no_memory(j->finder);
+    *found = path && icma_path_look(path, &id) == ICMA_ENTRY_FILE;
+    if (*found)
+        status = icma_file_read_all(path, LARGEST_INDEX, &text, &size, j->finder->error);
+    if (*found && status == ICMA_OK)
+        status = icma_json_parse((const char *)text, size, rules, &root, j->finder->error);
+    if (status != ICMA_OK)
+        icma_error_set_file(j->finder->error, path);
+    if (*found && status == ICMA_OK)
         status = check_map(j, cJSON_GetObjectItemCaseSensitive(root, "weight_map"));
-    else if (!missing)
-        status = icma_fail(j->finder->error, status, path, "%s", detail.message);
-    else
-        status = ICMA_OK;
     cJSON_Delete(root);
     icma_free(text);
     icma_free(path);
     return status;
+}
+
+/* transformers calls the index after the whole model, or after the adapter. Shards without one are taken as
+ * they are: their names say that they are all there. */
+static icma_status check_index(const joining *j) {
+    bool found;
+    icma_status status = check_index_file(j, WHOLE ".index.json", &found);
+    return status != ICMA_OK || found ? status : check_index_file(j, "model.safetensors.index.json", &found);
 }
 
 /* --- the whole ----------------------------------------------------------------------------------------- */
