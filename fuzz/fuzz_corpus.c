@@ -431,6 +431,7 @@ int main(int count, char **arguments) {
         put("json", json_seeds[i].name, json_seeds[i].text, strlen(json_seeds[i].text));
     put_safetensors();
     put_parts(put, make_folder);
+    put_archives(put, make_folder);
     put_containers();
     put_bundles();
     return 0;
