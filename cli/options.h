@@ -108,8 +108,8 @@ typedef enum cli_purpose { CLI_MAKES, CLI_TAKES, CLI_LOOKS, CLI_CONDITIONS, CLI_
 typedef struct cli_verb {
     const char *name;
     cli_purpose purpose;
-    const char *alias;           /* or NULL */
-    const char *also;            /* what other programs call it, with blanks between; for suggestions; may be NULL */
+    const char *alias; /* or NULL */
+    const char *also;  /* what other programs call it, with blanks between; for suggestions; may be NULL */
     const char *other_options;   /* what they call its options: "jobs=threads j=threads"; may be NULL */
     const char *operands;        /* after the verb in the usage line */
     const char *summary;         /* one line of `icma --help` */
@@ -118,7 +118,8 @@ typedef struct cli_verb {
     const char *const *examples; /* command, what it does, ..., NULL */
     const int *exits;            /* exit codes that it may give, up to -1 */
     size_t least_operands, most_operands;
-    const char *surplus; /* what operands beyond the most may have been meant for: "a folder to unpack into is -C DIR"; may be NULL */
+    const char *surplus; /* what operands beyond the most may have been meant for: "a folder to unpack into is
+                            -C DIR"; may be NULL */
     /* Writes the default of an option where there is one to tell beyond what `help` says; may be NULL. */
     void (*tell_default)(const cli_option *option, char *text, size_t size);
     size_t arguments_size; /* of a struct that starts with cli_common; zeroed before parsing */
@@ -140,7 +141,8 @@ bool cli_parse_real(const char *text, double *value);
 /* Edits (insert, delete, replace, swap of neighbours) from a to b; what "did you mean" goes by. */
 size_t cli_edit_distance(const char *a, const char *b);
 bool cli_is_near(const char *a, const char *b);
-/* Looks `word` up in "a b=c d": what follows its '=', of *length bytes, or itself; NULL if it is not there. `between` parts the words. */
+/* Looks `word` up in "a b=c d": what follows its '=', of *length bytes, or itself; NULL if it is not there.
+ * `between` parts the words. */
 const char *cli_look_up(const char *word, const char *list, char between, size_t *length);
 
 /* help.c */

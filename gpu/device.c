@@ -26,8 +26,8 @@ static const char *module_file(void) {
 
 static const icma_module *module; /* NULL until a GPU was asked for */
 
-/* A program that links libicma.a has a run path of its own: where libicma was to be installed is the second guess. `reason` is
- * that of the first. */
+/* A program that links libicma.a has a run path of its own: where libicma was to be installed is the second
+ * guess. `reason` is that of the first. */
 static void *open_library(const char *file, char *reason, size_t size) {
     char installed[1024];
     void *library = dlopen(file, RTLD_NOW | RTLD_LOCAL);
@@ -35,7 +35,8 @@ static void *open_library(const char *file, char *reason, size_t size) {
         return library;
     snprintf(reason, size, "%s", dlerror());
     int length = snprintf(installed, sizeof installed, "%s/%s", ICMA_MODULE_FOLDER, file);
-    return strchr(file, '/') || length >= (int)sizeof installed ? NULL : dlopen(installed, RTLD_NOW | RTLD_LOCAL);
+    return strchr(file, '/') || length >= (int)sizeof installed ? NULL
+                                                                : dlopen(installed, RTLD_NOW | RTLD_LOCAL);
 }
 
 static icma_status load_module(icma_error *error) {
@@ -48,7 +49,8 @@ static icma_status load_module(icma_error *error) {
         return icma_fail(error, ICMA_E_DEVICE, NULL, "this icma was built without CUDA; use --device cpu");
     void *library = open_library(file, reason, sizeof reason);
     if (!library)
-        return icma_fail(error, ICMA_E_DEVICE, NULL, "the CUDA part cannot be loaded: %s; use --device cpu", reason);
+        return icma_fail(error, ICMA_E_DEVICE, NULL, "the CUDA part cannot be loaded: %s; use --device cpu",
+                         reason);
     void *symbol = dlsym(library, ICMA_MODULE_ENTRANCE);
     memcpy(&enter, &symbol, sizeof enter); /* ISO C has no cast from an object's pointer to a function's */
     if (!enter || !(module = enter(ICMA_MODULE_VERSION))) {

@@ -5,8 +5,8 @@
  *
  * What knows CUDA is a module, icma_cuda.so, which is loaded when a GPU is asked for, so that the program
  * starts on machines without CUDA. It is looked for where the library or program that asks has its run path:
- * beside it in a build folder, in lib/icma of an installation; and, for programs that link libicma.a, in lib/icma of
- * the prefix that libicma was configured for.
+ * beside it in a build folder, in lib/icma of an installation; and, for programs that link libicma.a, in
+ * lib/icma of the prefix that libicma was configured for.
  */
 #ifndef ICMA_DEVICE_H
 #define ICMA_DEVICE_H
@@ -39,8 +39,10 @@ typedef struct icma_device_work {
  * last call said. Not thread-safe. */
 icma_status icma_device_open(const char *name, icma_precision precision, icma_device_work work,
                              const struct icma_ops **out, icma_error *error);
-/* Why `opened` is what icma_device_open(name, ..., work, ...) gave: a sentence for people, at most `size` bytes with its NUL. */
-void icma_device_explain(const char *name, icma_device_work work, const struct icma_ops *opened, char *text, size_t size);
+/* Why `opened` is what icma_device_open(name, ..., work, ...) gave: a sentence for people, at most `size`
+ * bytes with its NUL. */
+void icma_device_explain(const char *name, icma_device_work work, const struct icma_ops *opened, char *text,
+                         size_t size);
 /* "f32", "tf32", "bf16"; ICMA_E_USAGE for another. */
 icma_status icma_precision_from_name(const char *name, icma_precision *out, icma_error *error);
 
