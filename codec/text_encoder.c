@@ -33,11 +33,11 @@ static icma_status no_memory(icma_error *error) {
 /* --- opening
  * ------------------------------------------------------------------------------------------------- */
 
-static bool is_file(const char *path) {
+static icma_status look_for(const char *path) {
     icma_file *file;
-    bool there = icma_file_open(path, &file, NULL) == ICMA_OK;
+    icma_status status = icma_file_open(path, &file, NULL);
     icma_file_close(file);
-    return there;
+    return status;
 }
 
 /* The first of folder/places[i] that has the file `name`; NULL in *found: none does. */
@@ -47,14 +47,14 @@ static icma_status find_folder(const char *folder, const char *const *places, si
     for (size_t i = 0; i < count && !*found; i++) {
         char *there = places[i] ? icma_path_join(folder, places[i]) : icma_copy_string(folder);
         char *path = there ? icma_path_join(there, name) : NULL;
-        bool failed = !path;
-        if (path && is_file(path)) {
+        icma_status status = path ? look_for(path) : ICMA_E_MEMORY;
+        if (!status) {
             *found = there;
             there = NULL;
         }
         icma_free(path);
         icma_free(there);
-        if (failed)
+        if (status == ICMA_E_MEMORY)
             return no_memory(error);
     }
     return ICMA_OK;
