@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# What is installed beside the library (lib/), and Debian packages of it all: cmake --workflow --preset deb.
+# What is installed beside the library (library/), and Debian packages of it all: cmake --workflow --preset deb.
 install(TARGETS icma RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR} COMPONENT program)
 set(texts ${CMAKE_BINARY_DIR}/cli)
 install(FILES ${texts}/icma.1 DESTINATION ${CMAKE_INSTALL_MANDIR}/man1 COMPONENT program)

@@ -90,7 +90,7 @@ class Library(Installed):
         self.check_program(program)
 
     def listed(self):
-        return sorted(re.findall(r'^ +(icma_\w+);', (ROOT / 'lib' / 'libicma.map').read_text(), re.M))
+        return sorted(re.findall(r'^ +(icma_\w+);', (ROOT / 'cmake' / 'library' / 'libicma.map').read_text(), re.M))
 
     def test_exports_are_the_list(self):
         lines = run('nm', '-D', '--defined-only', self.libdir / 'libicma.so').splitlines()
