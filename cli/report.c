@@ -28,15 +28,19 @@ typedef struct report_arguments {
 #define AT(field) offsetof(report_arguments, field)
 
 static const cli_option report_options[] = {
+    CLI_ROW_HEADING("Output"),
     CLI_ROW(CLI_TEXT, 'o', "output", "FILE", AT(output),
             "r.html, r.json or r.txt, by its ending; - (the default) is\nstandard output, as text or with "
             "--json"),
     CLI_ROW_FLAG('f', "force", AT(force), "replace the output if it exists"),
+    CLI_ROW_HEADING("Beside the originals"),
     CLI_ROW(CLI_TEXT, 0, "against", "DIR", AT(against),
             "measure against the original adapters below DIR, or in\nan archive, not from what packing recorded"),
     CLI_ROW_FLAG(0, "zstd", AT(zstd),
                  "with --against: compress the originals with zstd -19,\nto compare; slow"),
     CLI_ROW_FLAG(0, "deep", AT(deep), "with --against: the largest element of each dW\ndifference too"),
+    CLI_ROWS_FINDING(report_arguments, finding),
+    CLI_ROW_HEADING("In the adapters' own task"),
     CLI_ROW(CLI_TEXT, 0, "eval", "CMD", AT(eval),
             "with --against: score originals and what the archive\ngives back by CMD, as in 'score.py {task} "
             "{adapter}':\n{adapter} is a PEFT folder; the last number that it\nprints is the score"),
@@ -47,11 +51,13 @@ static const cli_option report_options[] = {
             "last or all (default last, of each task)"),
     CLI_ROW_RANGE(CLI_REAL, 0, "eval-timeout", "SECONDS", AT(eval_timeout), 0.001, 1e9,
                   "end a run of CMD that takes longer (default: none)"),
+    CLI_ROW_HEADING("Map of the tasks"),
     CLI_ROW(CLI_TEXT, 0, "vectors", "DIR", AT(vectors),
             "map the vectors of samples in DIR/TASK.safetensors or\n.npy, a row a sample, not the archive's "
             "conditions"),
-    CLI_ROWS_FINDING(report_arguments, finding),
+    CLI_ROW_HEADING("Machine"),
     CLI_ROWS_DECODING(report_arguments, decoding),
+    CLI_ROW_HEADING("Talk"),
     CLI_ROW_QUIET,
     CLI_ROW_JSON,
     CLI_ROW_NO_PROGRESS,

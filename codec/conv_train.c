@@ -733,6 +733,7 @@ static icma_status choose_coding_somewhere(session *s, icma_error *error) {
 static icma_status finish(session *s, icma_error *error) {
     icma_generator *g = s->generator;
     size_t d = s->shape.latent, *kept = icma_alloc_array(d + 1, sizeof *kept);
+    icma_tell(&s->options->progress, "weights", 0, 0, NULL); /* until they can be tried */
     icma_status status = kept ? encode_all(s, error) : no_memory(error);
     if (!status) {
         g->kind = ICMA_GENERATOR_CONV;
@@ -850,6 +851,7 @@ icma_status icma_conv_train(icma_group *group, uint32_t index, const icma_gram *
     memset(out, 0, sizeof *out);
     session s = {.group = group, .gram = gram, .options = options, .ops = ops, .generator = generator, .training = out, .rng = icma_rng_seed(options->seed),
                  .diffusion = options->generator == ICMA_CHOOSE_DIFFUSION};
+    icma_tell(&options->progress, "prepare", 0, 0, NULL);
     icma_status status = prepare(&s, conditions, error);
     if (!status)
         status = learn(&s, index, error);

@@ -259,6 +259,7 @@ static icma_status compute(scan s, size_t limit, uint64_t seed, const icma_progr
     }
     if (!status && !s.frozen)
         icma_explain_verbatim(progress, group, s.why);
+    icma_tell(progress, "gram", done, bytes, NULL);
     scan_free(&s);
     if (status)
         icma_gram_free(out);

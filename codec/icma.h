@@ -65,7 +65,7 @@ typedef struct icma_progress {
     void *context;
 } icma_progress;
 
-/* What a phase's amounts count: "bytes", "checkpoints", "epochs", ...; NULL for a phase that is none of the library's. Static. */
+/* What a phase's amounts count: "bytes", "checkpoints", "epochs", ...; NULL for a phase that counts nothing, or is none of the library's. Static. */
 const char *icma_progress_unit(const char *phase);
 
 /* --- packing
