@@ -102,14 +102,15 @@ static inline icma_input_options icma_input_defaults(void) {
  * followed, those to folders last; a folder reached twice is searched once, so loops end. Hidden entries and
  * helper files of trainers (optimizer.*, scheduler.*, rng_state*, trainer_state.json, training_args.bin,
  * scaler.pt, tokenizer files ...) are passed over silently; other pickles (.bin .pt .pth .ckpt, by magic) are
- * skips; so are safetensors files without any tensor of an adapter ("not a LoRA adapter"), pipes and devices,
- * and folders that cannot be read. What would be a skip in a folder is ICMA_E_UNSUPPORTED (a pipe or device:
- * ICMA_E_FORMAT, an unreadable folder: ICMA_E_IO) where the user named it; side files, conditions and helpers
- * that are named are passed over (a shell's "task" slash star names them). Side files are the .json, .md and
- * .txt beside a folder's adapter, but helpers; over 1 MiB they are a skip. ICMA_E_USAGE naming both: two
- * folders that give the same task name, the same step of a task twice, task names that differ in ASCII case
- * only. ICMA_E_USAGE also for a task name that is not a safe path segment. A path that is missing, or nothing
- * found: ICMA_E_NOT_FOUND. A damaged safetensors file: its reader's status. */
+ * skips; so are archives, and safetensors files without any tensor of an adapter ("not a LoRA adapter"),
+ * pipes and devices, and folders that cannot be read. What would be a skip in a folder is ICMA_E_UNSUPPORTED
+ * (a pipe or device: ICMA_E_FORMAT, an unreadable folder: ICMA_E_IO) where the user named it; side files,
+ * conditions and helpers that are named are passed over (a shell's "task" slash star names them). Side files
+ * are the .json, .md and .txt beside a folder's adapter, but helpers; over 1 MiB they are a skip.
+ * ICMA_E_USAGE naming both: two folders that give the same task name, the same step of a task twice, task
+ * names that differ in ASCII case only. ICMA_E_USAGE also for a task name that is not a safe path segment. A
+ * path that is missing, or nothing found: ICMA_E_NOT_FOUND. A damaged safetensors file: its reader's status.
+ */
 icma_status icma_inputs_find(const char *const *paths, size_t path_count, icma_inputs *out,
                              icma_error *error);
 /* The same, with other options than icma_input_defaults(). */

@@ -37,10 +37,6 @@ static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 
 /* --- the temporary ------------------------------------------------------------------------------------- */
 
-static icma_status fail_errno(icma_error *error, const char *path, const char *action, int code) {
-    return icma_fail(error, ICMA_E_IO, path, "%s: %s", action, strerror(code));
-}
-
 static int open_nameless(const char *folder) {
     int descriptor = -1;
 #if defined(O_TMPFILE)
@@ -75,7 +71,9 @@ icma_status icma_spool_create(const char *folder, icma_spool **out, icma_error *
     spool->owners = 1;
     spool->descriptor = open_nameless(folder);
     if (spool->descriptor < 0) {
-        icma_status status = fail_errno(error, folder, "cannot make a temporary file in it", errno);
+        icma_status status = icma_fail(
+            error, ICMA_E_IO, folder,
+            "cannot make a temporary file in it: %s; name another folder with --tmp", strerror(errno));
         icma_free(spool);
         return status;
     }
@@ -147,7 +145,10 @@ icma_status icma_spool_write(icma_spool *spool, const void *data, size_t size, i
         if (put < 0 && errno == EINTR)
             continue;
         if (put < 0)
-            return fail_errno(error, last->path, "cannot be unpacked to a temporary file", errno);
+            return icma_fail(
+                error, ICMA_E_IO, last->path,
+                "cannot be unpacked to a temporary file: %s; name a folder with more room with --tmp",
+                strerror(errno));
         from += put;
         size -= (size_t)put;
         spool->size += (uint64_t)put;
@@ -341,7 +342,7 @@ icma_status icma_spool_read(icma_spool *spool, uint64_t offset, void *out, size_
         if (got < 0 && errno == EINTR)
             continue;
         if (got < 0)
-            return fail_errno(error, path, "cannot read its temporary copy", errno);
+            return icma_fail(error, ICMA_E_IO, path, "cannot read its temporary copy: %s", strerror(errno));
         if (got == 0)
             return icma_fail(error, ICMA_E_IO, path, "its temporary copy is too short");
         to += got;
