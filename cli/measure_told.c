@@ -31,7 +31,9 @@ icma_status cli_measure_print(const cli_measure *measure, FILE *out, icma_error 
         add_score_row(&table, "all", &measure->total, measure->deep);
     icma_status status = cli_table_print(&table, 0, out, error);
     double explained = cli_measure_explained(measure);
-    if (!status && !isnan(explained))
+    if (!status && explained <= 0)
+        fputs("\nvariance within tasks explained: none; checkpoints of a task differ by less than the errors\n", out);
+    else if (!status && !isnan(explained))
         fprintf(out, "\nvariance within tasks explained: %.1f %%\n", 100 * explained);
     return status;
 }

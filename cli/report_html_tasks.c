@@ -221,7 +221,7 @@ static void put_generator(const cli_report_group *group, FILE *out) {
     if (isfinite(explained)) {
         fputs("<tr>", out);
         cli_html_cell(out, false, "variance within tasks in its span");
-        cli_html_cell(out, true, cli_percent(explained, 1).text);
+        cli_html_cell(out, true, explained > 0 ? cli_percent(explained, 1).text : "none");
         fputs("</tr>\n", out);
     }
     cli_html_table_end(out);
