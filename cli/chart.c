@@ -7,6 +7,7 @@
 #include <string.h>
 
 static const double character = 6.4, line_gap = 22, word_gap = 14;
+static const double largest = 1e300; /* powers of ten near it, and near its inverse, are finite and above 0 */
 
 /* --- scales ------------------------------------------------------------------------------------------- */
 
@@ -33,7 +34,15 @@ static double round_down(double x) {
     return power * (digits >= 4.9999999 ? 5 : digits >= 1.9999999 ? 2 : 1);
 }
 
+static double clamp(double value, double least, double most) {
+    return fmin(fmax(value, least), most);
+}
+
+/* An archive's record may say any number. */
 void cli_scale_round(cli_scale *s) {
+    double least = s->log ? 1 / largest : -largest;
+    s->low = clamp(s->low, least, largest);
+    s->high = clamp(s->high, least, largest);
     if (s->log) {
         s->low = round_down(s->low);
         s->high = round_up(s->high);

@@ -22,7 +22,7 @@ typedef struct cli_scale {
 /* A value beyond the scale, and NaN, lie at its nearer end (NaN at its start). */
 double cli_scale_at(const cli_scale *scale, double value);
 /* Widens a linear scale's ends to even numbers, and a logarithmic one's to 1, 2 or 5 times a power of ten.
- * Equal ends are moved apart. */
+ * Equal ends are moved apart; those beyond 1e300, or of a logarithmic one below 1e-300, are moved there. */
 void cli_scale_round(cli_scale *scale);
 /* Round numbers in the scale, at least `gap` pixels apart; how many. */
 size_t cli_scale_ticks(const cli_scale *scale, double gap, double ticks[CLI_MOST_TICKS]);

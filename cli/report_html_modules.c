@@ -104,8 +104,9 @@ static size_t common_length(char (*names)[NAME_ROOM], size_t count) {
 static int shade_of(const heat *h, double error) {
     if (!(h->most > h->least))
         return h->most > 0 ? SHADES / 2 : 0;
-    int shade = (int)(SHADES * (error - h->least) / (h->most - h->least));
-    return shade < SHADES ? shade : SHADES - 1;
+    double part = (error / 2 - h->least / 2) /
+                  (h->most / 2 - h->least / 2); /* halves: of any numbers that a record says */
+    return (int)fmin(SHADES * part, SHADES - 1);
 }
 
 static double widest(char (*names)[NAME_ROOM], size_t count, size_t skip, size_t most) {
