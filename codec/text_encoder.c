@@ -4,6 +4,7 @@
 #include "input_names.h"
 #include "memory.h"
 #include "text_inside.h"
+#include "utf8.h"
 
 #include <math.h>
 #include <string.h>
@@ -87,7 +88,8 @@ static icma_status open_tokenizer(icma_text_encoder *e, const char *folder, icma
     return status;
 }
 
-/* The folder's name where config.json has none. */
+/* The folder's name where config.json has none; bytes of it that are no UTF-8 are question marks, for it
+ * becomes JSON. */
 static icma_status name_encoder(icma_text_encoder *e, const char *folder, icma_error *error) {
     size_t end = strlen(folder), start;
     if (e->id)
@@ -96,8 +98,14 @@ static icma_status name_encoder(icma_text_encoder *e, const char *folder, icma_e
         end--;
     for (start = end; start > 0 && folder[start - 1] != '/';)
         start--;
-    e->id = icma_copy_text(folder + start, end - start);
-    return e->id ? ICMA_OK : no_memory(error);
+    if (!(e->id = icma_copy_text(folder + start, end - start)))
+        return no_memory(error);
+    for (size_t at = 0, length; at < end - start; at += length ? length : 1) {
+        length = icma_utf8_length((const uint8_t *)e->id + at, end - start - at);
+        if (!length)
+            e->id[at] = '?';
+    }
+    return ICMA_OK;
 }
 
 static icma_status load(icma_text_encoder *e, const char *folder, icma_error *error) {

@@ -81,6 +81,8 @@ static icma_status add_indexed(weight_loader *l, const char *folder, const char 
     if (!status && !cJSON_IsObject(map))
         status =
             icma_fail(error, ICMA_E_CORRUPT, path, "not an index of weights; an object with a weight_map is");
+    if (!status && !map->child)
+        status = icma_fail(error, ICMA_E_CORRUPT, path, "a weight_map without weights");
     for (item = map ? map->child : NULL; !status && item; item = item->next) {
         const char *name = cJSON_GetStringValue(item);
         if (!name || !icma_path_segment_is_safe(name))

@@ -3,6 +3,7 @@
 """embed and pack --text-from, with a tiny text encoder whose numbers are computed here once more; encoders that are damaged, hostile or not whole."""
 import json
 import math
+import os
 import random
 import struct
 
@@ -173,6 +174,15 @@ class Embed(Encoder):
         self.assertNotEqual(file.read_bytes(), data)
         self.assertEqual(self.run_icma(0, 'embed', '--encoder', 'clip', '--text', 'cat', '-o', '-').out.replace(b'clip/', b'clip'), data)
 
+    def test_folder_that_is_no_text(self):
+        """Its name stands for the encoder's, in a header that is JSON."""
+        folder = self.here / os.fsdecode(b'n\xff\xc3\xa9')
+        os.rename(self.encoder(), folder)
+        self.run_icma(0, 'embed', '--encoder', folder, '--text', 'cat', '-o', 'v.safetensors')
+        image = (self.here / 'v.safetensors').read_bytes()
+        header = json.loads(image[8:8 + int.from_bytes(image[:8], 'little')].decode())
+        self.assertEqual(header['__metadata__']['encoder'], 'n?\u00e9')
+
     def test_hash(self):
         """Of the weights: another number, another hash; another dtype too."""
         self.encoder()
@@ -256,7 +266,7 @@ class Embed(Encoder):
         index = {n: 'a.safetensors' if n in half else 'b.safetensors' for n in weights()}
         (folder / 'model.safetensors.index.json').write_text(json.dumps({'metadata': {'total_size': 1}, 'weight_map': index}))
         self.assertNear(self.embed(['dog'])[0], embedding(weights(), 'dog'))
-        for text, code in [('{}', 4), ('{"weight_map": 3}', 4), ('{"weight_map": {"a": "../a.safetensors"}}', 4), ('{"weight_map": {"a": 3}}', 4), ('{"weight_map": {"a": "c.safetensors"}}', 7),
+        for text, code in [('{}', 4), ('{"weight_map": 3}', 4), ('{"weight_map": {}}', 4), ('{"weight_map": {"a": "../a.safetensors"}}', 4), ('{"weight_map": {"a": 3}}', 4), ('{"weight_map": {"a": "c.safetensors"}}', 7),
                            ('{"weight_map": {"a": "a.safetensors"}}', 7), (json.dumps({'weight_map': {f'{i}': f'{i}.safetensors' for i in range(3)}}), 7)]:
             with self.subTest(text):
                 (folder / 'model.safetensors.index.json').write_text(text)
