@@ -347,9 +347,6 @@ static icma_status unpack_planned(const cli_unpack *a, icma_bundle *bundle, cons
         status = unpack_all(a, bundle, path, writing, plan, partial, error);
     cli_progress_clear();
     *partial |= writing->told.left_out > 0;
-    /* Nothing at all is not a part. */
-    if (!status && *partial && !any_is_there(plan))
-        status = icma_fail(error, ICMA_E_CORRUPT, path, "nothing of it could be unpacked");
     return status;
 }
 
@@ -370,10 +367,16 @@ static icma_status unpack_plan(const cli_unpack *a, icma_bundle *bundle, const c
         status = check_sections(bundle, plan, error);
     if (!status && !a->dry_run)
         status = unpack_planned(a, bundle, path, writing, plan, partial, error);
-    icma_status closed = cli_writing_close(writing, status == ICMA_OK && !a->dry_run, error);
+    bool nothing = !status && !a->dry_run && *partial && !any_is_there(plan);
+    icma_status closed = cli_writing_close(writing, status == ICMA_OK && !a->dry_run && !nothing, error);
     if (!status)
         status = closed;
-    return status ? status : cli_unpack_tell(a, path, writing, plan, error);
+    if (!status)
+        status = cli_unpack_tell(a, path, writing, plan, error);
+    /* Nothing at all is not a part. */
+    if (!status && nothing)
+        status = icma_fail(error, ICMA_E_CORRUPT, path, "nothing of it could be unpacked");
+    return status;
 }
 
 static icma_status check_options(const cli_unpack *a, icma_error *error) {
