@@ -121,8 +121,10 @@ static int compare_factors(const void *left, const void *right, const void *cont
 }
 
 bool icma_adapter_names(const char *name) {
-    static const char *const starts[] = {"lora_", "hada_", "lokr_", "oft_", "boft_", "vera_", "ia3_", "adaption_", "prompt_embeddings", NULL};
-    static const char *const wholes[] = {"dora_scale", "diff", "diff_b", "w_norm", "b_norm", "on_input", "bias_indices", NULL};
+    static const char *const starts[] = {
+        "lora_", "hada_", "lokr_", "oft_", "boft_", "vera_", "ia3_", "adaption_", "prompt_embeddings", NULL};
+    static const char *const wholes[] = {"dora_scale", "diff",     "diff_b",       "w_norm",
+                                         "b_norm",     "on_input", "bias_indices", NULL};
     icma_factor_name factor;
     if (icma_factor_name_parse(name, &factor))
         return true;
@@ -175,7 +177,7 @@ static char *copy_module(const char *name) {
     icma_factor_name factor;
     if (!icma_factor_name_parse(name, &factor))
         return NULL;
-    if (factor.naming >= ICMA_NAMING_HADA1)
+    if (!icma_naming_is_lora(factor.naming))
         return icma_copy_text(factor.module, factor.module_length + matrix);
     return icma_copy_text(factor.module, factor.module_length > 0 ? factor.module_length - 1 : 0);
 }
@@ -373,7 +375,8 @@ double icma_pair_scale(const char *config, size_t config_size, const char *modul
 }
 
 /* The number of "<module>.alpha", which a pair of the file may have beside it. */
-static bool read_alpha(const icma_safetensors *tensors, const uint8_t *data, const icma_pair *pair, double *alpha) {
+static bool read_alpha(const icma_safetensors *tensors, const uint8_t *data, const icma_pair *pair,
+                       double *alpha) {
     char name[ICMA_MAX_NAME + 8];
     icma_factor_name factor;
     const icma_tensor_info *a = &tensors->tensors[pair->a];
@@ -385,15 +388,18 @@ static bool read_alpha(const icma_safetensors *tensors, const uint8_t *data, con
     if (at == SIZE_MAX || tensors->tensors[at].count != 1)
         return false;
     const icma_tensor_info *found = &tensors->tensors[at];
-    return icma_element_to_double(found->dtype, data + found->begin, alpha) && isfinite(*alpha) && *alpha != 0.0;
+    return icma_element_to_double(found->dtype, data + found->begin, alpha) && isfinite(*alpha) &&
+           *alpha != 0.0;
 }
 
-icma_status icma_pairs_scales_in(const icma_safetensors *tensors, const uint8_t *data, const char *config, size_t config_size,
-                                 const icma_pairs *pairs, double *scales, icma_error *error) {
+icma_status icma_pairs_scales_in(const icma_safetensors *tensors, const uint8_t *data, const char *config,
+                                 size_t config_size, const icma_pairs *pairs, double *scales,
+                                 icma_error *error) {
     icma_status status = icma_pairs_scales(config, config_size, pairs, scales, error);
     for (size_t i = 0; status == ICMA_OK && i < pairs->count; i++) {
         double alpha = 0.0;
-        if (read_alpha(tensors, data, &pairs->list[i], &alpha) && plausible_scale(alpha / (double)pairs->list[i].rank))
+        if (read_alpha(tensors, data, &pairs->list[i], &alpha) &&
+            plausible_scale(alpha / (double)pairs->list[i].rank))
             scales[i] = alpha / (double)pairs->list[i].rank;
     }
     return status;

@@ -8,10 +8,10 @@
  * (lora.down.weight, x_lora.down.weight, lora_linear_layer.down.weight) are recognised. Factors are F32, F16
  * or BF16 and not empty. A kohya pair with a lora_mid between its factors is no B A, so not a pair.
  *
- * LyCORIS's LoHa and LoKr make dW of two matrices W1 and W2 (their Hadamard, or Kronecker product), each of which may be
- * a product of two factors: such a product is a pair, so what is measured and bounded is W1 and W2. For LoKr the relative
- * error of dW is that of W2 where W1 is exact. DoRA's dW is that of its factors: the magnitudes, which scale the rows of
- * W + dW, are tensors of their own.
+ * LyCORIS's LoHa and LoKr make dW of two matrices W1 and W2 (their Hadamard, or Kronecker product), each of
+ * which may be a product of two factors: such a product is a pair, so what is measured and bounded is W1 and
+ * W2. For LoKr the relative error of dW is that of W2 where W1 is exact. DoRA's dW is that of its factors:
+ * the magnitudes, which scale the rows of W + dW, are tensors of their own.
  */
 #ifndef ICMA_ADAPTER_H
 #define ICMA_ADAPTER_H
@@ -41,8 +41,15 @@ typedef enum icma_naming {
     ICMA_NAMING_LOKR2      /* lokr_w2_a, lokr_w2_b; lokr_t2 */
 } icma_naming;
 
+/* Whether factors of this naming make dW = B A, up to a scale. LyCORIS's make two matrices that dW is made
+ * of. */
+static inline bool icma_naming_is_lora(icma_naming naming) {
+    return naming < ICMA_NAMING_HADA1;
+}
+
 typedef struct icma_factor_name {
-    const char *module; /* the tensor's name; its first module_length bytes are the module and its separator, "." or "_" */
+    const char *module; /* the tensor's name; its first module_length bytes are the module and its separator,
+                           "." or "_" */
     size_t module_length;
     const char *adapter;
     size_t adapter_length; /* 0: the name has none */
@@ -66,7 +73,8 @@ typedef struct icma_pairs {
     size_t count;
 } icma_pairs;
 
-/* Whether a tensor's name is one that adapters' tensors have, in a pair or not: LoRA's, DoRA's, LyCORIS's, (IA)3's, ... */
+/* Whether a tensor's name is one that adapters' tensors have, in a pair or not: LoRA's, DoRA's, LyCORIS's,
+ * (IA)3's, ... */
 bool icma_adapter_names(const char *name);
 
 /* Finds the pairs of one file in O(n log n). A name that looks like a factor but has no partner, or whose
@@ -80,10 +88,12 @@ void icma_pairs_free(icma_pairs *pairs); /* leaves it zeroed */
  * reads them as regular expressions; here they are plain names). Returns 1 when `config` is NULL, or not to
  * be understood: relative errors do not depend on it, only absolute ones do. */
 double icma_pair_scale(const char *config, size_t config_size, const char *module, uint64_t rank);
-/* What stands in the file itself goes before that: alpha / rank where a pair has an "alpha" beside it, one number,
- * as kohya and LyCORIS write it. `data` are the tensors'. scales[i] for pairs->list[i]. ICMA_E_MEMORY only. */
-icma_status icma_pairs_scales_in(const icma_safetensors *tensors, const uint8_t *data, const char *config, size_t config_size,
-                                 const icma_pairs *pairs, double *scales, icma_error *error);
+/* What stands in the file itself goes before that: alpha / rank where a pair has an "alpha" beside it, one
+ * number, as kohya and LyCORIS write it. `data` are the tensors'. scales[i] for pairs->list[i]. ICMA_E_MEMORY
+ * only. */
+icma_status icma_pairs_scales_in(const icma_safetensors *tensors, const uint8_t *data, const char *config,
+                                 size_t config_size, const icma_pairs *pairs, double *scales,
+                                 icma_error *error);
 /* The same for all pairs at once, reading the text once: scales[i] for pairs->list[i]. ICMA_E_MEMORY only. */
 icma_status icma_pairs_scales(const char *config, size_t config_size, const icma_pairs *pairs, double *scales,
                               icma_error *error);

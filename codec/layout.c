@@ -343,7 +343,7 @@ static icma_status make_config(conversion *c, icma_component component, icma_lay
     for (size_t p = 0; !status && p < c->map.pairs.count; p++) {
         const icma_pair *pair = &c->map.pairs.list[p];
         const icma_mapped *a = &c->map.list[pair->a];
-        if (a->fate != ICMA_FATE_KEPT || a->component != component)
+        if (a->fate != ICMA_FATE_KEPT || a->component != component || !a->module)
             continue;
         modules[count] = (icma_config_module){.path = a->module, .rank = pair->rank};
         status = alpha_of(c, p, &modules[count++].alpha, error);
@@ -384,6 +384,14 @@ static bool takes_alphas(const icma_layout_map *map) {
     return false;
 }
 
+/* LyCORIS's has none: no configuration can be made for it. */
+static bool has_lora(const icma_layout_map *map) {
+    for (size_t p = 0; p < map->pairs.count; p++)
+        if (map->list[map->pairs.list[p].a].module)
+            return true;
+    return false;
+}
+
 /* Side files go with the only adapter there is; kohya's file stands alone. */
 static icma_status place_files(conversion *c, icma_component component, icma_layout_adapter *to,
                                icma_error *error) {
@@ -391,7 +399,8 @@ static icma_status place_files(conversion *c, icma_component component, icma_lay
     if (layout == ICMA_LAYOUT_KOHYA && !c->map.as_is)
         return ICMA_OK;
     icma_status status = ICMA_OK;
-    bool own = !c->map.several && (layout != ICMA_LAYOUT_PEFT || (c->config && !takes_alphas(&c->map)));
+    bool own = !c->map.several && (layout != ICMA_LAYOUT_PEFT || (c->config && !takes_alphas(&c->map)) ||
+                                   (c->map.as_is && !has_lora(&c->map)));
     for (size_t i = 0; !status && !c->map.several && i < c->from->file_count; i++) {
         icma_decoded_file *file = &c->from->files[i];
         bool config = file == icma_config_find(c->from);

@@ -162,16 +162,19 @@ static icma_status name_kohya(icma_mapped *m, const char *tail, pipeline p, icma
         m->reason = "it has no counterpart in the UNet that kohya names";
     if (!path)
         return m->reason ? ICMA_OK : no_memory(error);
-    flatten(path);
-    if (!icma_path_from_flat(path, strlen(path), &back, &out_of_memory) && !out_of_memory)
-        m->reason = "its module has parts that could not be told from kohya's flat name again";
-    if (out_of_memory)
-        status = no_memory(error);
-    if (back) {
-        flatten(back);
-        status = name_of(error, &m->name, prefix, path, tail);
+    char *flat = icma_copy_string(path);
+    if (flat) {
+        flatten(flat);
+        icma_path_from_flat(flat, strlen(flat), &back, &out_of_memory);
     }
+    if (!flat || out_of_memory)
+        status = no_memory(error);
+    else if (!back || strcmp(back, path) != 0)
+        m->reason = "its module has parts that could not be told from kohya's flat name again";
+    else
+        status = name_of(error, &m->name, prefix, flat, tail);
     icma_free(back);
+    icma_free(flat);
     icma_free(path);
     return status;
 }
@@ -198,7 +201,7 @@ static icma_status map_tensor(const icma_safetensors *tensors, icma_layout layou
     size_t length;
     icma_status status = ICMA_OK;
     bool parsed = icma_factor_name_parse(name, &factor),
-         is_factor = parsed && map->pairs.roles[t] != ICMA_ROLE_OTHER;
+         is_factor = parsed && map->pairs.roles[t] != ICMA_ROLE_OTHER && icma_naming_is_lora(factor.naming);
     m->is_alpha = !is_factor && ends_with(name, ".alpha", &length);
     if (layout == ICMA_LAYOUT_ORIGINAL)
         return ICMA_OK;
@@ -207,8 +210,9 @@ static icma_status map_tensor(const icma_safetensors *tensors, icma_layout layou
     if (is_factor || m->is_alpha)
         status = locate(name, length, &where, &m->reason, error);
     else if (layout != ICMA_LAYOUT_PEFT || !is_peft_name(name))
-        m->reason = parsed && factor.role != ICMA_ROLE_OTHER ? "it has no partner to make a B A with"
-                                                             : why_nowhere(name);
+        m->reason = parsed && factor.role != ICMA_ROLE_OTHER && icma_naming_is_lora(factor.naming)
+                        ? "it has no partner to make a B A with"
+                        : why_nowhere(name);
     m->component = m->model = where.component;
     m->module = where.module;
     if (is_factor && factor.naming == ICMA_NAMING_EMBEDDING && layout == ICMA_LAYOUT_KOHYA)

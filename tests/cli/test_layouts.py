@@ -313,6 +313,26 @@ class Peft(Layouts):
         self.fails(6, 'unpack', 'b.icma', '--layout', 'peft', '-C', 'none', saying='flat name')
         self.run_icma(0, 'unpack', 'b.icma', '-C', 'as_it_was')
 
+    def test_lycoris_is_no_lora(self):
+        """Factors of LoHa and LoKr come in pairs, and dW is not what a pair makes: nothing may be left to load as if it were."""
+        loha = {f'hada_w{i}_{f}': s for i in (1, 2) for f, s in (('a', (16, 4)), ('b', (4, 16)))}
+        lokr = {'lokr_w1': (4, 4), 'lokr_w2_a': (4, 2), 'lokr_w2_b': (2, 4)}
+        for kind, factors in (('LOHA', loha), ('LOKR', lokr)):
+            with self.subTest(kind):
+                tensors = {f'{CLIP[0]}.{n}': ('F32', s, floats([0.5] * math.prod(s))) for n, s in factors.items()}
+                image = kohya_file({**tensors, f'{CLIP[0]}.alpha': ('F32', (), floats([2.0]))})
+                self.pack({'style.safetensors': image}, '-f')
+                self.fails(6, 'unpack', 'b.icma', '--layout', 'peft', '-C', 'none', saying='LoHa and LoKr')
+                self.fails(4, 'unpack', 'b.icma', '--layout', 'peft', '--keep-going', '-C', 'none', saying='nothing of')
+                self.assertFalse((self.here / 'none').exists())
+                (self.here / 'tree' / 'style.safetensors').unlink()
+                tensors = {n.replace(CLIP[0], 'base_model.model.layers.0.fc1'): t for n, t in tensors.items()}
+                self.pack({f'p/{MODEL}': compact(tensors), f'p/{CONFIG_NAME}': json.dumps({'peft_type': kind, 'alpha': 2, 'r': 4})}, '-f')
+                self.unpack('--layout', 'peft', folder=kind)
+                self.assertEqual(read(self.out(f'p/{MODEL}', kind))[0].keys(), tensors.keys())
+                self.assertEqual(json.loads(self.out(f'p/{CONFIG_NAME}', kind))['peft_type'], kind)
+                (self.here / 'tree' / 'p' / MODEL).unlink()
+
 
 class Kohya(Layouts):
     def setUp(self):
@@ -361,6 +381,10 @@ class Kohya(Layouts):
         self.tensors = {n.replace('mlp.down_proj', 'my_odd_part'): t for n, t in self.tensors.items()}
         self.write()
         self.fails(6, 'unpack', 'b.icma', '--layout', 'kohya', saying='my_odd_part')
+        known, self.tensors = self.tensors, {n.replace('my_odd_part', 'mlp.gate.up_proj'): t for n, t in self.tensors.items()}
+        self.write()  # flat, it is mlp.gate_up_proj as well
+        self.fails(6, 'unpack', 'b.icma', '--layout', 'kohya', saying='mlp.gate.up_proj')
+        self.tensors = known
         self.tensors = {n.replace('model.layers.1.my_odd_part', 'transformer_blocks.0.attn.to_q'): t for n, t in self.tensors.items()}
         self.write()
         self.fails(6, 'unpack', 'b.icma', '--layout', 'kohya', saying='another implementation')
