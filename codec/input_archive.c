@@ -216,7 +216,8 @@ static bool is_wanted(const unpacking *u) {
     const char *inside = u->member + strlen(u->path), *name = icma_path_last(inside);
     if (strstr(inside, "/."))
         return false;
-    return icma_name_is_condition(name) || icma_name_is_archive(name) || icma_name_ends_with(name, ".safetensors.index.json") || icma_name_is_side(name) ||
+    return icma_name_is_condition(name) || icma_name_is_archive(name) ||
+           icma_name_ends_with(name, ".safetensors.index.json") || icma_name_is_side(name) ||
            icma_name_is_pickle(name) ||
            (icma_name_ends_with(name, ".safetensors") && !icma_name_is_helper(name));
 }
@@ -289,7 +290,8 @@ static icma_status take_member(unpacking *u, struct archive_entry *entry) {
                          (int)MOST_NAMES);
     /* Of what is only told to be a pickle or an archive, the beginning will do. */
     return copy_member(u, !icma_name_ends_with(u->member, ".safetensors") &&
-                              !icma_name_is_condition(icma_path_last(u->member)) && !icma_name_ends_with(u->member, ".json") &&
+                              !icma_name_is_condition(icma_path_last(u->member)) &&
+                              !icma_name_ends_with(u->member, ".json") &&
                               !icma_name_is_side(icma_path_last(u->member)));
 }
 

@@ -153,17 +153,28 @@ static bool holds(const icma_listing *entries, const char *name) {
     return false;
 }
 
-/* The shards of a folder are taken when one of them is come by; `first` tells whether it is the first. */
-static icma_status take_shards(icma_finder *f, const icma_place *here, const char *name, bool first,
+/* The first of a folder's shards. */
+static icma_identity first_shard(const icma_listing *entries) {
+    size_t number, count;
+    for (size_t i = 0; i < entries->count; i++)
+        if (icma_name_shard(entries->list[i].name, &number, &count))
+            return entries->list[i].id;
+    return (icma_identity){0};
+}
+
+/* Whichever shard is come by or named, all are taken, once. */
+static icma_status take_shards(icma_finder *f, const icma_place *here, const char *name,
                                const icma_listing *entries) {
     static const char whole[] = "adapter_model.safetensors";
     size_t number, count, before = f->found_count;
-    if (!first || !icma_name_shard(name, &number, &count))
-        return ICMA_OK;
+    bool first = true; /* in a folder that cannot be listed joining tells what is missing */
+    icma_status status = entries->count > 0 ? icma_finder_visit(f, first_shard(entries), &first) : ICMA_OK;
+    if (status || !first || !icma_name_shard(name, &number, &count))
+        return status;
     if (holds(entries, whole))
         return skip_entry(f, here->path, name,
                           "a shard beside a whole adapter_model.safetensors, which is taken");
-    icma_status status = icma_shards_join(f, here->path, entries, count);
+    status = icma_shards_join(f, here->path, entries, count);
     if (!status)
         status = take_folder_adapter(f, here, whole, entries);
     if (!status && f->found_count > before)
@@ -216,10 +227,10 @@ static icma_status take_file(icma_finder *f, const icma_place *here, const icma_
     if (icma_name_is_folder_adapter(name))
         return take_folder_adapter(f, here, name, entries);
     size_t number, count;
-    if (icma_name_shard(name, &number, &count))
-        return take_shards(f, here, name,
-                           file == entries->list || !icma_name_shard(file[-1].name, &number, &count),
-                           entries);
+    if (icma_name_shard(name, &number, &count)) /* the first of a row of them */
+        return file > entries->list && icma_name_shard(file[-1].name, &number, &count)
+                   ? ICMA_OK
+                   : take_shards(f, here, name, entries);
     char *path = icma_path_join(here->path, name);
     icma_identity id; /* of this folder, which for checkpoint-N is not here->home */
     icma_status status = ICMA_OK;
@@ -430,7 +441,6 @@ static icma_status find_in_folder(icma_finder *f, const char *path, icma_identit
     return status;
 }
 
-/* Of shards, which a shell names all, the first stands for them. */
 static icma_status find_folder_adapter(icma_finder *f, const char *parent, const char *name) {
     icma_listing entries = {0};
     char *folder = NULL;
@@ -441,7 +451,7 @@ static icma_status find_folder_adapter(icma_finder *f, const char *parent, const
         status = locate_folder(f, parent, &folder, &here);
     size_t number, count;
     if (status == ICMA_OK && icma_name_shard(name, &number, &count))
-        status = take_shards(f, &here, name, number == 1, &entries);
+        status = take_shards(f, &here, name, &entries);
     else if (status == ICMA_OK)
         status = take_folder_adapter(f, &here, name, &entries);
     icma_free(folder);
@@ -558,8 +568,11 @@ static icma_status find_path(icma_finder *f, const char *path) {
     }
     if (S_ISDIR(about.st_mode))
         return find_in_folder(f, path, (icma_identity){about.st_dev, about.st_ino});
-    if (S_ISREG(about.st_mode) && is_archive(path, (uint64_t)about.st_size))
-        return find_in_archive(f, path, -1);
+    if (S_ISREG(about.st_mode) && is_archive(path, (uint64_t)about.st_size)) {
+        bool first; /* named twice, it is searched once, as a folder */
+        icma_status status = icma_finder_visit(f, (icma_identity){about.st_dev, about.st_ino}, &first);
+        return status || !first ? status : find_in_archive(f, path, -1);
+    }
     if (S_ISREG(about.st_mode))
         return find_file(f, path, (uint64_t)about.st_size);
     return icma_fail(f->error, ICMA_E_FORMAT, path, "a pipe, socket or device; give a file or a folder");

@@ -47,6 +47,10 @@ class Archives(Case):
             self.run_icma(0, 'pack', archive, '-o', 'x.icma', '-f', *LATENT, *QUICK)
             self.assertEqual((self.here / 'x.icma').read_bytes(), (self.shop / 'small.icma').read_bytes(), archive)
 
+    def test_named_twice(self):
+        archive = tar(self.here / 'a.tar', self.tree)
+        self.assertIn('12 checkpoints of 3 tasks', self.run_icma(0, 'pack', archive, archive, '../' + self.here.name + '/a.tar', '-n').text)
+
     def test_standard_input(self):
         for archive in self.archives():
             with open(archive, 'rb') as file:
@@ -207,6 +211,10 @@ class Trees(Case):
             self.assertEqual(files_below(self.here / 'out'), ['cat/adapter_model.safetensors'])
             back = (self.here / 'out/cat/adapter_model.safetensors').read_bytes()
             self.assertEqual(back[len(header_of(back)):], whole[len(header_of(whole)):])
+        for named in (('1',), ('2',), ('1', '2'), ('2', '1')):
+            self.run_icma(0, 'pack', *(folder / f'adapter_model-0000{n}-of-00002.safetensors' for n in named), '-o', 'y.icma', '-f', '--tier', 'lossless')
+            self.assertEqual((self.here / 'y.icma').read_bytes(), (self.here / 'x.icma').read_bytes(), named)
+        self.assertIn('1 checkpoint of 1 task', self.run_icma(0, 'pack', 'in', folder / 'adapter_model-00002-of-00002.safetensors', '-n').text)
         (folder / 'adapter_model-00001-of-00002.safetensors').unlink()
         self.fails(4, 'pack', 'in', '-n', saying='1 of 2')
 

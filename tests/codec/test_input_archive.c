@@ -280,7 +280,10 @@ static void archives_go_together(void **state) {
         icma_inputs_free(left);
     }
     const char *twice[] = {paths[1], paths[1]};
-    assert_int_equal(icma_inputs_find(twice, 2, &first, NULL), ICMA_E_CORRUPT);
+    assert_int_equal(icma_inputs_find(twice, 2, &first, NULL),
+                     ICMA_OK); /* as a folder, it is searched once */
+    assert_int_equal(first.task_count, 1);
+    icma_inputs_free(&first);
     for (size_t i = 0; i < COUNT(paths); i++)
         support_free(paths[i]);
 }
@@ -433,9 +436,7 @@ static void hostile_members_are_refused(void **state) {
         {{long_name, 0, NULL, NULL, false}, ICMA_E_LIMIT, "too long"},
         {{long_path, 0, NULL, NULL, false}, ICMA_E_LIMIT, "too long"},
         {{"-rf/adapter_model.safetensors", 0, NULL, NULL, false}, ICMA_E_USAGE, "not safe"},
-        {{"cat/broken.safetensors", 0, NULL, "no safetensors", false},
-         ICMA_E_LIMIT,
-         "a header of"},
+        {{"cat/broken.safetensors", 0, NULL, "no safetensors", false}, ICMA_E_LIMIT, "a header of"},
     };
     kind pax = {"hostile.tar", ARCHIVE_FORMAT_TAR_GNUTAR, ARCHIVE_FILTER_NONE};
     for (size_t i = 0; i < COUNT(cases); i++) {
