@@ -172,12 +172,13 @@ static void match_factors(const icma_safetensors *tensors, icma_factor_name *fac
 }
 
 /* The module's name without the separator; with the matrix's, "x.hada_w1", where a module has two. */
-static char *copy_module(const char *name) {
+static char *copy_module(const char *name, bool *is_half) {
     static const size_t matrix = sizeof "hada_w1" - 1; /* "lokr_w1" is as long */
     icma_factor_name factor;
     if (!icma_factor_name_parse(name, &factor))
         return NULL;
-    if (!icma_naming_is_lora(factor.naming))
+    *is_half = !icma_naming_is_lora(factor.naming);
+    if (*is_half)
         return icma_copy_text(factor.module, factor.module_length + matrix);
     return icma_copy_text(factor.module, factor.module_length > 0 ? factor.module_length - 1 : 0);
 }
@@ -197,7 +198,7 @@ static icma_status fill_pairs(const icma_safetensors *tensors, const size_t *par
             continue;
         const icma_tensor_info *a = &tensors->tensors[i], *b = &tensors->tensors[partner[i]];
         icma_pair *pair = &out->list[out->count];
-        pair->module = copy_module(a->name);
+        pair->module = copy_module(a->name, &pair->is_half);
         if (!pair->module)
             return icma_fail(error, ICMA_E_MEMORY, NULL, "no memory for the name of a module");
         out->count++;

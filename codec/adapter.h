@@ -64,6 +64,7 @@ bool icma_factor_name_parse(const char *name, icma_factor_name *out);
 typedef struct icma_pair {
     size_t a, b;                  /* indices of the two tensors */
     uint64_t rank, rows, columns; /* B is rows x rank, A is rank x columns */
+    bool is_half;                 /* LyCORIS's: B A is not dW but one of two matrices that dW is made of */
     char *module; /* the name without the factor's suffix: "base_model.model.layers.0.q_proj"; owned */
 } icma_pair;
 

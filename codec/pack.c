@@ -12,6 +12,7 @@
 #include "training_file.h"
 
 #include <math.h>
+#include <stdio.h>
 #include <string.h>
 #include <time.h>
 
@@ -275,9 +276,26 @@ void icma_pack_group_free(icma_pack_group *g) {
     icma_text_pool_free(&g->texts);
 }
 
+/* What is measured of LoHa and LoKr is not their dW, so that is not what is promised either. */
+static void tell_halves(const icma_packer *p, const icma_group *group) {
+    char line[256];
+    size_t halves = 0;
+    if (p->options->tier != ICMA_TIER_BOUNDED || p->options->bound.kind != ICMA_BOUND_DW)
+        return;
+    for (size_t i = 0; i < group->pairs.count; i++)
+        halves += group->pairs.list[i].is_half;
+    snprintf(line, sizeof line,
+             "%zu pairs of factors are LoHa's or LoKr's: what is measured and bounded is the matrix that each "
+             "makes, not the dW that two of those make, which may be off by more",
+             halves);
+    if (halves)
+        icma_say(&p->options->progress, line);
+}
+
 icma_status icma_pack_group_tasks(icma_packer *p, icma_pack_group *g, icma_error *error) {
     size_t n = g->group->count;
     icma_status status = ICMA_OK;
+    tell_halves(p, g->group);
     for (size_t first = 0, next; !status && first < n; first = next) {
         for (next = first; next < n && g->group->sources[next].task == g->group->sources[first].task; next++)
             ;

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What pack, verify, report and diff take as inputs, beyond folders: archives and standard input; and what is told of it."""
 import io
+import json
 import pathlib
 import signal
 import subprocess
@@ -23,6 +24,14 @@ def zip_up(path, folder):
         for name in files_below(folder):
             archive.write(pathlib.Path(folder) / name, name)
     return path
+
+
+def replace_name(image, old, new):
+    """The file with a tensor called otherwise."""
+    head = header_of(image)
+    header = json.loads(head[8:])
+    text = json.dumps({new if n == old else n: t for n, t in header.items()}).encode()
+    return len(text).to_bytes(8, 'little') + text + image[len(head):]
 
 
 def one_member(path, info, data=b''):
@@ -217,6 +226,21 @@ class Trees(Case):
         self.assertIn('1 checkpoint of 1 task', self.run_icma(0, 'pack', 'in', folder / 'adapter_model-00002-of-00002.safetensors', '-n').text)
         (folder / 'adapter_model-00001-of-00002.safetensors').unlink()
         self.fails(4, 'pack', 'in', '-n', saying='1 of 2')
+
+    def test_halves_of_lycoris(self):
+        """dW of LoHa is a product of two matrices that are bounded each: nobody may take the bound for dW's."""
+        module = 'lora_te_text_model_encoder_layers_0_mlp_fc1.hada_w'
+        loha = lora('cat', 1, modules=('q_proj', 'v_proj'))
+        for name, (half, factor) in {'q_proj.lora_A.weight': '1b', 'q_proj.lora_B.weight': '1a', 'v_proj.lora_A.weight': '2b', 'v_proj.lora_B.weight': '2a'}.items():
+            found = next(n for n in json.loads(header_of(loha)[8:]) if n.endswith(name))
+            loha = replace_name(loha, found, f'{module}{half}_{factor}')
+        (self.here / 'loha.safetensors').write_bytes(loha)
+        write_adapter(self.here / 'cat', lora('cat', 1))
+        said = 'not the dW'
+        self.assertIn(said, self.run_icma(0, 'pack', 'loha.safetensors', '-o', 'x.icma', *QUICK).words)
+        self.assertNotIn(said, self.run_icma(0, 'pack', 'cat', '-o', 'y.icma', *QUICK).words)
+        self.assertIn(said, self.run_icma(0, 'add', 'y.icma', 'loha.safetensors').words)
+        self.assertNotIn(said, self.run_icma(0, 'pack', 'loha.safetensors', '-o', 'x.icma', '-f', '--tier', 'lossless').words)
 
 
 if __name__ == '__main__':
