@@ -193,9 +193,11 @@ static icma_status alpha_of(const conversion *c, size_t p, double *alpha, icma_e
         return ICMA_OK;
     const icma_tensor_info *info = &c->tensors.tensors[t];
     if (info->count != 1 || !icma_element_to_double(info->dtype, c->data + info->begin, alpha) ||
-        !isfinite(*alpha))
+        !isfinite(*alpha) || *alpha == 0)
         return icma_fail(error, ICMA_E_UNSUPPORTED, NULL,
-                         "tensor \"%.200s\" is no alpha: one finite number is", info->name);
+                         "tensor \"%.200s\" is no alpha: one finite number other than 0 is; --layout "
+                         "original gives it back",
+                         info->name);
     return ICMA_OK;
 }
 

@@ -313,6 +313,11 @@ class Peft(Layouts):
         self.fails(6, 'unpack', 'b.icma', '--layout', 'peft', '-C', 'none', saying='flat name')
         self.run_icma(0, 'unpack', 'b.icma', '-C', 'as_it_was')
 
+    def test_alphas_that_are_none(self):
+        for value in (0.0, math.inf):
+            self.pack({'style.safetensors': kohya_file(kohya_tensors('s', 1, alpha=value))}, '-f')
+            self.fails(6, 'unpack', 'b.icma', '--layout', 'peft', '-C', 'none', saying=('.alpha', 'one finite number'))
+
     def test_lycoris_is_no_lora(self):
         """Factors of LoHa and LoKr come in pairs, and dW is not what a pair makes: nothing may be left to load as if it were."""
         loha = {f'hada_w{i}_{f}': s for i in (1, 2) for f, s in (('a', (16, 4)), ('b', (4, 16)))}
