@@ -113,7 +113,7 @@ class Adapter:
         self.config_made = config_made  # by `Bundle.convert`, from shapes and alphas
         self.files: Dict[str, bytes] = {text(f.name): ctypes.string_at(f.data, f.size) if f.size else b'' for f in decoded.files[:decoded.file_count]}
         buffer = (ctypes.c_uint8 * decoded.size).from_address(decoded.data)
-        weakref.finalize(buffer, _free_decoded, decoded)
+        weakref.finalize(buffer, _free_decoded, decoded).atexit = False  # arrays may be read until the process ends
         self.data = memoryview(buffer).cast('B')
 
     @property
@@ -159,6 +159,7 @@ class Bundle:
         self._lock = threading.RLock()
         call('icma_bundle_open', bytes_of(path, 'a path'), open_device(device), ctypes.byref(limits), ctypes.byref(self._handle))
         self._finalizer = weakref.finalize(self, library().icma_bundle_close, self._handle.value)
+        self._finalizer.atexit = False  # another thread may be decoding
 
     def close(self) -> None:
         """Adapters and arrays that came from it stay."""

@@ -244,6 +244,8 @@ def _set(options: s.PackOptions, given: Dict[str, Any]) -> None:
             raise UsageError(f'{name} {value} is below 0')
         if value is not None:
             setattr(options, name, value)
+            if getattr(options, name) != value:  # ctypes cuts off what does not fit
+                raise UsageError(f'{name} {value} is out of range')
 
 
 def pack(paths: Union[Path, Sequence[Path]], output: Path, *, tier: str = 'bounded', max_error: Union[None, float, str] = None, target_bits: Optional[float] = None,

@@ -14,7 +14,7 @@ def config_of(adapter: Adapter, *, trainable: bool = False) -> Any:
     """The adapter's PeftConfig, as PEFT would read it from its folder."""
     import peft
     stored = adapter.config
-    kinds = peft.mapping.PEFT_TYPE_TO_CONFIG_MAPPING
+    kinds = peft.PEFT_TYPE_TO_CONFIG_MAPPING
     kind = kinds.get(str(stored.get('peft_type')))
     if kind is None:
         raise UnsupportedError('the adapter has no adapter_config.json that this PEFT knows; build a config yourself and pass it')
@@ -35,8 +35,8 @@ def put(model: Any, adapter: Adapter, adapter_name: str = 'default', *, config: 
     tensors = adapter.load('torch')
     if isinstance(model, peft.PeftModel):
         model.add_adapter(adapter_name, config)
-    elif config.task_type in peft.mapping.MODEL_TYPE_TO_PEFT_MODEL_MAPPING:
-        model = peft.mapping.MODEL_TYPE_TO_PEFT_MODEL_MAPPING[config.task_type](model, config, adapter_name)
+    elif config.task_type in peft.MODEL_TYPE_TO_PEFT_MODEL_MAPPING:
+        model = peft.MODEL_TYPE_TO_PEFT_MODEL_MAPPING[config.task_type](model, config, adapter_name)
     else:
         model = peft.PeftModel(model, config, adapter_name)
     with torch.no_grad():

@@ -231,6 +231,13 @@ class Reading(Case):
             np.testing.assert_array_equal(arrays[name], before[name])
         self.assertEqual(len(ballast), 50)
 
+    def test_arrays_last_until_the_process_ends(self):
+        """Whatever else runs at its end, and after weakref's own finalizers."""
+        code = ('import atexit, sys\natexit.register(lambda: print(bytes(adapter.data) == before))\n'
+                'import icma\nadapter = icma.open(sys.argv[1]).read("cat")\nbefore = bytes(adapter.data)')
+        done = subprocess.run([sys.executable, '-B', '-c', code, self.archive], capture_output=True, text=True)
+        self.assertEqual((done.returncode, done.stdout, done.stderr), (0, 'True\n', ''))
+
     def test_no_memory_is_lost(self):
         def resident():
             with open('/proc/self/statm') as f:
@@ -348,6 +355,11 @@ class Changing(Case):
             self.assertEqual(bundle.tasks, ['bird', 'cat', 'dog', 'fish'])
         with self.assertRaises(icma.NotFoundError):
             icma.remove(mine, 'unicorn')
+
+    def test_numbers_that_do_not_fit_are_refused(self):
+        for option in ({'seed': 2 ** 64}, {'seed': -1}, {'threads': 2 ** 32}, {'epochs': 2 ** 64}, {'learning_rate': float('nan')}):
+            with self.subTest(option), self.assertRaises(icma.UsageError):
+                icma.pack(self.shop / 'tree', self.here / 'out.icma', **option)
 
     def test_a_callback_stops_it(self):
         mine = shutil.copy(self.archive, self.here / 'mine.icma')
