@@ -285,6 +285,8 @@ static icma_status read_group(icma_bundle *b, uint32_t index, icma_error *error)
 icma_status icma_bundle_load_group(icma_bundle *b, uint32_t index, icma_error *error) {
     icma_group_state *g = &b->groups[index];
     icma_error detail = {0};
+    if (index >= icma_bundle_group_count(b))
+        return icma_fail(error, ICMA_E_NOT_FOUND, icma_container_path(b->container), "no group %u; there are %zu", index, icma_bundle_group_count(b));
     if (g->loaded)
         return ICMA_OK;
     icma_status status = g->refused ? g->refusal.status : read_group(b, index, &detail);
@@ -459,6 +461,8 @@ static void count_bytes(icma_bundle *b, uint32_t task_index) {
 
 icma_status icma_bundle_load_task(icma_bundle *b, uint32_t index, icma_error *error) {
     icma_task_state *t = &b->tasks[index];
+    if (index >= icma_bundle_task_count(b)) /* such as what icma_bundle_find_task did not find */
+        return icma_fail(error, ICMA_E_NOT_FOUND, icma_container_path(b->container), "no task %u; there are %zu", index, icma_bundle_task_count(b));
     if (t->loaded)
         return ICMA_OK;
     size_t first, count = icma_bundle_tables(b, index, &first);

@@ -268,7 +268,7 @@ size_t icma_bundle_group_count(const icma_bundle *bundle);
 /* SIZE_MAX if there is none of that name. */
 size_t icma_bundle_find_task(const icma_bundle *bundle, const char *name);
 const char *icma_bundle_task_name(const icma_bundle *bundle, size_t task);
-/* Reads the task's sections on first use; *info stays valid until icma_bundle_close. */
+/* Reads the task's sections on first use; *info stays valid until icma_bundle_close. Here and below ICMA_E_NOT_FOUND for a task, checkpoint or group that there is not, SIZE_MAX too. */
 icma_status icma_bundle_task(icma_bundle *bundle, size_t task, icma_task_info *info, icma_error *error);
 /* Drops what icma_bundle_task and decode have cached of a task (for walking through very many). */
 void icma_bundle_forget_task(icma_bundle *bundle, size_t task);
@@ -422,7 +422,7 @@ typedef struct icma_generated {
  * icma_seed and icma_bundle. With `out` NULL only *told is filled in. For a task's own condition, or a mix of it alone with weight 1, the tensors are those of icma_bundle_sample with the same seed.
  *
  * ICMA_E_USAGE: neither a condition nor a mix, or numbers that are not finite. ICMA_E_UNSUPPORTED: the group predicts nothing; its conditions were learned, so that no vector means anything to
- * it, or have another length; the condition is zero, or too far from all that was packed to compute with; tasks of a mix, or like, that are not in one group.
+ * it, or have another length; the condition is zero, or too far from all that was packed to compute with; tasks of a mix, or like, that are not in one group. ICMA_E_NOT_FOUND: no such task.
  */
 icma_status icma_bundle_generate(icma_bundle *bundle, const icma_generation *what, icma_decoded *out,
                                  icma_generated *told, icma_error *error);

@@ -410,6 +410,27 @@ static void numbers_that_mean_nothing_are_refused(void **state) {
     icma_bundle_close(bundle);
 }
 
+static void tasks_that_there_are_not_are_not_found(void **state) {
+    const size_t tasks[] = {0, SIZE_MAX};
+    const double halves[] = {0.5, 0.5};
+    write_tree(*state, 3);
+    icma_bundle *bundle = pack(*state, ICMA_CHOOSE_BASIS);
+    icma_generation liked = of_vector(vectors[0]);
+    liked.like = icma_bundle_task_count(bundle);
+    refused(bundle, liked, ICMA_E_NOT_FOUND, "no task 3; there are 3");
+    refused(bundle, of_mix(tasks, halves, 2), ICMA_E_NOT_FOUND, "no task");
+    icma_task_info task;
+    icma_generator_info group;
+    icma_decoded decoded;
+    assert_int_equal(icma_bundle_task(bundle, icma_bundle_find_task(bundle, "nobody"), &task, NULL),
+                     ICMA_E_NOT_FOUND);
+    assert_int_equal(icma_bundle_decode(bundle, SIZE_MAX, 0, &decoded, NULL), ICMA_E_NOT_FOUND);
+    assert_int_equal(icma_bundle_sample(bundle, 3, 1, &decoded, NULL), ICMA_E_NOT_FOUND);
+    assert_int_equal(icma_bundle_generator(bundle, (uint32_t)icma_bundle_group_count(bundle), &group, NULL),
+                     ICMA_E_NOT_FOUND);
+    icma_bundle_close(bundle);
+}
+
 static void learned_conditions_have_no_vectors(void **state) {
     write_tree(*state, 0);
     icma_bundle *bundle = pack(*state, ICMA_CHOOSE_BASIS);
@@ -466,6 +487,7 @@ int main(void) {
         TEST(the_file_says_what_it_is),
         TEST(metadata_is_put_into_headers),
         TEST(numbers_that_mean_nothing_are_refused),
+        TEST(tasks_that_there_are_not_are_not_found),
         TEST(learned_conditions_have_no_vectors),
         TEST(groups_are_not_mixed),
     };
