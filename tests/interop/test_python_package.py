@@ -8,6 +8,7 @@ import sys
 import unittest
 import unittest.mock
 import warnings
+import zipfile
 
 from common import CONFIG, ICMA, LORAS, ROOT, Case, bits, example_model, walk, write_config, lora_shapes  # first: it keeps transformers off the network
 
@@ -180,6 +181,9 @@ class Installed(Case):
     def test_a_wheel_that_carries_libicma(self):
         wheel, python, clean = self.installed(ICMA_LIBRARY=os.environ['ICMA_LIBRARY'])
         self.assertRegex(wheel, r'^icma-0\.1\.0-py3-none-linux_\w+\.whl$')
+        with zipfile.ZipFile(self.path('wheels', wheel)) as archive:
+            licence, = (name for name in archive.namelist() if name.endswith('/LICENSE'))
+            self.assertIn(b'Apache License', archive.read(licence))
         told = self.run_in(python, '-c', 'import icma; print(icma.version(), icma._library.library()._name, icma.__file__)', env=clean, cwd=self.folder).split()
         self.assertEqual(told[0], icma.version())
         self.assertTrue(all(path.startswith(self.path('venv')) for path in told[1:]), told)
