@@ -189,6 +189,12 @@ class _Hooks:
             raise
 
 
+    def finish(self) -> None:
+        """Raises what came too late to stop anything."""
+        if self.raised is not None:
+            raise self.raised
+
+
 class _Found:
     """Inputs, freed at the end of a `with` block."""
 
@@ -307,8 +313,7 @@ def _run(paths: Union[Path, Sequence[Path]], output: Path, options: s.PackOption
         ops = _open_device(device, precision, inputs, options)
         hooks.call('icma_pack', ctypes.byref(inputs), bytes_of(output, 'a path'), ctypes.byref(options), ops, ctypes.byref(result))
     try:
-        if hooks.raised is not None:  # too late to stop anything
-            raise hooks.raised
+        hooks.finish()
         return _plain(result, skipped)
     finally:
         library().icma_pack_result_free(ctypes.byref(result))
@@ -358,6 +363,7 @@ def add(archive: Path, paths: Union[Path, Sequence[Path]], *, output: Optional[P
         skipped = _skipped(inputs)
         hooks.call('icma_bundle_add', bytes_of(archive, 'a path'), ctypes.byref(inputs), ctypes.byref(added), open_device(device), ctypes.byref(result))
     try:
+        hooks.finish()
         groups = tuple(AddedGroup(**{**_fields(g), 'generator': text(g.generator)}) for g in result.groups[:result.group_count])
         return AddResult(_plain(result.pack, skipped), result.bytes_before, groups, result.old_checkpoints, result.old_bytes, result.packed_anew)
     finally:
@@ -371,4 +377,5 @@ def remove(archive: Path, tasks: Union[str, Sequence[str]], *, output: Optional[
     names = [bytes_of(task, 'a task') for task in ([tasks] if isinstance(tasks, str) else tasks)]
     change = _change(output, overwrite, dry_run, hooks)
     hooks.call('icma_bundle_remove', bytes_of(archive, 'a path'), (ctypes.c_char_p * max(1, len(names)))(*names), len(names), ctypes.byref(change), ctypes.byref(result))
+    hooks.finish()
     return RemoveResult(**_fields(result))

@@ -11,6 +11,7 @@ import sys
 import tempfile
 import threading
 import unittest
+import unittest.mock
 import warnings
 
 import numpy as np
@@ -355,6 +356,20 @@ class Changing(Case):
             self.assertEqual(bundle.tasks, ['bird', 'cat', 'dog', 'fish'])
         with self.assertRaises(icma.NotFoundError):
             icma.remove(mine, 'unicorn')
+
+    def test_an_interruption_at_the_very_end_is_not_lost(self):
+        call = icma._pack._Hooks.call
+
+        def late(hooks, *arguments):
+            call(hooks, *arguments)
+            hooks.raised = KeyboardInterrupt()
+        mine = shutil.copy(self.archive, self.here / 'mine.icma')
+        harness.write_tree(self.here / 'more', tasks=('fish',), steps=(10, 20), condition=False)
+        with unittest.mock.patch.object(icma._pack._Hooks, 'call', late):
+            for work in (lambda: icma.pack(self.here / 'more', self.here / 'new.icma', epochs=2), lambda: icma.add(mine, self.here / 'more'), lambda: icma.remove(mine, 'cat')):
+                self.assertRaises(KeyboardInterrupt, work)
+        with icma.open(mine) as bundle:
+            self.assertEqual(bundle.tasks, ['bird', 'dog', 'fish'])
 
     def test_numbers_that_do_not_fit_are_refused(self):
         for option in ({'seed': 2 ** 64}, {'seed': -1}, {'threads': 2 ** 32}, {'epochs': 2 ** 64}, {'learning_rate': float('nan')}):
