@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple, Type, Union
 
 from . import _structures as s, _tensors
-from ._library import bytes_of, call, library, open_device, text
+from ._library import bytes_of, call, library, open_device, set_number, text
 from .errors import NotFoundError, UsageError
 
 Path = Union[str, 'os.PathLike[str]']
@@ -152,8 +152,9 @@ class Bundle:
     def __init__(self, path: Path, device: str = 'cpu', max_output: Optional[int] = None, max_work: Optional[int] = None) -> None:
         limits = s.Limits()
         library().icma_limits_init(ctypes.byref(limits), ctypes.sizeof(limits))
-        limits.max_output = limits.max_output if max_output is None else max_output
-        limits.max_work = limits.max_work if max_work is None else max_work
+        for name, value in (('max_output', max_output), ('max_work', max_work)):
+            if value is not None:
+                set_number(limits, name, value)
         self.path = os.fspath(path)
         self._handle = ctypes.c_void_p()
         self._lock = threading.RLock()

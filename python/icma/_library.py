@@ -93,6 +93,13 @@ def bytes_of(value: str | os.PathLike[str], what: str) -> bytes:
     return encoded
 
 
+def set_number(structure: Any, name: str, value: Any) -> None:
+    """Into a field of a struct; ctypes would cut off what does not fit."""
+    setattr(structure, name, value)
+    if getattr(structure, name) != value:
+        raise UsageError(f'{name} {value} is out of range')
+
+
 _device_lock = threading.Lock()
 
 

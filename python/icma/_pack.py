@@ -14,7 +14,7 @@ import warnings
 from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple, Union
 
 from . import _structures as s
-from ._library import bytes_of, call, library, open_device, text
+from ._library import bytes_of, call, library, open_device, set_number, text
 from .errors import CancelledError, UsageError
 
 Path = Union[str, 'os.PathLike[str]']
@@ -249,9 +249,7 @@ def _set(options: s.PackOptions, given: Dict[str, Any]) -> None:
         if value is not None and value < 0:
             raise UsageError(f'{name} {value} is below 0')
         if value is not None:
-            setattr(options, name, value)
-            if getattr(options, name) != value:  # ctypes cuts off what does not fit
-                raise UsageError(f'{name} {value} is out of range')
+            set_number(options, name, value)
 
 
 def pack(paths: Union[Path, Sequence[Path]], output: Path, *, tier: str = 'bounded', max_error: Union[None, float, str] = None, target_bits: Optional[float] = None,

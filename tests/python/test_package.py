@@ -375,6 +375,9 @@ class Changing(Case):
         for option in ({'seed': 2 ** 64}, {'seed': -1}, {'threads': 2 ** 32}, {'epochs': 2 ** 64}, {'learning_rate': float('nan')}):
             with self.subTest(option), self.assertRaises(icma.UsageError):
                 icma.pack(self.shop / 'tree', self.here / 'out.icma', **option)
+        for option in ({'max_output': -1}, {'max_work': 2 ** 64}):
+            with self.subTest(option), self.assertRaises(icma.UsageError):
+                icma.open(self.archive, **option)
 
     def test_a_callback_stops_it(self):
         mine = shutil.copy(self.archive, self.here / 'mine.icma')
