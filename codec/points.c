@@ -79,7 +79,7 @@ icma_status icma_points_pca(const double *squares, size_t n, size_t axes, const 
             mean[i] = 1; /* every point counts alike */
         status = icma_eigen_solve(ops, gram, mean, n, &eigen, error);
         for (size_t axis = 0; !status && axis < axes && axis < eigen.rank; axis++) {
-            share[axis] = eigen.values[axis] / trace;
+            share[axis] = fmin(eigen.values[axis] / trace, 1);
             copy_axis(&eigen, n, axis, axes, *coordinates);
         }
     }
@@ -134,14 +134,17 @@ icma_status icma_points_silhouette(const double *squares, size_t n, const size_t
     for (size_t i = 0; i < n && filled > 1; i++) {
         sum_distances(squares, n, i, cluster, clusters, sums);
         double s = silhouette_of(sums, sizes, cluster[i], clusters);
-        all += s / (double)n;
+        all += s;
         if (by_point)
             by_point[i] = s;
         if (by_cluster)
-            by_cluster[cluster[i]] += s / (double)sizes[cluster[i]];
+            by_cluster[cluster[i]] += s;
     }
+    /* Divided in the end: a mean of what is at most 1 is then at most 1. */
+    for (size_t c = 0; by_cluster && c < clusters; c++)
+        by_cluster[c] /= sizes[c] ? (double)sizes[c] : 1;
     if (filled > 1)
-        *mean = all;
+        *mean = all / (double)n;
     icma_free(sums);
     icma_free(sizes);
     return ICMA_OK;

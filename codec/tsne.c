@@ -150,7 +150,7 @@ static double divergence_of(const map *m, double total) {
             if (p > 0)
                 sum += p * log(p * total * (1 + dx * dx + dy * dy));
         }
-    return sum;
+    return fmax(sum, 0); /* of equal distributions, but for rounding */
 }
 
 /* Where it starts: small, so that no point has far to go. */

@@ -87,6 +87,36 @@ static void silhouettes_by_hand(void **state) {
     icma_free(squares);
 }
 
+/* Means of what is at most 1 are, whatever is rounded on the way; so are shares, and no divergence is below
+ * 0. */
+static void ends_of_scales_are_kept(void **state) {
+    enum { HALF = 50, ALL = 2 * HALF };
+    float values[ALL], equal[ALL] = {0};
+    size_t cluster[ALL];
+    double by_cluster[2], mean, share[2], *coordinates, places[2 * ALL], perplexity, divergence;
+    icma_error error = {0};
+    (void)state;
+    for (size_t i = 0; i < ALL; i++) {
+        cluster[i] = i / HALF;
+        values[i] = (float)cluster[i];
+    }
+    double *squares = distances_of(values, ALL, 1);
+    assert_int_equal(icma_points_silhouette(squares, ALL, cluster, 2, NULL, by_cluster, &mean, &error),
+                     ICMA_OK);
+    assert_true(mean == 1 && by_cluster[0] == 1 && by_cluster[1] == 1);
+    assert_int_equal(icma_points_pca(squares, ALL, 2, icma_ops_cpu(), &coordinates, share, &error), ICMA_OK);
+    assert_true(share[0] > 0.999 && share[0] <= 1);
+    icma_free(coordinates);
+    icma_free(squares);
+    squares = distances_of(equal, ALL, 1);
+    icma_tsne_options options = icma_tsne_defaults();
+    options.steps = 100;
+    assert_int_equal(icma_tsne(squares, ALL, NULL, &options, places, &perplexity, &divergence, &error),
+                     ICMA_OK);
+    assert_true(divergence >= 0 && divergence < 1);
+    icma_free(squares);
+}
+
 /* --- t-SNE
  * ------------------------------------------------------------------------------------------------------- */
 
@@ -298,6 +328,7 @@ int main(void) {
         cmocka_unit_test(components_of_a_cross),
         cmocka_unit_test(components_of_equal_points),
         cmocka_unit_test(silhouettes_by_hand),
+        cmocka_unit_test(ends_of_scales_are_kept),
         cmocka_unit_test(ends_in_a_minimum_of_the_definition),
         cmocka_unit_test(keeps_neighbours),
         cmocka_unit_test(odd_inputs),
