@@ -86,10 +86,11 @@ typedef struct conversion {
     const uint8_t *data;
     icma_metadata metadata;
     icma_layout_map map;
-    cJSON *config;  /* the adapter's own, or NULL */
-    double *scales; /* one a pair */
-    uint8_t *made;  /* data of alphas that are made, 4 bytes a pair */
-    uint8_t *cast;  /* data of tensors that are cast */
+    cJSON *config;    /* the adapter's own, or NULL */
+    double *scales;   /* one a pair */
+    char *expression; /* of a configuration that `scales` are from: they may be wrong; or NULL */
+    uint8_t *made;    /* data of alphas that are made, 4 bytes a pair */
+    uint8_t *cast;    /* data of tensors that are cast */
     icma_layout_result *result;
 } conversion;
 
@@ -99,6 +100,7 @@ static void free_conversion(conversion *c) {
     icma_safetensors_free(&c->tensors);
     cJSON_Delete(c->config);
     icma_free(c->scales);
+    icma_free(c->expression);
     icma_free(c->made);
     icma_free(c->cast);
 }
@@ -146,11 +148,15 @@ static icma_status refuse(const icma_safetensors *tensors, const icma_layout_map
 /* Sets the scales of one component's pairs. */
 static icma_status set_scales(conversion *c, icma_component component, const char *config, size_t size,
                               double *scales, icma_error *error) {
+    bool any = false;
     icma_status status = icma_pairs_scales(config, size, &c->map.pairs, scales, error);
     for (size_t p = 0; !status && p < c->map.pairs.count; p++)
-        if (c->map.list[c->map.pairs.list[p].a].model == component)
+        if (c->map.list[c->map.pairs.list[p].a].model == component) {
             c->scales[p] = scales[p];
-    return status;
+            any = true;
+        }
+    return status || !any || c->expression ? status
+                                           : icma_config_expression(config, size, &c->expression, error);
 }
 
 /* By the adapter's own configuration, or what diffusers keeps of it in the metadata; else 1. */
@@ -189,6 +195,11 @@ static icma_status alpha_of(const conversion *c, size_t p, double *alpha, icma_e
     const icma_pair *pair = &c->map.pairs.list[p];
     size_t t = find_alpha(c, pair);
     *alpha = c->scales[p] * (double)pair->rank;
+    if (t == SIZE_MAX && c->expression)
+        return icma_fail(error, ICMA_E_UNSUPPORTED, NULL,
+                         "\"%.200s\" in its alpha_pattern is a regular expression, which is not evaluated "
+                         "here, so that alphas are not known; --layout original gives it back",
+                         c->expression);
     if (t == SIZE_MAX)
         return ICMA_OK;
     const icma_tensor_info *info = &c->tensors.tensors[t];

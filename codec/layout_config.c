@@ -84,6 +84,23 @@ icma_status icma_config_of_component(const icma_metadata *metadata, icma_compone
     return good ? ICMA_OK : no_memory(error);
 }
 
+icma_status icma_config_expression(const char *text, size_t size, char **key, icma_error *error) {
+    icma_json_rules rules = {.max_depth = 32, .plain_integers = false};
+    cJSON *root = NULL;
+    *key = NULL;
+    icma_status status = text && size ? icma_json_parse(text, size, rules, &root, NULL) : ICMA_OK;
+    if (status == ICMA_E_MEMORY)
+        return no_memory(error);
+    const cJSON *patterns = cJSON_GetObjectItemCaseSensitive(root, "alpha_pattern"),
+                *item = cJSON_IsObject(patterns) ? patterns->child : NULL;
+    while (item && !strpbrk(item->string, "^$*+?()[]{}|\\"))
+        item = item->next;
+    *key = item ? icma_copy_string(item->string) : NULL;
+    status = item && !*key ? no_memory(error) : ICMA_OK;
+    cJSON_Delete(root);
+    return status;
+}
+
 /* --- making one ----------------------------------------------------------------------------------------- */
 
 static int compare_paths(const void *left, const void *right, const void *context) {

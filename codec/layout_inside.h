@@ -61,6 +61,10 @@ icma_status icma_config_parse(const icma_decoded_file *file, cJSON **root, icma_
  * caller's (icma_free). ICMA_E_MEMORY only. */
 icma_status icma_config_of_component(const icma_metadata *metadata, icma_component component, char **text,
                                      icma_error *error);
+/* The first key of a configuration's alpha_pattern that is a regular expression beyond a plain name: PEFT
+ * matches it, and icma_pair_scale does not. NULL: none. *key is the caller's (icma_free). ICMA_E_MEMORY only.
+ */
+icma_status icma_config_expression(const char *text, size_t size, char **key, icma_error *error);
 const icma_decoded_file *icma_config_find(const icma_decoded *decoded);
 /* Of a parsed one; NULL where it has none. */
 const char *icma_config_base_model(const cJSON *root);

@@ -371,6 +371,13 @@ class Kohya(Layouts):
                          {path('0.self_attn.q_proj'): 6, path('1.mlp.down_proj'): 3})
         self.assertEqual(config['base_model_name_or_path'], 'org/base')
 
+    def test_patterns_that_are_expressions(self):
+        for pattern in ('^model.layers.1.mlp.down_proj', r'layers\.\d+\.mlp\.down_proj', '(q|v)_proj'):
+            self.write(alpha_pattern={pattern: 3})
+            self.fails(6, 'unpack', 'b.icma', '--layout', 'kohya', '-C', 'none', saying=('alpha_pattern', pattern))
+            self.unpack('--layout', 'peft', '-f')
+            self.assertEqual(json.loads(self.out(f'cat/{CONFIG_NAME}'))['alpha_pattern'], {pattern: 3})
+
     def test_stabilised_scale_goes_into_alpha(self):
         self.write(use_rslora=True, alpha_pattern={})
         self.unpack('--layout', 'kohya')
