@@ -8,10 +8,12 @@
 #include "ops_host.h"
 
 #include <cblas.h>
+#include <pthread.h>
+#include <stdatomic.h>
 #include <string.h>
 #include <unistd.h>
 
-static int thread_count;
+static atomic_int thread_count;
 
 void icma_set_threads(int threads) {
     long processors = sysconf(_SC_NPROCESSORS_ONLN);
@@ -142,22 +144,26 @@ bool icma_ops_on_host(const icma_ops *ops) {
     return ops == icma_ops_cpu() || ops == icma_ops_reference();
 }
 
+static icma_ops cpu_table;
+
+static void fill_table(void) {
+    openblas_set_num_threads(1);
+    kernels = icma_kernels_best();
+    cpu_table = *icma_ops_reference();
+    cpu_table.name = "cpu";
+    cpu_table.gemm = cpu_gemm;
+    cpu_table.gram = cpu_gram;
+    cpu_table.linear = cpu_linear;
+    cpu_table.basis = cpu_basis;
+    cpu_table.dequantise = cpu_dequantise;
+    icma_conv_ops(&cpu_table, kernels.conv);
+    icma_decode_ops(&cpu_table, kernels);
+    icma_text_ops(&cpu_table);
+}
+
+/* Different archives may be opened by different threads, each the first. */
 const icma_ops *icma_ops_cpu(void) {
-    static icma_ops table;
-    if (!table.name) {
-        openblas_set_num_threads(1);
-        kernels = icma_kernels_best();
-        icma_ops fast = *icma_ops_reference();
-        fast.gemm = cpu_gemm;
-        fast.gram = cpu_gram;
-        fast.linear = cpu_linear;
-        fast.basis = cpu_basis;
-        fast.dequantise = cpu_dequantise;
-        icma_conv_ops(&fast, kernels.conv);
-        icma_decode_ops(&fast, kernels);
-        icma_text_ops(&fast);
-        fast.name = "cpu";
-        table = fast;
-    }
-    return &table;
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+    pthread_once(&once, fill_table);
+    return &cpu_table;
 }
