@@ -409,7 +409,7 @@ static bool has_lora(const icma_layout_map *map) {
 static icma_status place_files(conversion *c, icma_component component, icma_layout_adapter *to,
                                icma_error *error) {
     icma_layout layout = c->options->layout;
-    if (layout == ICMA_LAYOUT_KOHYA && !c->map.as_is)
+    if (layout == ICMA_LAYOUT_KOHYA)
         return ICMA_OK;
     icma_status status = ICMA_OK;
     bool own = !c->map.several && (layout != ICMA_LAYOUT_PEFT || (c->config && !takes_alphas(&c->map)) ||

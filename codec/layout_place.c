@@ -114,6 +114,8 @@ icma_status icma_file_naming_guess(const icma_decoded *header, bool has_step, ui
         else if (icma_dotted_prefix(name, strlen(name), &component) && out->form == ICMA_FORM_PEFT)
             out->form = ICMA_FORM_DIFFUSERS;
     }
+    if (header->file_count && out->form == ICMA_FORM_PLAIN)
+        out->form = ICMA_FORM_PEFT; /* plain files have nothing beside them: it had a folder */
     out->by_step = has_step && !says(&metadata, "ss_epoch", step) && says(&metadata, "ss_steps", step);
     icma_metadata_free(&metadata);
     icma_safetensors_free(&tensors);

@@ -129,6 +129,20 @@ class Original(Layouts):
         self.unpack()
         self.assertEqual(files_below(self.here / 'out'), ['bird.safetensors', 'cat.safetensors', f'dog/{CONFIG_NAME}', f'dog/{MODEL}'])
 
+    def test_folders_of_kohyas_names_keep_what_is_beside(self):
+        """Side files have the names of one another: each needs a folder, whatever the tensors are called."""
+        self.pack({'s.safetensors': kohya_file(kohya_tensors('s', 1)), **{f'{t}/{MODEL}': kohya_file(kohya_tensors(t, 1)) for t in ('cat', 'dog')},
+                   'cat/README.md': 'of the cat', 'dog/README.md': 'of the dog'}, '--tier', 'lossless')
+        folders = [f'{t}/{n}' for t in ('cat', 'dog') for n in ('README.md', MODEL)]
+        self.unpack()
+        self.assertEqual(files_below(self.here / 'out'), [*folders, 's.safetensors'])
+        self.assertEqual([self.out(f'{t}/README.md') for t in ('cat', 'dog')], [b'of the cat', b'of the dog'])
+        self.run_icma(0, 'unpack', 'b.icma', '--format', 'tar', '-o', 'all.tar')
+        with tarfile.open(self.here / 'all.tar') as archive:
+            self.assertEqual(sorted(archive.getnames()), sorted([*folders, 's.safetensors']))
+        self.unpack('--layout', 'kohya', folder='kohya')
+        self.assertEqual(files_below(self.here / 'kohya'), ['cat.safetensors', 'dog.safetensors', 's.safetensors'])
+
     def test_names_are_guessed_where_files_of_a_group_differ(self):
         """One group, packed from plain files of two conventions: kohya's metadata tells which."""
         self.pack({'one-000003.safetensors': kohya_file(kohya_tensors('1', 3), 3), 'two-step00000400.safetensors': kohya_file(kohya_tensors('2', 4), 4)})
