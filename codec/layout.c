@@ -159,6 +159,32 @@ static icma_status set_scales(conversion *c, icma_component component, const cha
                                            : icma_config_expression(config, size, &c->expression, error);
 }
 
+/* The pair's own alpha tensor, or SIZE_MAX. */
+static size_t find_alpha(const conversion *c, const icma_pair *pair) {
+    char name[ICMA_MAX_NAME + 8];
+    snprintf(name, sizeof name, "%s.alpha", pair->module);
+    return icma_safetensors_find(&c->tensors, name);
+}
+
+/* PEFT's files tell no alphas. Elsewhere none means 1: in kohya's files, in diffusers'. */
+static icma_status tell_assumed_scales(conversion *c, icma_error *error) {
+    static const char peft[] = "base_model.model.";
+    icma_layout layout = c->options->layout;
+    bool kept = layout == ICMA_LAYOUT_ORIGINAL || (layout == ICMA_LAYOUT_PEFT && c->config);
+    if (kept || cJSON_IsNumber(cJSON_GetObjectItemCaseSensitive(c->config, "lora_alpha")))
+        return ICMA_OK;
+    for (size_t p = 0; p < c->map.pairs.count; p++) {
+        const icma_pair *pair = &c->map.pairs.list[p];
+        if (!pair->is_half && strncmp(pair->module, peft, sizeof peft - 1) == 0 &&
+            find_alpha(c, pair) == SIZE_MAX)
+            return icma_layout_remark(
+                c->result, error,
+                "it has no adapter_config.json that tells lora_alpha: the rank is taken "
+                "for it, which scales by 1");
+    }
+    return ICMA_OK;
+}
+
 /* By the adapter's own configuration, or what diffusers keeps of it in the metadata; else 1. */
 static icma_status prepare_scales(conversion *c, icma_error *error) {
     const icma_decoded_file *file = c->config ? icma_config_find(c->from) : NULL;
@@ -178,17 +204,10 @@ static icma_status prepare_scales(conversion *c, icma_error *error) {
         icma_free(text);
     }
     icma_free(scales);
-    return status;
+    return status ? status : tell_assumed_scales(c, error);
 }
 
 /* --- alphas --------------------------------------------------------------------------------------------- */
-
-/* The pair's own alpha tensor, or SIZE_MAX. */
-static size_t find_alpha(const conversion *c, const icma_pair *pair) {
-    char name[ICMA_MAX_NAME + 8];
-    snprintf(name, sizeof name, "%s.alpha", pair->module);
-    return icma_safetensors_find(&c->tensors, name);
-}
 
 /* What dW = alpha / rank * B A has: its own, the configuration's, or the rank. */
 static icma_status alpha_of(const conversion *c, size_t p, double *alpha, icma_error *error) {

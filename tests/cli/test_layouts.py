@@ -313,6 +313,15 @@ class Peft(Layouts):
         config = json.loads(self.out(f'cat/{CONFIG_NAME}', 'named'))
         self.assertEqual(config, {**CONFIG, 'base_model_name_or_path': 'org/model'})
 
+    def test_a_scale_that_nothing_tells(self):
+        write_adapter(self.here / 'cat', lora('cat', 1), config=False)
+        self.run_icma(0, 'pack', 'cat', '-o', 'b.icma', *QUICK)
+        for layout in ('peft', 'kohya'):
+            self.unpack('--layout', layout, folder=layout)
+            self.assertIn('no adapter_config.json', self.result.words, layout)
+        self.unpack()
+        self.assertNotIn('adapter_config.json', self.result.words)
+
     def test_what_cannot_be_converted(self):
         for tail, shape, saying in (('lora_mid.weight', (4, 4, 3, 3), 'no partner'), ('dora_scale', (16, 1), 'DoRA'), ('bias', (16,), 'neither')):
             with self.subTest(tail):
