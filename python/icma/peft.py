@@ -27,13 +27,22 @@ def config_of(adapter: Adapter, *, trainable: bool = False) -> Any:
     return config
 
 
+def _take_back(model: Any, adapter_name: str, was_one: bool) -> None:
+    """What `put` has added to a model that was a PeftModel before, or was not."""
+    if was_one:
+        model.delete_adapter(adapter_name)
+    elif hasattr(model.base_model, 'unload'):
+        model.unload()
+
+
 def put(model: Any, adapter: Adapter, adapter_name: str = 'default', *, config: Any = None, trainable: bool = False) -> Any:
-    """Adds an adapter that is in memory to a model, under a name that it does not have yet, and gives the PeftModel."""
+    """Adds an adapter that is in memory to a model, under a name that it does not have yet, and gives the PeftModel. An adapter that does not fit leaves the model as it was."""
     import peft
     import torch
     config = config if config is not None else config_of(adapter, trainable=trainable)
     tensors = adapter.load('torch')
-    if isinstance(model, peft.PeftModel):
+    was_one = isinstance(model, peft.PeftModel)
+    if was_one:
         model.add_adapter(adapter_name, config)
     elif config.task_type in peft.MODEL_TYPE_TO_PEFT_MODEL_MAPPING:
         model = peft.MODEL_TYPE_TO_PEFT_MODEL_MAPPING[config.task_type](model, config, adapter_name)
@@ -43,6 +52,7 @@ def put(model: Any, adapter: Adapter, adapter_name: str = 'default', *, config: 
         result = peft.set_peft_model_state_dict(model, tensors, adapter_name)
     missing = [key for key in result.missing_keys if 'lora_' in key and f'.{adapter_name}.' in key]
     if result.unexpected_keys or missing:
+        _take_back(model, adapter_name, was_one)
         raise UnsupportedError(f'the adapter is not of this model, or not in the layout of PEFT: {(list(result.unexpected_keys) + missing)[0]} has no counterpart')
     if not trainable:
         model.eval()

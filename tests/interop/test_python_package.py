@@ -85,8 +85,15 @@ class Peft(Case):
         save_file(alien, self.path('tree', 't', 'adapter_model.safetensors'))
         write_config(self.path('tree', 't'), 2)
         icma.pack(self.path('tree'), self.path('alien.icma'))
-        with self.assertRaisesRegex(icma.UnsupportedError, 'not of this model'):
-            icma.peft.load(example_model(), self.path('alien.icma'), 't')
+        plain, adapted = example_model(), icma.peft.load(example_model(), self.bundle, 'c')
+        for model in (plain, adapted):
+            before, names = logits(model), [name for name, _ in model.named_modules()]
+            for _ in range(2):  # it is not there the second time either
+                with self.assertRaisesRegex(icma.UnsupportedError, 'not of this model'):
+                    icma.peft.load(model, self.path('alien.icma'), 't', adapter_name='alien')
+            self.assertEqual([name for name, _ in model.named_modules()], names)
+            self.assertTrue(torch.equal(logits(model), before))
+        self.assertEqual(list(adapted.peft_config), ['default'])
 
     def test_without_a_config(self):
         os.makedirs(self.path('tree', 't'))
