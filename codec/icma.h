@@ -90,7 +90,7 @@ enum { ICMA_AUTO = 0, ICMA_MOST_LAYERS = 16 };
 /* How the weights of a convolutional decoder are stored. */
 typedef enum icma_weights { ICMA_WEIGHTS_QUANTISED, ICMA_WEIGHTS_BF16, ICMA_WEIGHTS_F32 } icma_weights;
 
-/* Scores an adapter for a task: lower is better, and finite. `file` is a complete safetensors file; `like` is a checkpoint whose side files (adapter_config.json) fit it. */
+/* Scores an adapter for a task: lower is better, and finite (else packing is ICMA_E_USAGE). `file` is a complete safetensors file; `like` is a checkpoint whose side files (adapter_config.json) fit it. */
 typedef struct icma_scorer {
     icma_status (*score)(void *context, const char *task, const uint8_t *file, size_t size, const icma_input_checkpoint *like, double *score,
                          icma_error *error);

@@ -5,6 +5,7 @@
 #include "sort.h"
 #include "soup.h"
 
+#include <math.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -91,6 +92,8 @@ static icma_status try_source(greedy *g, size_t source, double *score, icma_erro
         status = mix(g, source, true, error);
     if (!status)
         status = g->scorer.score(g->scorer.context, task, g->image, g->size, g->last->input, score, error);
+    if (!status && !isfinite(*score))
+        status = icma_fail(error, ICMA_E_USAGE, NULL, "a score of task %.100s is not finite; there is nothing to choose by", task);
     g->scored++;
     return status;
 }

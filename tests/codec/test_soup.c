@@ -590,6 +590,19 @@ static void a_scorer_that_fails_is_heard(void **state) {
     }
 }
 
+static void a_score_is_finite(void **state) {
+    static const double targets[] = {NAN, INFINITY};
+    lab *l = *state;
+    write_levels(l, ICMA_F32);
+    for (size_t i = 0; i < 2; i++) {
+        judge j = {.tasks = {"a", "b"}, .target = {1.4, targets[i]}, .last = {4, 4}};
+        icma_error error = {0};
+        assert_int_equal(stir(l, &j, NULL, &error), ICMA_E_USAGE);
+        assert_non_null(strstr(error.message, "a score of task b is not finite"));
+        assert_int_equal(j.calls[1], 1);
+    }
+}
+
 typedef struct watcher {
     size_t updates, stop_at;
     double done, total;
@@ -699,6 +712,7 @@ int main(void) {
         LAB_TEST(greedy_takes_what_does_not_hurt),
         LAB_TEST(equals_join_the_greedy_soup),
         LAB_TEST(a_scorer_that_fails_is_heard),
+        LAB_TEST(a_score_is_finite),
         LAB_TEST(greedy_can_be_watched_and_stopped),
         LAB_TEST(every_allocation_may_fail),
         LAB_TEST(the_trunk_may_lack_memory),

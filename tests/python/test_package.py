@@ -449,6 +449,8 @@ class Packing(Case):
             raise ZeroDivisionError
         with self.assertRaises(ZeroDivisionError):
             icma.pack(self.shop / 'tree', self.here / 'c.icma', generator='soup', scorer=fail)
+        with self.assertRaisesRegex(icma.UsageError, 'not finite'):
+            icma.pack(self.shop / 'tree', self.here / 'c.icma', generator='soup', scorer=lambda task, file: float('nan'))
 
     def test_what_is_skipped_is_warned_about(self):
         tree = shutil.copytree(self.shop / 'tree', self.here / 'tree')
