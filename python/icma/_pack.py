@@ -15,7 +15,7 @@ from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tupl
 
 from . import _structures as s
 from ._library import bytes_of, call, library, open_device, set_number, text
-from .errors import CancelledError, UsageError
+from .errors import BY_STATUS, CancelledError, UsageError
 
 Path = Union[str, 'os.PathLike[str]']
 GENERATORS = ('auto', 'basis', 'none', 'conv', 'diffusion', 'soup')
@@ -23,6 +23,7 @@ TIERS = ('generate', 'latent', 'bounded', 'lossless')
 BOUNDS = ('none', 'dw', 'rel', 'abs')
 WEIGHTS = ('auto', 'bf16', 'f32')
 ADDING = ('auto', 'old', 'new')
+CANCELLED = BY_STATUS.index(CancelledError)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,8 +155,8 @@ class _Hooks:
             return 0
         except BaseException as raised:
             self.raised = raised
-            error[0].status = 13  # ICMA_E_CANCELLED
-            return 13
+            error[0].status = CANCELLED
+            return CANCELLED
 
     @contextlib.contextmanager
     def interruptible(self) -> Iterator[None]:
