@@ -14,7 +14,7 @@ from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 
 from . import _structures as s, _tensors
 from ._library import bytes_of, call, library, open_device, set_number, text
-from .errors import NotFoundError, UsageError
+from .errors import LimitError, NotFoundError, UsageError
 
 Path = Union[str, 'os.PathLike[str]']
 Checkpoint = Union[str, int, 'CheckpointInfo']
@@ -155,6 +155,7 @@ class Bundle:
         for name, value in (('max_output', max_output), ('max_work', max_work)):
             if value is not None:
                 set_number(limits, name, value)
+        self._max_output = limits.max_output
         self.path = os.fspath(path)
         self._handle = ctypes.c_void_p()
         self._lock = threading.RLock()
@@ -347,6 +348,8 @@ class Bundle:
                 break
         else:
             raise NotFoundError(f'no tensor "{name}" in task "{task}"', self.path)
+        if info.size > self._max_output:  # before there is memory for it
+            raise LimitError(f'a tensor of {info.size} bytes, and max_output is {self._max_output}; raise it in icma.open if you trust the archive', self.path)
         buffer = (ctypes.c_uint8 * info.size)()
         self._call('icma_bundle_decode_tensor', *where, i, buffer, info.size)
         view = memoryview(buffer).cast('B')

@@ -254,6 +254,12 @@ class Reading(Case):
                 bundle.load('t')
             self.assertLess(resident() - start, 20 << 20)
 
+    def test_no_memory_is_taken_for_a_tensor_over_the_limit(self):
+        with icma.open(self.archive, max_output=64) as bundle, unittest.mock.patch.object(bundle, '_call', wraps=bundle._call) as called:
+            with self.assertRaisesRegex(icma.LimitError, 'max_output is 64'):
+                bundle.tensor('cat', bundle.tensors('cat')[0].name)
+            self.assertNotIn('icma_bundle_decode_tensor', [call.args[0] for call in called.call_args_list])
+
     def test_a_closed_bundle_says_so(self):
         bundle = icma.open(self.archive)
         bundle.close()
