@@ -8,10 +8,12 @@
 #include "message.h"
 #include "near.h"
 #include "progress.h"
+#include "record.h"
 #include "source.h"
 #include "verbs.h"
 #include "writing.h"
 
+#include <inttypes.h>
 #include <math.h>
 #include <string.h>
 #include <unistd.h>
@@ -147,11 +149,33 @@ static icma_status read_what(job *j, icma_error *error) {
 
 /* --- what is told --------------------------------------------------------------------------------------- */
 
+/* A vector of another text encoder is as long, and means something else. */
+static void warn_of_encoder(const job *j) {
+    char hash[17];
+    cJSON *record = NULL;
+    if (!j->a->text || cli_record_load(j->bundle, j->told.group, &record, NULL))
+        return;
+    const cJSON *packed = cJSON_GetObjectItemCaseSensitive(record, "text_encoder");
+    const char *id = cli_record_text(packed, "id"), *wanted = cli_record_text(packed, "hash");
+    bool projected = cJSON_IsTrue(cJSON_GetObjectItemCaseSensitive(packed, "projection"));
+    snprintf(hash, sizeof hash, "%016" PRIx64, j->text.encoder);
+    if (wanted && strcmp(wanted, hash) != 0)
+        cli_warning(NULL,
+                    "the packed vectors are of another text encoder, \"%.100s\" (its weights have the hash "
+                    "%.16s): name that one with --encoder",
+                    id ? id : "?", wanted);
+    else if (wanted && projected != j->a->projection)
+        cli_warning(NULL, "the packed vectors were made %s --projection: make this one so too",
+                    projected ? "with" : "without");
+    cJSON_Delete(record);
+}
+
 /* Of a generated adapter nobody has measured anything. */
 static void warn(const job *j) {
     const icma_generated *told = &j->told;
     double sum = cli_mix_sum(&j->mix);
     char seen[80] = "";
+    warn_of_encoder(j);
     if (j->mix.count && fabs(sum - 1) > sum_tolerance)
         cli_warning(
             NULL,

@@ -25,7 +25,8 @@ void cli_mix_free(cli_mix *mix);        /* leaves it zeroed */
 typedef struct cli_text_condition {
     float *values; /* owned */
     size_t count;
-    char *origin; /* "TEXT", by which encoder; owned */
+    char *origin;     /* "TEXT", by which encoder; owned */
+    uint64_t encoder; /* the hash of its weights */
 } cli_text_condition;
 
 /* As icma embed does it, with the encoder in a folder. What is in `out` is the caller's, on failure too. */

@@ -29,6 +29,7 @@ static icma_status embed(icma_text_encoder *encoder, const char *text, const cha
                          "an encoder without text projection; leave out --projection");
     out->values = icma_alloc_array(out->count, sizeof *out->values);
     out->origin = describe(text, encoder);
+    out->encoder = icma_text_encoder_hash(encoder);
     if (!out->values || !out->origin)
         return icma_fail(error, ICMA_E_MEMORY, NULL, "not enough memory for a condition");
     return icma_text_encoder_embed(encoder, &text, 1, projection, out->values, error);

@@ -299,6 +299,19 @@ class Pack(Encoder):
             said = self.run_icma(0, 'generate', 'x.icma', '--condition', f'{task}.safetensors', '-n').words
             self.assertIn(f'"{task}", as it was packed', said)
 
+    def test_generating_by_the_encoder_that_packed(self):
+        """Vectors of another, or made otherwise, are as long and mean something else."""
+        self.encoder(tensors=weights(WIDTH))
+        other = {name: (shape, [2 * v for v in values]) for name, (shape, values) in weights(WIDTH).items()}
+        self.encoder('other', tensors=other)
+        self.pack(0, self.TEXTS)
+        said = {}
+        for words in (('clip',), ('other',), ('clip', '--projection')):
+            said[words] = self.run_icma(0, 'generate', 'x.icma', '-n', '--text', 'cat', '--encoder', *words).words
+        self.assertNotIn('packed vectors', said['clip',])
+        self.assertIn('the packed vectors are of another text encoder, "clip"', said['other',])
+        self.assertIn('the packed vectors were made without --projection', said['clip', '--projection'])
+
     def test_same_archive(self):
         self.encoder()
         self.pack(0, self.TEXTS, '-T', '1')
