@@ -424,6 +424,19 @@ static bool has_lora(const icma_layout_map *map) {
     return false;
 }
 
+/* Side files that go with no adapter; what a configuration says is in alphas, or in those that are made. */
+static icma_status tell_dropped_files(const conversion *c, icma_error *error) {
+    const char *reason = c->options->layout == ICMA_LAYOUT_KOHYA ? "a file of layout kohya stands alone"
+                         : c->map.several                        ? "each of its models has a folder now"
+                                                                 : NULL;
+    icma_status status = ICMA_OK;
+    for (size_t i = 0; reason && !status && i < c->from->file_count; i++)
+        if (&c->from->files[i] != icma_config_find(c->from))
+            status = icma_layout_remark(c->result, error, "\"%.200s\" is left out: %s",
+                                        c->from->files[i].name, reason);
+    return status;
+}
+
 /* Side files go with the only adapter there is; kohya's file stands alone. */
 static icma_status place_files(conversion *c, icma_component component, icma_layout_adapter *to,
                                icma_error *error) {
@@ -535,6 +548,8 @@ icma_status icma_layout_convert(icma_decoded *decoded, const icma_layout_options
         status = prepare_scales(&c, error);
     if (!status)
         status = prepare_cast(&c, error);
+    if (!status)
+        status = tell_dropped_files(&c, error);
     if (!status)
         status = convert_all(&c, error);
     out->renamed = !c.map.as_is;

@@ -113,6 +113,18 @@ static icma_status check_ranks(const icma_pairs *pairs, const double *scales, co
     return status;
 }
 
+static icma_status check_expressions(const icma_decoded_file *config, icma_layout_result *to,
+                                     icma_error *error) {
+    char *key;
+    icma_status status = icma_config_expression((const char *)config->data, config->size, &key, error);
+    if (key)
+        status = icma_layout_remark(to, error,
+                                    "adapter_config.json has an alpha_pattern of regular expressions: vLLM "
+                                    "and LoRAX scale all modules by lora_alpha / r");
+    icma_free(key);
+    return status;
+}
+
 static bool is_language_model(const icma_pairs *pairs) {
     for (size_t p = 0; p < pairs->count; p++) {
         const char *path = pairs->list[p].module, *prefix = "base_model.model.";
@@ -142,6 +154,8 @@ static icma_status check_all(const icma_decoded *adapter, const icma_safetensors
         status = check_config(config, to, error);
     if (!status && config)
         status = check_ranks(pairs, scales, config, to, error);
+    if (!status && config)
+        status = check_expressions(file, to, error);
     if (!status)
         status = check_names(tensors, to, error);
     cJSON_Delete(config);

@@ -142,6 +142,7 @@ class Original(Layouts):
             self.assertEqual(sorted(archive.getnames()), sorted([*folders, 's.safetensors']))
         self.unpack('--layout', 'kohya', folder='kohya')
         self.assertEqual(files_below(self.here / 'kohya'), ['cat.safetensors', 'dog.safetensors', 's.safetensors'])
+        self.assertIn('"README.md" is left out', self.result.words)
 
     def test_names_are_guessed_where_files_of_a_group_differ(self):
         """One group, packed from plain files of two conventions: kohya's metadata tells which."""
@@ -400,6 +401,7 @@ class Kohya(Layouts):
             self.fails(6, 'unpack', 'b.icma', '--layout', 'kohya', '-C', 'none', saying=('alpha_pattern', pattern))
             self.unpack('--layout', 'peft', '-f')
             self.assertEqual(json.loads(self.out(f'cat/{CONFIG_NAME}'))['alpha_pattern'], {pattern: 3})
+            self.assertIn('scale all modules by lora_alpha / r', self.result.words)
 
     def test_stabilised_scale_goes_into_alpha(self):
         self.write(use_rslora=True, alpha_pattern={})
