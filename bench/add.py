@@ -3,6 +3,7 @@
 """What icma add costs: one task after the others, beside packing all at once and beside packing it alone.
 
     ICMA=build/release/icma bench/add.py ../shared/loras > bench/results/add.md
+    ICMA=build/release/icma bench/add.py --steps ../shared/loras       (the part on trainings that go on, alone)
 
 Takes a folder of at least three tasks. Sizes are of whole archives; errors are those of the task that was added, as icma diff measures them on what
 icma unpack writes. Needs numpy for the last table.
@@ -61,6 +62,41 @@ class Bench:
         return path.stat().st_size, told
 
 
+def step_of(path):
+    return int(path.name[11:])
+
+
+def go_on(b, keep):
+    """Each task's steps up to and including number `keep` of them are packed; then the whole tree is added."""
+    early = b.shop / 'early'
+    for task in b.tasks:
+        steps = sorted(task.glob('checkpoint-*'), key=step_of)[:keep]
+        for path in [*steps, *(p for p in task.iterdir() if p.is_file())]:
+            (early / task.name).mkdir(parents=True, exist_ok=True)
+            (early / task.name / path.name).symlink_to(path.resolve())
+    first, last = step_of(steps[0]), step_of(steps[-1])
+    steps = sorted(map(step_of, b.tasks[-1].glob('checkpoint-*')))
+    print(f'## A training that goes on: steps {first} to {last} packed, {steps[keep]} to {steps[-1]} added\n')
+    print('The whole tree was named to `icma add`, which passes over what is there. Bytes a new checkpoint are those of tables and residuals.\n')
+    print('| tier | steps that are there | + new ones | bytes a new checkpoint | all packed at once | added / at once | dW error of the new, mean, max | of those before, mean, max |')
+    print('|---|--:|--:|--:|--:|--:|--:|--:|')
+    for title, options in TIERS:
+        base, path = b.pack('base.icma', [early], *options), b.shop / 'added.icma'
+        told = json.loads(icma('add', base, *b.tasks, '-o', path, '-f', '--json'))
+        (before, _), (after, _) = sections(base), sections(path)
+        if any(after.get(key) != value for key, value in before.items() if key[0] not in ('task', 'texts')):
+            sys.exit(f'a section of {base} changed')
+        everything = b.pack('all.icma', b.tasks, *options).stat().st_size
+        packed = json.loads(icma('list', base, '--json'))['tasks']
+        new = [t['dw_error'] for t in told['tasks']]
+        old = [t['dw_error'] for t in packed]
+        count = sum(t['checkpoints'] for t in told['tasks'])
+        size = path.stat().st_size
+        print(f'| {title} | {whole(base.stat().st_size)} | {whole(size)} | {whole(sum(g["bytes"] for g in told["groups"]) / count)} | {whole(everything)} | {size / everything:.3f} | '
+              + ' | '.join(f'{sum(e["mean"] for e in errors) / len(errors):.4f}, {max(e["max"] for e in errors):.4f}' for errors in (new, old)) + ' |')
+    print()
+
+
 def share_of_nearest(tasks, fifth):
     """How much of a task's energy the nearest checkpoint of another explains, as it is; every tensor in units of its root mean square over the others."""
     def load(path):
@@ -100,9 +136,12 @@ def compare(b, title, options, single):
 
 
 def main():
-    root = pathlib.Path(sys.argv[1])
+    root = pathlib.Path(sys.argv[-1])
     with tempfile.TemporaryDirectory(prefix='icma-add-') as shop:
         b = Bench(root, pathlib.Path(shop))
+        if '--steps' in sys.argv:
+            go_on(b, 40)
+            return
         print('# Adding tasks without retraining\n')
         print(f'Written by `bench/add.py`: {len(b.tasks)} tasks, {", ".join(t.name for t in b.tasks)}; each in turn is left out, packed alone, and added to the others. Bytes of whole archives.\n')
         compare(b, 'All checkpoints', (), False)
@@ -122,6 +161,7 @@ def main():
             row += ['old' if told['groups'][0]['joined'] else 'new', whole(b.pack('all.icma', b.tasks, *options).stat().st_size), whole(b.pack('alone.icma', [fifth], *options).stat().st_size)]
             print('| ' + ' | '.join(row) + ' |')
         print(f'\nIn all these, {b.unchanged:,} sections that were there before kept their bytes.\n')
+        go_on(b, 40)
         print('## What a decoder of a network could offer\n')
         print("A decoder that gives back the old tasks' checkpoints and no more cannot scale them: the nearest of them explains, of the last checkpoint of a new task,\n")
         print('| added | share of its energy that the nearest old checkpoint explains |')

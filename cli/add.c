@@ -33,7 +33,7 @@ static const cli_option add_options[] = {
                  "do all but let the new archive appear; tell what would come of it"),
     CLI_ROW_HEADING("What to keep"),
     CLI_ROW_CHOICE(0, "tier", "TIER", "bounded|lossless|latent|generate", AT(tier),
-            "bounded, lossless, latent or generate (default: as the archive's\ntasks are kept)"),
+                   "bounded, lossless, latent or generate (default: as the archive's\ntasks are kept)"),
     CLI_ROW(CLI_TEXT, 0, "max-error", "dw=X|rel=X|abs=X", AT(max_error),
             "as for pack (default: the archive's)"),
     CLI_ROW(CLI_TEXT, 0, "checkpoints", "all|last:N", AT(checkpoints),
@@ -42,9 +42,10 @@ static const cli_option add_options[] = {
                   "lossless: most checkpoints in a chain of predictions"),
     CLI_ROW_HEADING("What predicts it"),
     CLI_ROW_CHOICE(0, "generator", "KIND", "auto|old|new", AT(generator),
-            "auto: whichever is expected to take fewer bytes (default);\n"
-            "old: the archive's, with an offset for each new task;\n"
-            "new: their own, learned from them alone, as pack would"),
+                   "auto: whichever is expected to take fewer bytes (default);\n"
+                   "old: the archive's, with an offset for each new task;\n"
+                   "new: their own, learned from them alone, as pack would;\n"
+                   "new steps of a task always have the task's"),
     CLI_ROW_RANGE(CLI_WHOLE, 0, "epochs", "N", AT(epochs), 1, 1e9,
                   "of a new generator: passes over the checkpoints"),
     CLI_ROW(CLI_WHOLE, 0, "seed", "N", AT(seed), "seed of every random choice"),
@@ -185,15 +186,18 @@ const cli_verb cli_verb_add = {
     .name = "add",
     .also = "append insert update extend",
     .operands = "B.icma DIR|FILE...",
-    .summary = "add tasks to an archive, without retraining",
+    .summary = "add tasks, or new steps of tasks, to an archive, without retraining",
     .description =
         "Adds LoRA adapters to an archive, in place or into another file. New tasks are predicted by\n"
         "the archive's generator as well as it can, or by one of their own, and coded to the same\n"
         "error bound as the others; all other sections keep their bytes. New adapters are decoded\n"
-        "again and checked before the archive changes. Tells how well the old generator serves them.",
+        "again and checked before the archive changes. Tells how well the old generator serves them.\n"
+        "A task that is there goes on: checkpoints after its last step are added to it, those whose\n"
+        "steps are there are passed over.",
     .options = add_options,
     .examples = (const char *const[]){"icma add loras.icma dog", "the task dog, found below dog/",
                                       "icma add loras.icma dog -o more.icma", "loras.icma stays as it is",
+                                      "icma add loras.icma loras", "new tasks, and new steps of those it has",
                                       "icma add loras.icma dog -n", "what would come of it", NULL},
     .exits = (const int[]){0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, -1},
     .least_operands = 1,

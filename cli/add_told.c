@@ -18,12 +18,13 @@ static double each(double bytes, size_t checkpoints) {
 }
 
 static icma_status print_tasks(const icma_add_result *r, icma_error *error) {
-    cli_table table = cli_table_of((const char *[]){"task", ">checkpoints", ">dW error, mean", ">max",
-                                                    ">relative error", ">cosine", NULL});
+    cli_table table = cli_table_of((const char *[]){"task", ">checkpoints", ">before", ">dW error, mean",
+                                                    ">max", ">relative error", ">cosine", NULL});
     for (size_t i = 0; i < r->pack.task_count; i++) {
         const icma_pack_task *task = &r->pack.tasks[i];
         cli_table_cell(&table, "%s", task->name);
         cli_table_cell(&table, "%zu", task->checkpoints);
+        cli_table_cell(&table, "%zu", r->checkpoints_before[i]);
         cli_table_cell(&table, "%s", cli_deviation(task->dw_error_mean).text);
         cli_table_cell(&table, "%s", cli_deviation(task->dw_error_max).text);
         cli_table_cell(&table, "%s", cli_deviation(task->relative_error).text);
@@ -33,10 +34,19 @@ static icma_status print_tasks(const icma_add_result *r, icma_error *error) {
 }
 
 static void print_group(const icma_add_group *g) {
-    fprintf(stderr, "%-11s%zu checkpoint%s of %zu task%s ", "generator", g->checkpoints,
-            cli_plural(g->checkpoints), g->tasks, cli_plural(g->tasks));
-    fprintf(stderr, g->joined ? "joined group %u (%s)" : "made group %u (%s)", g->group, g->generator);
+    fprintf(stderr, "%-11s%zu checkpoint%s of ", "generator", g->checkpoints, cli_plural(g->checkpoints));
+    if (g->task)
+        cli_print_safe(stderr, g->task);
+    else
+        fprintf(stderr, "%zu task%s", g->tasks, cli_plural(g->tasks));
+    fprintf(stderr,
+            g->task     ? " went on in group %u (%s)"
+            : g->joined ? " joined group %u (%s)"
+                        : " made group %u (%s)",
+            g->group, g->generator);
     fprintf(stderr, ", in %s", cli_size(g->bytes).text);
+    if (g->task)
+        fprintf(stderr, ", %.0f bytes each", each((double)g->bytes, g->checkpoints));
     if (!isnan(g->explained))
         fprintf(stderr, "\n%-11sthe old basis holds %.1f %% of their energy", "", 100 * g->explained);
     if (!isnan(g->old_bytes) && !isnan(g->new_bytes))
@@ -78,7 +88,13 @@ static icma_status print_result(const char *path, bool dry_run, const icma_add_r
     fprintf(stderr, "%s %zu checkpoint%s of %zu task%s to ", dry_run ? "would add" : "added", checkpoints,
             cli_plural(checkpoints), r->pack.task_count, cli_plural(r->pack.task_count));
     cli_print_safe(stderr, path);
-    fputs("; every one was decoded again and checked\n\n", stderr);
+    fputs("; every one was decoded again and checked\n", stderr);
+    if (r->skipped)
+        fprintf(
+            stderr,
+            "%zu checkpoint%s of these tasks and steps %s there already: passed over, without comparing\n",
+            r->skipped, cli_plural(r->skipped), r->skipped == 1 ? "is" : "are");
+    fputc('\n', stderr);
     icma_status status = print_tasks(r, error);
     print_sizes(r);
     for (size_t i = 0; i < r->group_count; i++)
@@ -98,6 +114,7 @@ static void groups_to_json(const icma_add_result *r, cJSON *root) {
         cli_json_whole(object, "tasks", g->tasks);
         cli_json_whole(object, "checkpoints", g->checkpoints);
         cli_json_whole(object, "bytes", g->bytes);
+        cli_json_text(object, "continues", g->task);
         cli_json_real(object, "explained", g->explained);
         cli_json_real(object, "expected_old_bytes", g->old_bytes);
         cli_json_real(object, "expected_new_bytes", g->new_bytes);
@@ -116,6 +133,7 @@ static icma_status result_to_json(const char *path, const char *source, bool dry
     cli_json_whole(originals, "files", r->pack.original_files);
     cli_json_whole(originals, "bytes", r->pack.original_bytes);
     cli_json_whole(originals, "parameters", r->pack.original_parameters);
+    cli_json_whole(root, "skipped", r->skipped);
     cli_json_text(root, "tier", icma_tier_name(r->pack.tier));
     cli_json_bound(root, r->pack.bound);
     for (size_t i = 0; i < r->pack.task_count; i++) {
@@ -123,6 +141,7 @@ static icma_status result_to_json(const char *path, const char *source, bool dry
         cJSON *object = cli_json_add_object(tasks, NULL);
         cli_json_text(object, "task", task->name);
         cli_json_whole(object, "checkpoints", task->checkpoints);
+        cli_json_whole(object, "checkpoints_before", r->checkpoints_before[i]);
         cli_json_dw_error(object, task->dw_error_mean, task->dw_error_max);
         cli_json_real(object, "relative_error", task->relative_error);
         cli_json_real(object, "cosine", task->cosine);

@@ -5,7 +5,6 @@
 #include "memory.h"
 #include "ops.h"
 #include "progress.h"
-#include "sort.h"
 
 #include <math.h>
 #include <string.h>
@@ -31,6 +30,7 @@ static icma_status take_options(const icma_add_options *options, icma_add_option
 void icma_add_result_free(icma_add_result *result) {
     icma_pack_result_free(&result->pack);
     icma_free(result->groups);
+    icma_free(result->checkpoints_before);
     memset(result, 0, sizeof *result);
 }
 
@@ -79,63 +79,30 @@ static icma_status look_at_tasks(icma_adder *a, icma_error *error) {
     return status;
 }
 
-static int compare_names(const void *x, const void *y, const void *context) {
-    (void)context;
-    return strcmp(*(const char *const *)x, *(const char *const *)y);
-}
-
-static bool find_name(const char *const *sorted, size_t count, const char *name) {
-    size_t low = 0, high = count;
-    while (low < high) {
-        size_t middle = low + (high - low) / 2;
-        int order = strcmp(sorted[middle], name);
-        if (order == 0)
-            return true;
-        if (order < 0)
-            low = middle + 1;
-        else
-            high = middle;
-    }
-    return false;
-}
-
-static icma_status refuse_known(const icma_adder *a, icma_error *error) {
-    const icma_bundle *b = a->change.bundle;
-    size_t count = icma_bundle_task_count(b);
-    const char **sorted = icma_alloc_array(count + 1, sizeof *sorted);
-    icma_status status = sorted ? ICMA_OK : no_memory(error);
-    for (size_t t = 0; sorted && t < count; t++)
-        sorted[t] = icma_bundle_task_name(b, t);
-    if (sorted && count)
-        icma_sort(sorted, count, sizeof *sorted, compare_names, NULL);
-    for (size_t t = 0; !status && t < a->inputs->task_count; t++)
-        if (find_name(sorted, count, a->inputs->tasks[t].name))
-            status = icma_fail(
-                error, ICMA_E_EXISTS, icma_file_path(a->change.file),
-                "task %s (of %s) is in it already; take it out first (icma remove) and add it with all its "
-                "checkpoints, or rename the new one",
-                a->inputs->tasks[t].name, a->inputs->tasks[t].folder);
-    icma_free((void *)sorted);
-    return status;
-}
-
-/* Newcomers go where they belong in natural order among tasks that are in it; old ones keep theirs. */
+/* New tasks go where they belong in natural order among tasks that are in it; old ones keep theirs. */
 static icma_status order_tasks(icma_adder *a, icma_error *error) {
     icma_bundle *b = a->change.bundle;
-    size_t old = icma_bundle_task_count(b), added = a->inputs->task_count, i = 0, j = 0;
+    size_t old = icma_bundle_task_count(b), added = a->wanted.task_count, i = 0, j = 0;
     a->names = icma_alloc_array(old + added + 1, sizeof *a->names);
     a->owners = icma_alloc_array(added + 1, sizeof *a->owners);
     if (!a->names || !a->owners)
         return no_memory(error);
-    while (i < old || j < added) {
-        bool take_new = i == old || (j < added && icma_compare_natural(a->inputs->tasks[j].name,
+    for (;;) {
+        while (j < added && a->steps[j].old != ICMA_NO_OWNER)
+            j++;
+        if (i == old && j == added)
+            break;
+        bool take_new = i == old || (j < added && icma_compare_natural(a->wanted.tasks[j].name,
                                                                        icma_bundle_task_name(b, i)) < 0);
         if (take_new)
             a->owners[j] = (uint32_t)a->task_count;
         else
             a->change.tasks[i] = (uint32_t)a->task_count;
-        a->names[a->task_count++] = take_new ? a->inputs->tasks[j++].name : icma_bundle_task_name(b, i++);
+        a->names[a->task_count++] = take_new ? a->wanted.tasks[j++].name : icma_bundle_task_name(b, i++);
     }
+    for (j = 0; j < added; j++)
+        if (a->steps[j].old != ICMA_NO_OWNER)
+            a->owners[j] = a->change.tasks[a->steps[j].old];
     return ICMA_OK;
 }
 
@@ -152,7 +119,7 @@ static icma_status open_dataset(icma_adder *a, icma_error *error) {
         known[g] = &b->groups[g].signature;
     }
     if (!status)
-        status = icma_dataset_open_beside(a->inputs, a->pack.train_last, known, a->old_groups,
+        status = icma_dataset_open_beside(&a->view, a->pack.train_last, known, a->old_groups,
                                           &a->pack.progress, &a->packer.dataset, error);
     icma_free((void *)known);
     return status;
@@ -169,22 +136,27 @@ static icma_status take_texts(icma_pack_group *g, const icma_group_state *old, i
     return status;
 }
 
-static icma_status join(icma_adder *a, icma_group *group, icma_add_plan *plan, icma_error *error) {
+icma_status icma_add_join(icma_adder *a, icma_group *group, icma_add_plan *plan, icma_pack_group *g,
+                          icma_error *error) {
     icma_bundle *b = a->change.bundle;
     const icma_group_state *old = &b->groups[plan->group];
-    icma_pack_group g = {.index = plan->group,
-                         .group = group,
-                         .generator = old->generator,
-                         .decoder = old->decoder,
-                         .joined = true,
-                         .basis = {.coordinates = plan->fit.coordinates, .total = old->generator.total}};
+    g->index = plan->group;
+    g->group = group;
+    g->generator = old->generator;
+    g->decoder = old->decoder;
+    g->joined = true;
+    g->basis = (icma_basis){.coordinates = plan->fit.coordinates, .total = old->generator.total};
     plan->fit.coordinates = NULL; /* the group's now */
-    g.cuts_hashes = icma_pack_cuts_hashes(&a->packer, &g);
-    icma_status status = icma_pack_group_prepare(&g, error);
+    g->cuts_hashes = icma_pack_cuts_hashes(&a->packer, g);
+    icma_status status = icma_pack_group_prepare(g, error);
     if (!status)
-        status = take_texts(&g, old, error);
-    if (!status)
-        status = icma_pack_group_tasks(&a->packer, &g, error);
+        status = take_texts(g, old, error);
+    return status ? status : icma_pack_group_tasks(&a->packer, g, error);
+}
+
+static icma_status join(icma_adder *a, icma_group *group, icma_add_plan *plan, icma_error *error) {
+    icma_pack_group g = {0};
+    icma_status status = icma_add_join(a, group, plan, &g, error);
     icma_pack_group_free(&g);
     return status;
 }
@@ -239,9 +211,14 @@ static icma_status add_group(icma_adder *a, size_t index, icma_error *error) {
 static icma_status add_groups(icma_adder *a, icma_error *error) {
     icma_status status = ICMA_OK;
     size_t count = a->packer.dataset.count;
-    a->result->groups = icma_alloc_zeroed(count + 1, sizeof *a->result->groups);
-    if (!a->result->groups)
+    a->result->groups = icma_alloc_zeroed(count + a->step_groups + 1, sizeof *a->result->groups);
+    a->result->checkpoints_before =
+        icma_alloc_zeroed(a->wanted.task_count, sizeof *a->result->checkpoints_before);
+    if (!a->result->groups || !a->result->checkpoints_before)
         return no_memory(error);
+    for (size_t t = 0; !status && t < a->wanted.task_count; t++)
+        if (a->steps[t].old != ICMA_NO_OWNER)
+            status = icma_add_write_steps(a, t, error);
     for (size_t g = 0; !status && g < count; g++)
         if (a->packer.dataset.groups[g].count)
             status = add_group(a, g, error);
@@ -252,12 +229,13 @@ static icma_status add_groups(icma_adder *a, icma_error *error) {
 /* --- the whole
  * --------------------------------------------------------------------------------------------------- */
 
-static icma_status check_task(icma_adder *a, icma_bundle *bundle, size_t task, size_t *done,
+/* Its last checkpoints, `count` of them. */
+static icma_status check_task(icma_adder *a, icma_bundle *bundle, size_t task, size_t count, size_t *done,
                               icma_error *error) {
     icma_task_info info;
     icma_status status = icma_bundle_task(bundle, task, &info, error);
     /* backwards: lossless ones are predicted from those that follow */
-    for (size_t c = info.checkpoint_count; !status && c-- > 0;) {
+    for (size_t c = info.checkpoint_count; !status && c-- > info.checkpoint_count - count;) {
         icma_decoded decoded;
         icma_tell(&a->pack.progress, "check", (double)(*done)++, (double)a->packer.dataset.files, info.name);
         status = icma_check_cancelled(&a->pack.progress, error);
@@ -279,8 +257,8 @@ static icma_status check_archive(icma_adder *a, icma_error *error) {
     none.max_output = none.max_work = UINT64_MAX;
     icma_status status = icma_bundle_open(icma_container_temporary(a->change.writer), a->packer.decode_ops,
                                           &none, &bundle, error);
-    for (size_t t = 0; !status && t < a->inputs->task_count; t++)
-        status = check_task(a, bundle, a->owners[t], &done, error);
+    for (size_t t = 0; !status && t < a->wanted.task_count; t++)
+        status = check_task(a, bundle, a->owners[t], a->result->pack.tasks[t].checkpoints, &done, error);
     for (size_t t = 0; !status && t < icma_bundle_task_count(bundle); t++) {
         icma_task_info info;
         status = icma_bundle_task(bundle, t, &info, error);
@@ -288,12 +266,15 @@ static icma_status check_archive(icma_adder *a, icma_error *error) {
     }
     if (!status)
         a->result->pack.bytes = icma_bundle_bytes(bundle);
+    if (!status)
+        icma_add_measure_steps(a, bundle);
     icma_bundle_close(bundle);
     return status;
 }
 
-static icma_status prepare(icma_adder *a, icma_error *error) {
-    icma_status status = refuse_known(a, error);
+static icma_status prepare(icma_adder *a, const icma_inputs *inputs, icma_error *error) {
+    uint64_t files = 0;
+    icma_status status = icma_add_find_steps(a, inputs, error);
     if (!status)
         status = look_at_tasks(a, error);
     if (!status)
@@ -306,16 +287,28 @@ static icma_status prepare(icma_adder *a, icma_error *error) {
         status = icma_pack_name_tasks(&a->packer, error);
     if (!status)
         status = icma_pack_load_conditions(&a->packer, error);
-    return status ? status : open_dataset(a, error);
+    if (!status)
+        status = icma_add_open_steps(a, &a->step_groups, &files, error);
+    if (!status)
+        status = open_dataset(a, error);
+    a->packer.dataset.files += files; /* of all that is told of */
+    return status;
 }
 
-static icma_status add_all(icma_adder *a, icma_error *error) {
+static icma_status check_unchanged(const icma_adder *a, icma_error *error) {
+    icma_status status = icma_dataset_check_unchanged(&a->packer.dataset, error);
+    for (size_t t = 0; !status && t < a->wanted.task_count; t++)
+        status = icma_dataset_check_unchanged(&a->steps[t].dataset, error);
+    return status;
+}
+
+static icma_status add_all(icma_adder *a, const icma_inputs *inputs, icma_error *error) {
     icma_pack_result *r = &a->result->pack;
     double now = 0;
     icma_lap(&now);
     a->result->bytes_before = icma_bundle_bytes(a->change.bundle).total;
     a->packer.writer = a->change.writer;
-    icma_status status = prepare(a, error);
+    icma_status status = prepare(a, inputs, error);
     a->packer.owners = a->owners;
     r->seconds.read = icma_lap(&now);
     if (!status)
@@ -333,7 +326,7 @@ static icma_status add_all(icma_adder *a, icma_error *error) {
     if (!status)
         status = check_archive(a, error);
     if (!status)
-        status = icma_dataset_check_unchanged(&a->packer.dataset, error);
+        status = check_unchanged(a, error);
     r->seconds.check = icma_lap(&now);
     if (!status)
         status = icma_change_commit(&a->change, error);
@@ -345,18 +338,19 @@ static icma_status add_with(const char *path, const icma_inputs *inputs, const i
                             const icma_change_options *change, const icma_pack_options *pack,
                             const icma_ops *ops, icma_add_result *result, icma_error *error) {
     const icma_ops *decode = pack->scalar ? icma_ops_reference() : ops;
-    icma_adder a = {.options = options, .inputs = inputs, .pack = *pack, .result = result, .estimated = true};
+    icma_adder a = {.options = options, .pack = *pack, .result = result, .estimated = true};
     a.pack.progress = change->progress;
     a.pack.generator = ICMA_CHOOSE_AUTO;
     a.pack.keep_last_only = false;
     a.pack.target_bits = 0;
     a.packer = (icma_packer){
-        .inputs = inputs, .options = &a.pack, .ops = ops, .decode_ops = decode, .result = &result->pack};
+        .inputs = &a.wanted, .options = &a.pack, .ops = ops, .decode_ops = decode, .result = &result->pack};
     result->pack.device = ops->name;
     icma_status status = icma_change_open(&a.change, path, change, decode, options->limits, error);
     if (!status)
-        status = add_all(&a, error);
+        status = add_all(&a, inputs, error);
     icma_packer_free(&a.packer);
+    icma_add_steps_free(&a);
     icma_change_close(&a.change);
     icma_free((void *)a.names);
     icma_free(a.owners);

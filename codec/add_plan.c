@@ -269,3 +269,34 @@ icma_status icma_add_decide(icma_adder *a, size_t index, icma_add_plan *plan, ic
     icma_fit_free(&best.fit);
     return status;
 }
+
+icma_status icma_add_decide_steps(icma_adder *a, icma_group *group, uint32_t old, icma_add_plan *plan,
+                                  icma_error *error) {
+    trial t = {.group = old};
+    const char *name = a->wanted.tasks[group->sources->task].name;
+    *plan = (icma_add_plan){.joined = true, .group = old, .new_bytes = NAN};
+    icma_status status = try_old(a, group, &t, error);
+    plan->fit = t.fit;
+    plan->explained = t.explained;
+    plan->old_bytes = t.bytes;
+    if (!status && !t.possible)
+        return icma_fail(
+            error, ICMA_E_UNSUPPORTED, NULL,
+            "new checkpoints of %s cannot follow the old ones %s; rename the task and add it as "
+            "another, or take it out first (icma remove) and add all of it",
+            name,
+            a->change.bundle->groups[old].generator.kind == ICMA_GENERATOR_NONE
+                ? "under this tier, because their group has no generator"
+                : "in a group whose generator is a network, because its encoder is not in the archive");
+    if (!status && a->pack.tier == ICMA_TIER_LATENT && !(t.error <= a->pack.max_error))
+        return icma_fail(
+            error, ICMA_E_UNSUPPORTED, NULL,
+            "the generator predicts new checkpoints of %s to a relative error of dW of about %.3g only, "
+            "and tier latent keeps nothing else; add them with --tier bounded or lossless",
+            name, t.error);
+    if (!status)
+        icma_explain(&a->pack.progress, "generator",
+                     "%zu new checkpoints of %s: its group %u predicts dW to %.3g on average", group->count,
+                     name, old, t.error);
+    return status;
+}

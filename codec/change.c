@@ -69,9 +69,11 @@ icma_status icma_change_open(icma_change *c, const char *path, const icma_change
     *c = (icma_change){.options = options};
     icma_status status = open_old(c, path, ops, limits, error);
     if (!status) {
+        c->left_out =
+            icma_alloc_zeroed(icma_container_section_count(c->bundle->container) + 1, sizeof *c->left_out);
         c->tasks = count_up(icma_bundle_task_count(c->bundle));
         c->groups = count_up(icma_bundle_group_count(c->bundle));
-        status = c->tasks && c->groups ? start_new(c, error) : no_memory(error);
+        status = c->tasks && c->groups && c->left_out ? start_new(c, error) : no_memory(error);
     }
     return status;
 }
@@ -104,7 +106,7 @@ icma_status icma_change_copy(icma_change *c, icma_error *error) {
         icma_tell(&c->options->progress, "copy", (double)section->offset,
                   (double)icma_container_size(container), NULL);
         status = icma_check_cancelled(&c->options->progress, error);
-        if (!status)
+        if (!status && !c->left_out[order[i]])
             status = copy_section(c, section, error);
     }
     icma_free(order);
@@ -126,5 +128,6 @@ void icma_change_close(icma_change *c) {
     icma_file_close(c->file);
     icma_free(c->tasks);
     icma_free(c->groups);
+    icma_free(c->left_out);
     memset(c, 0, sizeof *c);
 }

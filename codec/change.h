@@ -13,12 +13,15 @@ typedef struct icma_change {
     icma_container_writer *writer;
     uint32_t *tasks, *groups; /* the numbers that they have in the new archive; ICMA_NO_OWNER: it goes. At
                                  first those that they have in the old one; owned */
+    bool *left_out; /* one a section of the old archive: it is not copied, because another takes its place;
+                       owned */
 } icma_change;
 
 /* Opens the archive at `path`; *change is to be closed also on failure. */
 icma_status icma_change_open(icma_change *change, const char *path, const icma_change_options *options,
                              const icma_ops *ops, const icma_limits *limits, icma_error *error);
-/* Copies every section whose group and task stay, in the order in which they lie in the file. */
+/* Copies every section whose group and task stay, and that is not left out, in the order in which they lie in
+ * the file. */
 icma_status icma_change_copy(icma_change *change, icma_error *error);
 /* Lets the new archive appear, if the old one is still what was opened. */
 icma_status icma_change_commit(icma_change *change, icma_error *error);

@@ -497,7 +497,8 @@ typedef struct icma_add_group {
     double explained;      /* share of their energy (squared standardised weights) in the span of the old basis that serves them best; NAN: there is no basis of their signature */
     double old_bytes;      /* that the rate model predicts with that old group; NAN: not predicted */
     double new_bytes;      /* and with a generator of their own */
-    uint64_t bytes;        /* that they took: all sections that are new with them */
+    uint64_t bytes;        /* that they took: all sections that are new with them; with `task` without padding, and less those whose place these take */
+    const char *task;      /* the one that goes on, in a group that it was in; NULL: new tasks. As in pack.tasks */
 } icma_add_group;
 
 typedef struct icma_add_result {
@@ -507,7 +508,9 @@ typedef struct icma_add_result {
     size_t group_count;
     size_t old_checkpoints;
     uint64_t old_bytes;     /* of the sections that belong to old tasks alone */
-    double packed_anew;     /* about what the whole archive would take if all were packed together: at most, because what new and old tasks would share beyond the old basis is not known; NAN: not predicted (other tiers than bounded, newcomers without an old basis) */
+    double packed_anew;     /* about what the whole archive would take if all were packed together: at most, because what new and old tasks would share beyond the old basis is not known; NAN: not predicted (other tiers than bounded, newcomers without an old basis, tasks that go on) */
+    size_t *checkpoints_before; /* one a task of pack.tasks: so many it had in the archive; 0 for a new one; owned */
+    size_t skipped;         /* checkpoints of the inputs that were not added: the archive has one of that task and step. They are not compared */
 } icma_add_result;
 
 /*
@@ -515,7 +518,11 @@ typedef struct icma_add_result {
  * in place of what its trunk would make of their condition (spec 4.6); what that leaves is coded to the tier and bound asked for. Or they make a group of their own, as icma_pack would. Groups whose generator is a
  * convolutional network are not joined: the encoder is not in the archive. Sections that are there keep their stored bytes and checksums, which are compared on the way (ICMA_E_CORRUPT). All newcomers are decoded
  * again and checked before the archive appears.
- * ICMA_E_EXISTS for a task that is there; ICMA_E_UNSUPPORTED if ICMA_ADD_OLD cannot be had.
+ *
+ * A task that is there goes on: its checkpoints of the inputs are added that come after the last one in the archive, those whose steps are there are skipped. They join the group that the task is in, with its condition; its
+ * table and texts are written anew, and no other section changes. Of ICMA_ADD_NEW and pack.train_last: a task that goes on has its generator, and only the last train_last of its inputs are looked at.
+ * ICMA_E_EXISTS for a task whose checkpoints are all there if no other task has new ones; for a new one before the task's last, or after a last one without step. ICMA_E_UNSUPPORTED for a new one whose tensors are not
+ * those of a group that its task is in, or if that group's generator is a network, or (tier latent) does not predict them to pack.max_error; and if ICMA_ADD_OLD cannot be had.
  */
 icma_status icma_bundle_add(const char *path, const icma_inputs *inputs, const icma_add_options *options, const struct icma_ops *ops, icma_add_result *result, icma_error *error);
 void icma_add_result_free(icma_add_result *result); /* leaves it zeroed */

@@ -274,6 +274,8 @@ void icma_pack_group_free(icma_pack_group *g) {
     icma_free(g->measures.tensors);
     icma_free(g->measures.pairs);
     icma_text_pool_free(&g->texts);
+    icma_text_pool_free(&g->past_texts);
+    icma_checkpoints_free(&g->past);
 }
 
 /* What is measured of LoHa and LoKr is not their dW, so that is not what is promised either. */

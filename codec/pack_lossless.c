@@ -78,7 +78,7 @@ icma_status icma_pack_lossless(icma_part_writer *w, icma_error *error) {
     chain c = {.w = w};
     icma_status status = chain_allocate(&c, error);
     size_t next = w->table.count;
-    for (size_t i = w->table.count; !status && i-- > 0;) {
+    for (size_t i = w->table.count; !status && i-- > w->past;) {
         size_t size = 0;
         status = icma_pack_next_checkpoint(w->packer, w->task, error);
         if (!status)
@@ -87,7 +87,7 @@ icma_status icma_pack_lossless(icma_part_writer *w, icma_error *error) {
             status = icma_pack_read_original(w, i, &size, error);
         if (!status)
             status = link_checkpoint(&c, i, size, error);
-        if (!status && (w->held >= ICMA_PACK_STREAM_BYTES || i == 0)) {
+        if (!status && (w->held >= ICMA_PACK_STREAM_BYTES || i == w->past)) {
             w->section_first = i;
             status = icma_pack_flush(w, next, ICMA_SECTION_LINK, error);
             free_originals(w, i, next);

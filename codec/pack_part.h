@@ -15,6 +15,7 @@ typedef struct icma_part_writer {
     uint32_t task;  /* of the inputs */
     uint32_t owner; /* the same in the archive */
     icma_checkpoints table;
+    size_t past; /* so many of its checkpoints are in the archive already: what is below is NULL for them */
     icma_source **sources; /* one a kept checkpoint */
     size_t *source_index;  /* its index in the group */
     icma_text_pool texts;

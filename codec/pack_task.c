@@ -41,6 +41,15 @@ static icma_status list_exceptions(icma_part_writer *w, icma_checkpoint *c, icma
     return ICMA_OK;
 }
 
+/* The encoder of an old group is not in the archive: a task that goes on starts from where it was, others from 0. */
+static void take_last_latent(const icma_part_writer *w, icma_checkpoint *c) {
+    for (size_t i = w->past; i-- > 0;)
+        if (w->table.list[i].latent) {
+            memcpy(c->latent, w->table.list[i].latent, w->g->generator.latent * sizeof *c->latent);
+            return;
+        }
+}
+
 /* z from training; corrections: what the trunk, evaluated exactly as a reader will, leaves of the coordinates. False if one is out of range. */
 static icma_status encode_coefficients(icma_part_writer *w, size_t source, icma_checkpoint *c, bool *fits, icma_error *error) {
     icma_pack_group *g = w->g;
@@ -50,8 +59,10 @@ static icma_status encode_coefficients(icma_part_writer *w, size_t source, icma_
     c->correction = icma_alloc_zeroed(total + 1, sizeof *c->correction);
     if (!c->latent || !c->correction)
         return no_memory(error);
-    if (g->training.latent) /* of an old group latents are 0: its encoder is not in the archive */
+    if (g->training.latent)
         memcpy(c->latent, g->training.latent + source * latent, latent * sizeof *c->latent);
+    else
+        take_last_latent(w, c);
     icma_status status = icma_decoder_code(g->decoder, &w->table, c, w->q, error); /* corrections are still 0: the trunk alone */
     for (size_t k = 0; !status && k < total; k++) {
         double integer = round((g->basis.coordinates[source * total + k] - w->q[k]) / g->generator.correction_step[k]);
@@ -290,7 +301,7 @@ icma_status icma_pack_next_checkpoint(icma_packer *p, uint32_t task, icma_error 
 
 static icma_status process_checkpoints(icma_part_writer *w, icma_error *error) {
     icma_status status = ICMA_OK;
-    for (size_t i = 0; !status && i < w->table.count; i++) {
+    for (size_t i = w->past; !status && i < w->table.count; i++) {
         status = icma_pack_next_checkpoint(w->packer, w->task, error);
         if (!status)
             status = process_checkpoint(w, i, error);
@@ -376,13 +387,13 @@ static icma_status write_table(icma_part_writer *w, icma_error *error) {
 /* Adds this part's errors to the task's in the result: parts weigh by their checkpoints. */
 static void tell_task(icma_part_writer *w) {
     icma_pack_task *task = &w->packer->result->tasks[w->task];
-    double before = (double)task->checkpoints, now = (double)w->table.count;
+    double before = (double)task->checkpoints, now = (double)(w->table.count - w->past);
     task->dw_error_mean = (task->dw_error_mean * before + w->dw_sum) / (before + now);
     task->dw_error_max = fmax(task->dw_error_max, w->dw_max);
     double relative = icma_distance_relative(&w->total), cosine = icma_distance_cosine(&w->total);
     task->relative_error = sqrt((task->relative_error * task->relative_error * before + relative * relative * now) / (before + now));
     task->cosine = (task->cosine * before + cosine * now) / (before + now);
-    task->checkpoints += w->table.count;
+    task->checkpoints += w->table.count - w->past;
 }
 
 static void free_part(icma_part_writer *w) {
@@ -403,10 +414,29 @@ static void free_part(icma_part_writer *w) {
     icma_checkpoints_free(&w->table);
 }
 
-static icma_status allocate_part(icma_part_writer *w, size_t first, size_t count, icma_error *error) {
-    w->table.list = icma_alloc_zeroed(count, sizeof *w->table.list);
-    w->sources = icma_alloc_array(count, sizeof *w->sources);
-    w->source_index = icma_alloc_array(count, sizeof *w->source_index);
+/* The table and texts of a task that goes on are the part's now; `added` checkpoints have room in it. */
+static icma_status take_past(icma_part_writer *w, size_t added, icma_error *error) {
+    w->table = w->g->past;
+    w->texts = w->g->past_texts;
+    w->g->past = (icma_checkpoints){0};
+    w->g->past_texts = (icma_text_pool){0};
+    w->past = w->section_first = w->table.count;
+    icma_checkpoint *list = icma_resize_array(w->table.list, w->past + added, sizeof *list);
+    if (!list)
+        return no_memory(error);
+    memset(list + w->past, 0, added * sizeof *list);
+    w->table.list = list;
+    w->table.count += added;
+    return ICMA_OK;
+}
+
+static icma_status allocate_part(icma_part_writer *w, size_t first, size_t added, icma_error *error) {
+    icma_status status = take_past(w, added, error);
+    size_t count = w->past + added;
+    if (status)
+        return status;
+    w->sources = icma_alloc_zeroed(count, sizeof *w->sources);
+    w->source_index = icma_alloc_zeroed(count, sizeof *w->source_index);
     w->originals = icma_alloc_zeroed(count, sizeof *w->originals);
     w->data = icma_alloc_zeroed(count, sizeof *w->data);
     w->q = icma_alloc_array(icma_generator_code_size(&w->g->generator) + 1, sizeof *w->q);
@@ -417,12 +447,11 @@ static icma_status allocate_part(icma_part_writer *w, size_t first, size_t count
     w->classes = classes ? icma_alloc((size_t)icma_generator_modelled_weights(&w->g->generator, &w->g->group->signature) + 1) : NULL;
     if (!w->blocks || !w->verbatim || (classes && !w->classes))
         return no_memory(error);
-    if (!w->table.list || !w->sources || !w->source_index || !w->originals || !w->data || !w->q)
+    if (!w->sources || !w->source_index || !w->originals || !w->data || !w->q)
         return no_memory(error);
-    w->table.count = count;
-    for (size_t i = 0; i < count; i++) {
-        w->source_index[i] = first + i;
-        w->sources[i] = &w->g->group->sources[first + i];
+    for (size_t i = 0; i < added; i++) {
+        w->source_index[w->past + i] = first + i;
+        w->sources[w->past + i] = &w->g->group->sources[first + i];
     }
     return ICMA_OK;
 }
@@ -444,7 +473,7 @@ icma_status icma_pack_task_part(icma_packer *packer, icma_pack_group *group, siz
     if (count == 0)
         return ICMA_OK;
     icma_status status = allocate_part(&w, first, count, error);
-    if (!status)
+    if (!status && !w.past)
         status = set_condition(&w, error);
     if (!status && packer->options->tier == ICMA_TIER_LOSSLESS)
         status = icma_pack_lossless(&w, error);
@@ -452,7 +481,7 @@ icma_status icma_pack_task_part(icma_packer *packer, icma_pack_group *group, siz
         status = process_checkpoints(&w, error);
     if (!status)
         status = icma_pack_write_texts(&w, error);
-    if (!status)
+    if (!status && !w.past)
         status = write_condition(&w, error);
     if (!status)
         status = write_table(&w, error);

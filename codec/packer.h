@@ -38,6 +38,8 @@ typedef struct icma_pack_group {
     icma_measures measures;
     icma_text_pool texts; /* that tasks share */
     bool cuts_hashes;     /* its files' headers are stored without the hashes of the weights */
+    icma_checkpoints past;     /* of a task that goes on: its table; the part that is written takes it, and owns it then */
+    icma_text_pool past_texts; /* and its texts, likewise */
     bool joined;          /* it is an old group of an archive that newcomers are added to: generator, decoder and texts are the archive's */
 } icma_pack_group;
 
@@ -71,7 +73,8 @@ icma_status icma_pack_group_prepare(icma_pack_group *group, icma_error *error);
 /* Encodes, measures and writes all of a group's checkpoints. */
 icma_status icma_pack_group_tasks(icma_packer *packer, icma_pack_group *group, icma_error *error);
 void icma_pack_group_free(icma_pack_group *group);
-/* Encodes, measures and writes the checkpoints first .. first + count - 1 of the group's sources, which are one task's. */
+/* Encodes, measures and writes the checkpoints first .. first + count - 1 of the group's sources, which are one task's. They follow the group's `past`, if it has one: that task's table and
+ * texts are written with what was in them, its condition and the sections of old checkpoints are not. */
 icma_status icma_pack_task_part(icma_packer *packer, icma_pack_group *group, size_t first, size_t count, icma_error *error);
 /* Tells phase "encode", one checkpoint at a time, and asks whether to go on. */
 icma_status icma_pack_next_checkpoint(icma_packer *packer, uint32_t task, icma_error *error);

@@ -84,6 +84,7 @@ class AddedGroup:
     old_bytes: float
     new_bytes: float
     bytes: int
+    task: Optional[str]  # that goes on with them, or None: of new tasks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,6 +96,8 @@ class AddResult:
     old_checkpoints: int
     old_bytes: int
     packed_anew: float
+    checkpoints_before: Tuple[int, ...]  # of each task of `pack`; 0: it is new
+    skipped: int  # checkpoints below `paths` whose task and step the archive had
 
 
 @dataclasses.dataclass(frozen=True)
@@ -346,7 +349,7 @@ def add(archive: Path, paths: Union[Path, Sequence[Path]], *, output: Optional[P
         tier: Optional[str] = None, max_error: Union[None, float, str] = None, restart: Optional[int] = None, train_last: int = 0, epochs: Optional[int] = None,
         seed: Optional[int] = None, threads: int = 0, device: str = 'cpu', progress: Optional[Callable[[Progress], Any]] = None) -> AddResult:
     """Adds the adapters below `paths` to an archive, in place or into `output`, without retraining: `icma add --help` describes the options, which are named alike. Every other section keeps its
-    bytes. Without `tier` and `max_error` newcomers are kept as the others are."""
+    bytes. A task that is there goes on: checkpoints after its last are added, those whose steps are there are skipped. Without `tier` and `max_error` newcomers are kept as the others are."""
     options, added, result = s.PackOptions(), s.AddOptions(), s.AddResult()
     library().icma_pack_options_init(ctypes.byref(options), ctypes.sizeof(options))
     library().icma_add_options_init(ctypes.byref(added), ctypes.sizeof(added))
@@ -363,8 +366,9 @@ def add(archive: Path, paths: Union[Path, Sequence[Path]], *, output: Optional[P
         hooks.call('icma_bundle_add', bytes_of(archive, 'a path'), ctypes.byref(inputs), ctypes.byref(added), open_device(device), ctypes.byref(result))
     try:
         hooks.finish()
-        groups = tuple(AddedGroup(**{**_fields(g), 'generator': text(g.generator)}) for g in result.groups[:result.group_count])
-        return AddResult(_plain(result.pack, skipped), result.bytes_before, groups, result.old_checkpoints, result.old_bytes, result.packed_anew)
+        groups = tuple(AddedGroup(**{**_fields(g), 'generator': text(g.generator), 'task': text(g.task) if g.task else None}) for g in result.groups[:result.group_count])
+        return AddResult(_plain(result.pack, skipped), result.bytes_before, groups, result.old_checkpoints, result.old_bytes, result.packed_anew,
+                         tuple(result.checkpoints_before[:result.pack.task_count]), result.skipped)
     finally:
         library().icma_add_result_free(ctypes.byref(result))
 

@@ -175,13 +175,13 @@ class AddOptions(ctypes.Structure):
 class AddGroup(ctypes.Structure):
     C = 'icma_add_group'
     _fields_ = [('group', c_uint32), ('joined', c_bool), ('generator', c_char_p), ('tasks', c_size_t), ('checkpoints', c_size_t), ('explained', c_double),
-                ('old_bytes', c_double), ('new_bytes', c_double), ('bytes', c_uint64)]
+                ('old_bytes', c_double), ('new_bytes', c_double), ('bytes', c_uint64), ('task', c_char_p)]
 
 
 class AddResult(ctypes.Structure):
     C = 'icma_add_result'
     _fields_ = [('pack', PackResult), ('bytes_before', c_uint64), ('groups', POINTER(AddGroup)), ('group_count', c_size_t), ('old_checkpoints', c_size_t),
-                ('old_bytes', c_uint64), ('packed_anew', c_double)]
+                ('old_bytes', c_uint64), ('packed_anew', c_double), ('checkpoints_before', POINTER(c_size_t)), ('skipped', c_size_t)]
 
 
 class LayoutOptions(ctypes.Structure):

@@ -285,6 +285,129 @@ class Add(Change):
             self.pack('x.icma', FOUR)
 
 
+class Steps(Change):
+    """A training that goes on: archives of the first steps, to which the whole tree is added."""
+
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        cls.five, cls.early = cls.shop / 'late', cls.shop / 'early'
+        write_tree(cls.five, FIVE, (10, 20, 30, 40))
+        shutil.copytree(cls.five, cls.early, ignore=shutil.ignore_patterns('checkpoint-40', 'ant'))
+
+    def pack_early(self, *options):
+        self.run_icma(0, 'pack', self.early, '-o', 'x.icma', '-f', '-q', *QUICK, *(options or ('--generator', 'basis')))
+        return self.here / 'x.icma'
+
+    def refused(self, code, *arguments, saying):
+        before = (self.here / 'x.icma').read_bytes()
+        self.fails(code, 'add', 'x.icma', *arguments, saying=saying)
+        self.assertEqual((self.here / 'x.icma').read_bytes(), before)
+        self.assertNotIn('.icma-', ' '.join(files_below(self.here)))
+
+    def test_every_tier(self):
+        """Only tables and texts of the tasks that go on change; old checkpoints come out bit for bit, new ones as the tier says; a second reader agrees."""
+        for options, kind in (((), 'bounded'), (('--max-error', 'abs=0.001', '--generator', 'basis'), 'bounded'), (('--max-error', 'rel=0.01', '--generator', 'none'), 'bounded'),
+                              (('--tier', 'lossless'), 'lossless'), (('--tier', 'lossless', '--restart', '2', '--generator', 'basis'), 'lossless'), (('--tier', 'latent'), 'latent'),
+                              (('--tier', 'generate'), 'generate')):
+            with self.subTest(options=options):
+                before, files = sections(self.pack_early(*options)), self.unpack('x.icma')
+                told = self.add('x.icma', self.five).json
+                after, got = sections(self.here / 'x.icma'), self.unpack('x.icma')
+                same = {key: value for key, value in before.items() if key[0] not in (4, 5) or key[2] is None}
+                self.assertEqual({key: after.get(key) for key in same}, same)
+                self.assertTrue(any(key[0] == 4 for key in before.keys() - same.keys()))
+                self.assertEqual({path: got.get(path) for path in files}, files)
+                self.assertEqual(len(got), len([p for p in sums(self.five) if 'task_vector' not in p]))
+                self.assertEqual((told['skipped'], told['tier']), (12, kind))
+                self.assertEqual([(t['task'], t['checkpoints'], t['checkpoints_before']) for t in told['tasks']], [('ant', 4, 0), *((task, 1, 3) for task in FOUR)])
+                self.assertEqual([(g['continues'], g['checkpoints'], g['joined'], g['group']) for g in told['groups']][:4], [(task, 1, True, 0) for task in FOUR])
+                self.assertEqual({key[3] for key in after if key[0] in (6, 9, 10) and key[2] in FOUR} - {0}, {3} if kind == 'lossless' or any(key[0] == 9 for key in after.keys() - before.keys() if key[2] in FOUR) else set())
+                self.whole('x.icma')
+                if kind == 'lossless':
+                    self.assertEqual({p: s for p, s in got.items() if p.endswith(MODEL)}, {p: s for p, s in sums(self.five).items() if p.endswith(MODEL)})
+                if kind == 'bounded':
+                    for task in FIVE:
+                        self.assertLessEqual(self.worst('x.icma', task, told['bound']['kind']), told['bound']['value'])
+                self.refused(8, self.five, saying='nothing is new: 20 checkpoints')
+
+    def test_step_after_step(self):
+        """Each in its turn, to tasks that were packed and to one that was added, which keeps its offset; then a last one without step, which nothing follows."""
+        self.pack_early()
+        self.add('x.icma', self.five / 'ant', '--generator', 'old', '--checkpoints', 'last:3')
+        for step in (200, 300):
+            write_adapter(self.here / 'ant' / f'checkpoint-{step}', lora('ant', step))
+            write_adapter(self.here / 'dog' / f'checkpoint-{step}', lora('dog', step))
+            (self.here / 'dog' / f'checkpoint-{step}' / 'README.md').write_text(f'step {step}')
+            told = self.add('x.icma', 'ant', 'dog').json
+            self.assertEqual((told['skipped'], [t['checkpoints'] for t in told['tasks']]), (0 if step == 200 else 2, [1, 1]))
+            self.whole('x.icma')
+        listed = {task['task']: task for task in self.run_icma(0, 'list', 'x.icma', '--json').json['tasks']}
+        self.assertEqual((listed['ant']['condition']['origin'], listed['dog']['condition']['origin']), ('task_vector.safetensors', 'task_vector.safetensors'))
+        self.unpack('x.icma')
+        self.assertEqual([(self.here / f'out/dog/checkpoint-{step}/README.md').read_text() for step in (200, 300)], ['step 200', 'step 300'])
+        for task, steps in (('ant', (20, 30, 40, 200, 300)), ('dog', (10, 20, 30, 200, 300))):
+            self.assertEqual(sorted(p.parent.name for p in (self.here / 'out' / task).rglob(MODEL)), sorted(f'checkpoint-{step}' for step in steps))
+            for path in (self.here / task).rglob(MODEL):
+                self.assertLessEqual(worst_errors(path, self.here / 'out' / path.relative_to(self.here))['dw'], 0.1)
+        write_adapter(self.here / 'dog', lora('dog', 400))
+        self.assertEqual(self.add('x.icma', 'dog').json['tasks'][0]['checkpoints_before'], 5)
+        self.whole('x.icma')
+        self.refused(8, 'dog', saying='nothing is new: 3 checkpoints of dog')
+        write_adapter(self.here / 'dog' / 'checkpoint-500', lora('dog', 500))
+        self.refused(8, 'dog', saying=('checkpoint-500', 'has no step', 'icma remove'))
+        self.run_icma(0, 'remove', 'x.icma', '--task', 'dog', '-q')
+        self.whole('x.icma')
+
+    def test_refusals(self):
+        self.pack_early()
+        shutil.copytree(self.five / 'cat', self.here / 'cat')
+        shutil.copytree(self.here / 'cat/checkpoint-20', self.here / 'cat/checkpoint-25')
+        self.refused(8, 'cat', saying=('checkpoint-25', 'before the task', 'icma remove'))
+        self.assertEqual(self.add('x.icma', 'cat', '--checkpoints', 'last:1', '-n').json['skipped'], 0)
+        write_adapter(self.here / 'dog' / 'checkpoint-100', lora('dog', 100, width=20))
+        self.refused(6, 'dog', saying=('checkpoint-100', 'not those of dog'))
+        self.pack_early('--generator', 'conv', '--layers', '2', '--channels', '2,2', '--latent-dim', '2')
+        self.refused(6, self.five, saying='encoder')
+        self.pack_early('--generator', 'none')
+        self.refused(6, self.five / 'dog', '--tier', 'latent', saying='no generator')
+
+    def test_far_away(self):
+        """Tier latent keeps what the generator predicts and nothing else: what it does not predict is not added so."""
+        self.pack_early('--tier', 'latent')
+        write_adapter(self.here / 'dog' / 'checkpoint-100', lora('dog', 100, seed=7))
+        self.refused(6, 'dog', saying=('tier latent', '--tier bounded'))
+        self.add('x.icma', 'dog', '--max-error', 'dw=0.1')
+        self.whole('x.icma')
+        self.unpack('x.icma', '--task', 'dog')
+        self.assertLessEqual(worst_errors(self.here / 'dog/checkpoint-100' / MODEL, self.here / 'out/dog/checkpoint-100' / MODEL)['dw'], 0.1)
+
+    def test_two_groups(self):
+        """A task whose rank changed on the way goes on in both of its groups."""
+        for step in (10, 20, 30, 40):
+            write_adapter(self.here / 'both' / f'checkpoint-{step}', lora('both', step, rank=4 if step > 20 else 2))
+        self.run_icma(0, 'pack', 'both', '-o', 'x.icma', '-q', *QUICK)
+        files = self.unpack('x.icma')
+        for step in (50, 60):
+            write_adapter(self.here / 'both' / f'checkpoint-{step}', lora('both', step, rank=4 if step == 60 else 2))
+        told = self.add('x.icma', 'both').json
+        self.assertEqual([(g['group'], g['continues'], g['checkpoints']) for g in told['groups']], [(0, 'both', 1), (1, 'both', 1)])
+        got = self.unpack('x.icma')
+        self.assertEqual({path: got.get(path) for path in files}, files)
+        self.whole('x.icma')
+
+    def test_words_threads_and_dry_run(self):
+        before = self.pack_early().read_bytes()
+        words = self.run_icma(0, 'add', 'x.icma', self.five, '-n').words
+        for part in ('would add 8 checkpoints of 5 tasks', '12 checkpoints of these tasks and steps are there already', '1 checkpoint of cat went on in group 0 (basis)', 'bytes each'):
+            self.assertIn(part, words)
+        self.assertEqual((self.here / 'x.icma').read_bytes(), before)
+        for threads in (1, 2, 5):
+            self.run_icma(0, 'add', 'x.icma', self.five, '-o', f'{threads}.icma', '-q', '-T', threads)
+        self.run_icma(0, 'add', 'x.icma', self.five, '-o', 'scalar.icma', '-q', '--scalar')
+        self.assertEqual(len({(self.here / f'{name}.icma').read_bytes() for name in (1, 2, 5, 'scalar')}), 1)
+
+
 class Remove(Change):
     def test_sections(self):
         for gone in (('bird',), ('fox', 'cat'), ('bird', 'cat', 'dog')):

@@ -2,6 +2,7 @@
 /* Adding to an archive and removing from it, from inside: rows as they decode, newcomers projected on them,
  * offsets, what the functions of icma.h promise. What comes of it in files: tests/cli/test_add.py. */
 #include "bundle_inside.h"
+#include "compress.h"
 #include "fit.h"
 #include "memory.h"
 #include "packing.h"
@@ -184,6 +185,101 @@ static void added_and_removed(void **state) {
     icma_inputs_free(&inputs);
 }
 
+static void write_steps(const lab *l, const char *task, uint64_t seed, size_t first, size_t count) {
+    trajectory t = small_trajectory;
+    t.seed = seed;
+    packing_write(l->root, task, &t, first, count);
+}
+
+/* Hashes of a task's checkpoints, each decoded and compared with its own. */
+static size_t hashes(lab *l, size_t task, uint64_t *out, size_t room) {
+    icma_error error = {0};
+    icma_task_info info;
+    open_again(l);
+    assert_int_equal(icma_bundle_task(l->bundle, task, &info, &error), ICMA_OK);
+    assert_true(info.checkpoint_count <= room);
+    for (size_t c = 0; c < info.checkpoint_count; c++) {
+        icma_decoded decoded;
+        assert_int_equal(icma_bundle_decode(l->bundle, task, c, &decoded, &error), ICMA_OK);
+        out[c] = icma_hash(decoded.data, decoded.size);
+        assert_int_equal(out[c], info.checkpoints[c].hash);
+        icma_decoded_free(&decoded);
+    }
+    return info.checkpoint_count;
+}
+
+/* New steps of a task that is there, beside a new task: what was there is passed over and keeps its bits, the
+ * condition stays, latents go on from the last ones. */
+static void steps_go_on(void **state) {
+    lab *l = *state;
+    icma_inputs inputs;
+    icma_error error = {0};
+    icma_add_result result;
+    uint64_t old[8], now[8];
+    assert_int_equal(hashes(l, 0, old, 8), 4);
+    write_steps(l, "a", 1, 41, 2);
+    find(l, "in", &inputs);
+    icma_add_options options = icma_add_defaults();
+    options.choice = ICMA_ADD_NEW; /* of new tasks */
+    assert_int_equal(icma_bundle_add(l->path, &inputs, &options, NULL, &result, &error), ICMA_OK);
+    assert_int_equal(result.skipped, 8);
+    assert_int_equal(result.pack.task_count, 2);
+    assert_true(result.checkpoints_before[0] == 4 && result.checkpoints_before[1] == 0);
+    assert_true(result.pack.tasks[0].checkpoints == 2 && result.pack.tasks[1].checkpoints == 4);
+    assert_int_equal(result.group_count, 2);
+    assert_string_equal(result.groups[0].task, "a");
+    assert_null(result.groups[1].task);
+    assert_true(result.groups[0].joined && result.groups[0].group == 0 && result.groups[0].checkpoints == 2);
+    assert_true(result.groups[0].bytes >= 2 * 8 && isnan(result.packed_anew)); /* a hash each, at least */
+    icma_add_result_free(&result);
+    icma_inputs_free(&inputs);
+    assert_int_equal(hashes(l, 0, now, 8), 6);
+    assert_memory_equal(now, old, 4 * sizeof *now);
+    icma_bound bound = {ICMA_BOUND_DW, 0.1F};
+    assert_true(packing_within(packing_worst_error(l->root, "x.icma"), bound));
+    assert_int_equal(icma_bundle_load_task(l->bundle, 0, &error), ICMA_OK);
+    const icma_checkpoints *table = &l->bundle->tasks[0].parts[0].table;
+    assert_int_equal(table->origin, ICMA_CONDITION_LEARNED);
+    size_t latents = l->bundle->groups[0].generator.latent;
+    assert_true(latents > 0);
+    for (size_t c = 4; c < 6; c++)
+        assert_memory_equal(table->list[c].latent, table->list[3].latent,
+                            latents * sizeof *table->list[3].latent);
+}
+
+/* What cannot follow: all that is there, a step before the last, other tensors. The archive stays as it is.
+ */
+static void steps_that_cannot_follow(void **state) {
+    lab *l = *state;
+    icma_inputs inputs;
+    icma_add_result result;
+    size_t size, again;
+    uint8_t *before = packing_read(l->root, "x.icma", &size), *after;
+    static const size_t steps[] = {11, 26, 41};
+    static const icma_status wanted[] = {ICMA_E_EXISTS, ICMA_E_EXISTS, ICMA_E_UNSUPPORTED};
+    static const char *const saying[] = {"nothing is new", "checkpoint-26", "checkpoint-41"};
+    icma_add_options options = icma_add_defaults();
+    for (size_t i = 0; i < 3; i++) {
+        icma_error error = {0};
+        trajectory t = small_trajectory;
+        t.seed = 1;
+        t.rank = i == 2 ? 3 : 2;
+        if (i == 2)
+            support_remove_tree(support_path(l->root, "in/a"));
+        packing_write(l->root, "a", &t, steps[i], 1);
+        find(l, "in/a", &inputs);
+        assert_int_equal(icma_bundle_add(l->path, &inputs, &options, NULL, &result, &error), wanted[i]);
+        assert_non_null(strstr(error.message, saying[i]) ? strstr(error.message, saying[i])
+                                                         : strstr(error.file, saying[i]));
+        icma_inputs_free(&inputs);
+    }
+    after = packing_read(l->root, "x.icma", &again);
+    assert_int_equal(size, again);
+    assert_memory_equal(before, after, size);
+    support_free(before);
+    support_free(after);
+}
+
 /* Options of another size are another library's. */
 static void options_are_sized(void **state) {
     lab *l = *state;
@@ -208,7 +304,7 @@ static void options_are_sized(void **state) {
 /* Every allocation of an add and of a remove fails once: nothing leaks, and the archive is as it was. */
 static void survives_without_memory(void **state) {
     lab *l = *state;
-    icma_inputs inputs;
+    icma_inputs inputs, steps;
     icma_add_result result;
     icma_remove_result removed;
     const char *name = "a";
@@ -222,16 +318,19 @@ static void survives_without_memory(void **state) {
     options.change = &change;
     options.pack = &pack;
     find(l, "in/c", &inputs);
-    for (int verb = 0; verb < 3; verb++) {
+    write_steps(l, "a", 1, 41, 2);
+    find(l, "in/a", &steps);
+    for (int verb = 0; verb < 4; verb++) {
         icma_status status = ICMA_E_MEMORY;
         options.choice = verb ? ICMA_ADD_NEW : ICMA_ADD_OLD;
         for (size_t left = 0; status; left += left < 40 ? 1 : 37) {
             icma_error error = {0};
             support_budget budget = {.left = left};
             support_limit_memory(&budget);
-            status = verb < 2 ? icma_bundle_add(l->path, &inputs, &options, NULL, &result, &error)
+            status = verb < 3 ? icma_bundle_add(l->path, verb < 2 ? &inputs : &steps, &options, NULL, &result,
+                                                &error)
                               : icma_bundle_remove(l->path, &name, 1, &change, &removed, &error);
-            if (!status && verb < 2)
+            if (!status && verb < 3)
                 icma_add_result_free(&result);
             support_limit_memory(NULL);
             assert_true(status == ICMA_OK || status == ICMA_E_MEMORY);
@@ -244,6 +343,7 @@ static void survives_without_memory(void **state) {
     support_free(before);
     support_free(after);
     icma_inputs_free(&inputs);
+    icma_inputs_free(&steps);
 }
 
 int main(void) {
@@ -251,6 +351,8 @@ int main(void) {
         cmocka_unit_test_setup_teardown(rows_add_up, make_lab, free_lab),
         cmocka_unit_test_setup_teardown(projection_finds_codes, make_lab, free_lab),
         cmocka_unit_test_setup_teardown(added_and_removed, make_lab, free_lab),
+        cmocka_unit_test_setup_teardown(steps_go_on, make_lab, free_lab),
+        cmocka_unit_test_setup_teardown(steps_that_cannot_follow, make_lab, free_lab),
         cmocka_unit_test_setup_teardown(options_are_sized, make_lab, free_lab),
         cmocka_unit_test_setup_teardown(survives_without_memory, make_lab, free_lab),
     };

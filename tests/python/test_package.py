@@ -353,6 +353,13 @@ class Changing(Case):
         self.assertTrue(phases)
         with self.assertRaises(icma.ExistsError):
             icma.add(mine, more)
+        self.assertEqual((result.checkpoints_before, result.skipped, [g.task for g in result.groups]), ((0,), 0, [None]))
+        longer = self.here / 'longer'
+        harness.write_tree(longer, tasks=('fish',), steps=(10, 20, 30), condition=False)
+        result = icma.add(mine, longer, output=self.here / 'longer.icma')
+        self.assertEqual((result.checkpoints_before, result.skipped, [g.task for g in result.groups]), ((2,), 2, ['fish']))
+        with icma.open(self.here / 'longer.icma') as bundle:
+            self.assertEqual([c.step for c in bundle.checkpoints('fish')], [10, 20, 30])
         gone = icma.remove(mine, ['fish', 'dog'], output=self.here / 'less.icma')
         self.assertEqual((gone.tasks, gone.checkpoints, gone.tasks_left, gone.bytes_after), (2, 5, 2, (self.here / 'less.icma').stat().st_size))
         with icma.open(self.here / 'less.icma') as bundle:
