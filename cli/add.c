@@ -193,7 +193,7 @@ const cli_verb cli_verb_add = {
         "error bound as the others; all other sections keep their bytes. New adapters are decoded\n"
         "again and checked before the archive changes. Tells how well the old generator serves them.\n"
         "A task that is there goes on: checkpoints after its last step are added to it, those whose\n"
-        "steps are there are passed over.",
+        "steps are there are passed over; the last of these must be the archive's.",
     .options = add_options,
     .examples = (const char *const[]){"icma add loras.icma dog", "the task dog, found below dog/",
                                       "icma add loras.icma dog -o more.icma", "loras.icma stays as it is",

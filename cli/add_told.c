@@ -90,10 +90,10 @@ static icma_status print_result(const char *path, bool dry_run, const icma_add_r
     cli_print_safe(stderr, path);
     fputs("; every one was decoded again and checked\n", stderr);
     if (r->skipped)
-        fprintf(
-            stderr,
-            "%zu checkpoint%s of these tasks and steps %s there already: passed over, without comparing\n",
-            r->skipped, cli_plural(r->skipped), r->skipped == 1 ? "is" : "are");
+        fprintf(stderr,
+                "%zu checkpoint%s of these tasks and steps %s there already: passed over; each task's last "
+                "was compared\n",
+                r->skipped, cli_plural(r->skipped), r->skipped == 1 ? "is" : "are");
     fputc('\n', stderr);
     icma_status status = print_tasks(r, error);
     print_sizes(r);

@@ -2,10 +2,12 @@
 /* Tasks that go on: which checkpoints of the inputs are new, and where they follow those that are there. */
 #include "add.h"
 
+#include "fidelity.h"
 #include "memory.h"
 #include "progress.h"
 #include "sort.h"
 
+#include <math.h>
 #include <string.h>
 
 static icma_status no_memory(icma_error *error) {
@@ -55,28 +57,97 @@ static int compare_steps(bool has_step, uint64_t step, const icma_checkpoint_inf
     return !has_step || step == info->step ? 0 : step < info->step ? -1 : 1;
 }
 
-static bool is_there(const icma_task_info *info, const icma_input_checkpoint *c) {
+/* The task's checkpoint of that step; SIZE_MAX: it has none. */
+static size_t find_step(const icma_task_info *info, const icma_input_checkpoint *c) {
     size_t low = 0, high = info->checkpoint_count;
     while (low < high) {
         size_t middle = low + (high - low) / 2;
         int order = compare_steps(c->has_step, c->step, &info->checkpoints[middle]);
         if (order == 0)
-            return true;
+            return middle;
         if (order > 0)
             low = middle + 1;
         else
             high = middle;
     }
-    return false;
+    return SIZE_MAX;
+}
+
+/* Of the last pack.train_last checkpoints. */
+static size_t first_used(const icma_adder *a, const icma_input_task *task) {
+    size_t last = a->pack.train_last;
+    return last && last < task->checkpoint_count ? task->checkpoint_count - last : 0;
 }
 
 static icma_status refuse(const icma_adder *a, const icma_input_task *task, const icma_input_checkpoint *c,
                           const char *why, icma_error *error) {
-    return icma_fail(error, ICMA_E_EXISTS, icma_file_path(a->change.file),
-                     "task %s is in it already, and %s cannot follow: %s; take the task out first (icma "
-                     "remove) and add it "
-                     "with all its checkpoints, or rename the new one",
-                     task->name, c->path, why);
+    return icma_fail(
+        error, ICMA_E_EXISTS, icma_file_path(a->change.file),
+        "task %s is in it already, and %s cannot follow: %s; take the task out first (icma remove) "
+        "and add it with all its checkpoints, or rename the new one",
+        task->name, c->path, why);
+}
+
+/* The relative error of a decoded file, as packing measured it; INFINITY for other tensors. */
+static icma_status measure_file(icma_group *group, const icma_decoded *decoded, double *relative,
+                                icma_error *error) {
+    icma_safetensors other = {0};
+    icma_fidelity fidelity = {0};
+    const uint8_t *data;
+    uint8_t *file = NULL;
+    size_t size;
+    *relative = INFINITY;
+    icma_status status = icma_safetensors_view(decoded->data, decoded->size, &other, &data, error);
+    if (!status && icma_safetensors_same_signature(&group->signature, &other)) {
+        status = icma_source_read(group->sources, &file, &size, error);
+        if (!status)
+            status = icma_fidelity_compare(&group->signature, file + group->sources->data_offset, &other,
+                                           data, &group->pairs, NULL, 0, false, &fidelity, error);
+        if (!status)
+            *relative = icma_distance_relative(&fidelity.total);
+    }
+    icma_fidelity_free(&fidelity);
+    icma_safetensors_free(&other);
+    icma_free(file);
+    return status;
+}
+
+/* One checkpoint that is there, `at` in the task, against the input of its step: of another training it would
+ * be passed over unnoticed. */
+static icma_status compare_one(icma_adder *a, const icma_input_task *task, icma_input_checkpoint *input,
+                               uint32_t old, size_t at, double recorded, icma_error *error) {
+    icma_input_task one = *task;
+    icma_inputs inputs = a->wanted; /* for what archives were unpacked to */
+    icma_dataset dataset;
+    icma_decoded decoded = {0};
+    double relative = INFINITY;
+    one.checkpoints = input;
+    one.checkpoint_count = 1;
+    inputs.tasks = &one;
+    inputs.task_count = 1;
+    icma_status status = icma_dataset_open(&inputs, 0, NULL, &dataset, error);
+    if (!status)
+        status = icma_bundle_decode(a->change.bundle, old, at, &decoded, error);
+    if (!status)
+        status = measure_file(&dataset.groups[0], &decoded, &relative, error);
+    icma_decoded_free(&decoded);
+    icma_dataset_close(&dataset);
+    /* What is recorded was rounded up; sums of another CPU type may differ in their last bits. */
+    if (!status && !(relative <= recorded * (1 + 1e-6)))
+        return icma_fail(error, ICMA_E_EXISTS, icma_file_path(a->change.file),
+                         "%s is not the checkpoint of that step of %s in the archive (its relative error "
+                         "would be %.3g, not %.3g), so it is of another training; rename its task, or take "
+                         "the old one out first (icma remove)",
+                         input->path, task->name, relative, recorded);
+    return status;
+}
+
+/* Of the inputs below `end` that are there the last one, which a training that goes on has kept. */
+static icma_status compare_last(icma_adder *a, const icma_input_task *task, const icma_task_info *info,
+                                uint32_t old, size_t end, icma_error *error) {
+    icma_input_checkpoint *input = &task->checkpoints[end - 1];
+    size_t at = find_step(info, input);
+    return compare_one(a, task, input, old, at, (double)info->checkpoints[at].relative_error, error);
 }
 
 /* Inputs are in the order of steps, so what is new is at the end of them. */
@@ -84,10 +155,10 @@ static icma_status find_new(icma_adder *a, const icma_input_task *task, const ic
                             size_t *first, icma_error *error) {
     const icma_checkpoint_info *last = &info->checkpoints[info->checkpoint_count - 1];
     size_t count = task->checkpoint_count;
-    *first = a->pack.train_last && a->pack.train_last < count ? count - a->pack.train_last : 0;
+    *first = first_used(a, task);
     for (size_t i = *first; i < count; i++) {
         const icma_input_checkpoint *c = &task->checkpoints[i];
-        if (is_there(info, c)) {
+        if (find_step(info, c) != SIZE_MAX) {
             a->result->skipped++;
             *first = i + 1;
         } else if (!last->has_step)
@@ -110,6 +181,8 @@ static icma_status take_task(icma_adder *a, const icma_input_task *task, uint32_
         icma_status status = icma_bundle_task(a->change.bundle, old, &info, error);
         if (!status)
             status = find_new(a, task, &info, &first, error);
+        if (!status && first > first_used(a, task))
+            status = compare_last(a, task, &info, old, first, error);
         icma_bundle_forget_task(a->change.bundle, old);
         *kept = first < task->checkpoint_count;
         if (status || !*kept)

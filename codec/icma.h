@@ -510,7 +510,7 @@ typedef struct icma_add_result {
     uint64_t old_bytes;     /* of the sections that belong to old tasks alone */
     double packed_anew;     /* about what the whole archive would take if all were packed together: at most, because what new and old tasks would share beyond the old basis is not known; NAN: not predicted (other tiers than bounded, newcomers without an old basis, tasks that go on) */
     size_t *checkpoints_before; /* one a task of pack.tasks: so many it had in the archive; 0 for a new one; owned */
-    size_t skipped;         /* checkpoints of the inputs that were not added: the archive has one of that task and step. They are not compared */
+    size_t skipped;         /* checkpoints of the inputs that were not added: the archive has one of that task and step. Of each task the last of them was compared */
 } icma_add_result;
 
 /*
@@ -521,7 +521,8 @@ typedef struct icma_add_result {
  *
  * A task that is there goes on: its checkpoints of the inputs are added that come after the last one in the archive, those whose steps are there are skipped. They join the group that the task is in, with its condition; its
  * table and texts are written anew, and no other section changes. Of ICMA_ADD_NEW and pack.train_last: a task that goes on has its generator, and only the last train_last of its inputs are looked at.
- * ICMA_E_EXISTS for a task whose checkpoints are all there if no other task has new ones; for a new one before the task's last, or after a last one without step. ICMA_E_UNSUPPORTED for a new one whose tensors are not
+ * The last one that is skipped is decoded and compared, lest another training of the same name be passed over unnoticed.
+ * ICMA_E_EXISTS for a task whose checkpoints are all there if no other task has new ones; for one that is there, but is farther from the input of its step than is recorded; for a new one before the task's last, or after a last one without step. ICMA_E_UNSUPPORTED for a new one whose tensors are not
  * those of a group that its task is in, or if that group's generator is a network, or (tier latent) does not predict them to pack.max_error; and if ICMA_ADD_OLD cannot be had.
  */
 icma_status icma_bundle_add(const char *path, const icma_inputs *inputs, const icma_add_options *options, const struct icma_ops *ops, icma_add_result *result, icma_error *error);

@@ -367,6 +367,12 @@ class Steps(Change):
         self.assertEqual(self.add('x.icma', 'cat', '--checkpoints', 'last:1', '-n').json['skipped'], 0)
         write_adapter(self.here / 'dog' / 'checkpoint-100', lora('dog', 100, width=20))
         self.refused(6, 'dog', saying=('checkpoint-100', 'not those of dog'))
+        write_adapter(self.here / 'fox' / 'checkpoint-30', lora('fox', 30, seed=7))
+        self.refused(8, 'fox', saying=('checkpoint-30', 'another training', 'icma remove'))
+        write_adapter(self.here / 'fox' / 'checkpoint-40', lora('fox', 40, seed=7))
+        self.refused(8, 'fox', saying=('checkpoint-30', 'another training'))
+        write_adapter(self.here / 'fox' / 'checkpoint-30', lora('fox', 30, width=20))
+        self.refused(8, 'fox', saying=('checkpoint-30', 'another training'))
         self.pack_early('--generator', 'conv', '--layers', '2', '--channels', '2,2', '--latent-dim', '2')
         self.refused(6, self.five, saying='encoder')
         self.pack_early('--generator', 'none')
@@ -381,6 +387,17 @@ class Steps(Change):
         self.whole('x.icma')
         self.unpack('x.icma', '--task', 'dog')
         self.assertLessEqual(worst_errors(self.here / 'dog/checkpoint-100' / MODEL, self.here / 'out/dog/checkpoint-100' / MODEL)['dw'], 0.1)
+
+    def test_odd_ones_are_the_same(self):
+        """NaN, zeros and tensors that are kept verbatim, under every tier: what is there is known again."""
+        image = bytearray(lora('nan', 5, extra={'ids': ('I32', (3,), bytes(range(12)))}))
+        image[-8:-4] = b'\x00\x00\xc0\x7f'
+        for step in (1, 2):
+            write_adapter(self.here / 'in' / 'nan' / f'checkpoint-{step}', bytes(image))
+            write_adapter(self.here / 'in' / 'plain' / f'checkpoint-{step}', lora('plain', step))
+        for options in ((), ('--tier', 'lossless'), ('--tier', 'latent'), ('--tier', 'generate'), ('--generator', 'conv', '--layers', '2', '--channels', '2,2', '--latent-dim', '2')):
+            self.run_icma(0, 'pack', 'in', '-o', 'x.icma', '-f', '-q', *QUICK, *options)
+            self.refused(8, 'in', saying='nothing is new: 4')
 
     def test_two_groups(self):
         """A task whose rank changed on the way goes on in both of its groups."""
