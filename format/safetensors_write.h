@@ -6,7 +6,7 @@
 #ifndef ICMA_SAFETENSORS_WRITE_H
 #define ICMA_SAFETENSORS_WRITE_H
 
-#include "metadata_list.h"
+#include "metadata.h"
 #include "safetensors.h"
 
 typedef struct icma_tensor_draft {

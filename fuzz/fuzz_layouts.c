@@ -7,7 +7,7 @@
 #include "layout.h"
 #include "layout_place.h"
 #include "memory.h"
-#include "metadata_list.h"
+#include "metadata.h"
 #include "safetensors.h"
 
 #include <string.h>
