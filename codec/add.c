@@ -5,26 +5,21 @@
 #include "memory.h"
 #include "ops.h"
 #include "progress.h"
+#include "sized.h"
 
 #include <math.h>
 #include <string.h>
 
 void icma_add_options_init(icma_add_options *options, size_t size) {
     const icma_add_options standard = {.size = size, .same_tier = true};
-    memset(options, 0, size);
-    memcpy(options, &standard, size < sizeof standard ? size : sizeof standard);
+    icma_sized_fill(options, size, &standard, sizeof standard);
 }
 
 /* As in icma_pack: of a program that may have been compiled with less. */
 static icma_status take_options(const icma_add_options *options, icma_add_options *out, icma_error *error) {
     icma_add_options_init(out, sizeof *out);
-    if (options->size < ICMA_ADD_OPTIONS_LEAST || options->size > sizeof *out)
-        return icma_fail(error, ICMA_E_USAGE, NULL,
-                         "options of another libicma; start from icma_add_defaults(), and link the library "
-                         "whose header was compiled");
-    memcpy(out, options, options->size);
-    out->size = sizeof *out;
-    return ICMA_OK;
+    return icma_sized_take(out, sizeof *out, options, ICMA_ADD_OPTIONS_LEAST, "options of",
+                           "icma_add_defaults", error);
 }
 
 void icma_add_result_free(icma_add_result *result) {

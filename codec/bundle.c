@@ -2,6 +2,7 @@
 /* Reading archives: the second half of icma.h. */
 #include "bundle_inside.h"
 #include "memory.h"
+#include "sized.h"
 #include "sort.h"
 
 #include <math.h>
@@ -12,8 +13,7 @@ enum { MOST_TABLE = 1 << 28, MOST_TEXTS = 1 << 28, MOST_RECORD = 1 << 26 };
 
 void icma_limits_init(icma_limits *limits, size_t size) {
     const icma_limits standard = {size, UINT64_C(4) << 30, UINT64_C(1) << 40};
-    memset(limits, 0, size);
-    memcpy(limits, &standard, size < sizeof standard ? size : sizeof standard);
+    icma_sized_fill(limits, size, &standard, sizeof standard);
 }
 
 /* Limits as this library knows them, from a program that may have been compiled with fewer. */
@@ -21,11 +21,7 @@ static icma_status take_limits(const icma_limits *limits, icma_limits *out, icma
     icma_limits_init(out, sizeof *out);
     if (!limits)
         return ICMA_OK;
-    if (limits->size < ICMA_LIMITS_LEAST || limits->size > sizeof *out)
-        return icma_fail(error, ICMA_E_USAGE, NULL, "limits of another libicma; start from icma_limits_defaults(), and link the library whose header was compiled");
-    memcpy(out, limits, limits->size);
-    out->size = sizeof *out;
-    return ICMA_OK;
+    return icma_sized_take(out, sizeof *out, limits, ICMA_LIMITS_LEAST, "limits of", "icma_limits_defaults", error);
 }
 
 const char *icma_tier_name(icma_tier tier) {

@@ -5,6 +5,7 @@
 #include "compress.h"
 #include "memory.h"
 #include "metadata.h"
+#include "sized.h"
 
 #include <inttypes.h>
 #include <math.h>
@@ -397,20 +398,14 @@ static icma_status decode(generation *g, icma_decoded *out, icma_error *error) {
 
 void icma_generation_init(icma_generation *what, size_t size) {
     const icma_generation standard = {.size = size, .like = SIZE_MAX};
-    memset(what, 0, size);
-    memcpy(what, &standard, size < sizeof standard ? size : sizeof standard);
+    icma_sized_fill(what, size, &standard, sizeof standard);
 }
 
 /* As this library knows it, from a program that may have been compiled with less. */
 static icma_status take_what(const icma_generation *what, icma_generation *out, icma_error *error) {
     icma_generation_init(out, sizeof *out);
-    if (what->size < ICMA_GENERATION_LEAST || what->size > sizeof *out)
-        return icma_fail(error, ICMA_E_USAGE, NULL,
-                         "what to generate is from another libicma; start from icma_generation_defaults(), "
-                         "and link the library whose header was compiled");
-    memcpy(out, what, what->size);
-    out->size = sizeof *out;
-    return ICMA_OK;
+    return icma_sized_take(out, sizeof *out, what, ICMA_GENERATION_LEAST, "what to generate is from",
+                           "icma_generation_defaults", error);
 }
 
 icma_status icma_bundle_generate(icma_bundle *b, const icma_generation *what, icma_decoded *out,

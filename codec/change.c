@@ -3,14 +3,14 @@
 
 #include "memory.h"
 #include "progress.h"
+#include "sized.h"
 #include "sort.h"
 
 #include <string.h>
 
 void icma_change_options_init(icma_change_options *options, size_t size) {
     const icma_change_options standard = {.size = size};
-    memset(options, 0, size);
-    memcpy(options, &standard, size < sizeof standard ? size : sizeof standard);
+    icma_sized_fill(options, size, &standard, sizeof standard);
 }
 
 icma_status icma_change_take_options(const icma_change_options *options, icma_change_options *out,
@@ -18,14 +18,8 @@ icma_status icma_change_take_options(const icma_change_options *options, icma_ch
     icma_change_options_init(out, sizeof *out);
     if (!options)
         return ICMA_OK;
-    if (options->size < ICMA_CHANGE_OPTIONS_LEAST || options->size > sizeof *out)
-        return icma_fail(
-            error, ICMA_E_USAGE, NULL,
-            "options of another libicma; start from icma_change_defaults(), and link the library "
-            "whose header was compiled");
-    memcpy(out, options, options->size);
-    out->size = sizeof *out;
-    return ICMA_OK;
+    return icma_sized_take(out, sizeof *out, options, ICMA_CHANGE_OPTIONS_LEAST, "options of",
+                           "icma_change_defaults", error);
 }
 
 static icma_status no_memory(icma_error *error) {

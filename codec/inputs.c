@@ -11,6 +11,7 @@
 #include "input_shards.h"
 #include "memory.h"
 #include "safetensors.h"
+#include "sized.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -583,8 +584,7 @@ static icma_status find_path(icma_finder *f, const char *path) {
 void icma_input_options_init(icma_input_options *options, size_t size) {
     const icma_input_options standard = {
         .size = size, .standard_input = -1, .most_bytes = UINT64_C(16) << 30, .most_members = 100000};
-    memset(options, 0, size);
-    memcpy(options, &standard, size < sizeof standard ? size : sizeof standard);
+    icma_sized_fill(options, size, &standard, sizeof standard);
 }
 
 icma_status icma_inputs_find(const char *const *paths, size_t path_count, icma_inputs *out,
@@ -599,12 +599,10 @@ icma_status icma_inputs_find_with(const char *const *paths, size_t path_count,
     icma_error ignored = {0};
     icma_input_options own = icma_input_defaults();
     icma_finder f = {.options = &own, .error = error ? error : &ignored};
-    if (options->size < ICMA_INPUT_OPTIONS_LEAST || options->size > sizeof own)
-        return icma_fail(error, ICMA_E_USAGE, NULL,
-                         "options of another libicma; start from icma_input_defaults(), and link the library "
-                         "whose header was compiled");
-    memcpy(&own, options, options->size);
-    icma_status status = ICMA_OK;
+    icma_status status = icma_sized_take(&own, sizeof own, options, ICMA_INPUT_OPTIONS_LEAST, "options of",
+                                         "icma_input_defaults", error);
+    if (status)
+        return status;
     for (size_t i = 0; i < path_count && status == ICMA_OK; i++)
         status = find_path(&f, paths[i]);
     if (status == ICMA_OK)

@@ -3,6 +3,7 @@
 
 #include "file.h"
 #include "memory.h"
+#include "sized.h"
 
 #include <math.h>
 #include <stdarg.h>
@@ -29,19 +30,16 @@ bool icma_layout_from_name(const char *name, icma_layout *out) {
 
 void icma_layout_options_init(icma_layout_options *options, size_t size) {
     const icma_layout_options standard = {.size = size, .layout = ICMA_LAYOUT_ORIGINAL, .dtype = ICMA_F32};
-    memset(options, 0, size);
-    memcpy(options, &standard, size < sizeof standard ? size : sizeof standard);
+    icma_sized_fill(options, size, &standard, sizeof standard);
 }
 
 static icma_status take_options(const icma_layout_options *options, icma_layout_options *out,
                                 icma_error *error) {
-    if (options->size < ICMA_LAYOUT_OPTIONS_LEAST || options->size > sizeof *out)
-        return icma_fail(error, ICMA_E_USAGE, NULL,
-                         "layout options of another libicma; start from icma_layout_defaults(), and link the "
-                         "library whose header was compiled");
     icma_layout_options_init(out, sizeof *out);
-    memcpy(out, options, options->size);
-    out->size = sizeof *out;
+    icma_status status = icma_sized_take(out, sizeof *out, options, ICMA_LAYOUT_OPTIONS_LEAST,
+                                         "layout options of", "icma_layout_defaults", error);
+    if (status)
+        return status;
     if (out->layout > ICMA_LAYOUT_KOHYA || (out->cast && !icma_dtype_is_modelled(out->dtype)))
         return icma_fail(error, ICMA_E_USAGE, NULL,
                          "a layout option is out of range; start from icma_layout_defaults()");

@@ -8,6 +8,7 @@
 #include "conv_train.h"
 #include "memory.h"
 #include "progress.h"
+#include "sized.h"
 #include "soup.h"
 #include "training_file.h"
 
@@ -25,18 +26,13 @@ enum {
 void icma_pack_options_init(icma_pack_options *options, size_t size) {
     const icma_pack_options standard = {.size = size, .tier = ICMA_TIER_BOUNDED, .bound = {ICMA_BOUND_DW, 0x1.999998p-4F /* the f32 below 0.1 */}, .restart = 50, .explain = ICMA_AUTO, .max_error = 0.05, .loss = ICMA_LOSS_WATER_LEVEL, .kld_weight = 0.005,
                                .latent_dim = 16, .batch = 32, .learning_rate = 2e-3, .layers = 12, .kernel = 7, .save_seconds = 60, .seed = 1, .precision = "f32"};
-    memset(options, 0, size);
-    memcpy(options, &standard, size < sizeof standard ? size : sizeof standard);
+    icma_sized_fill(options, size, &standard, sizeof standard);
 }
 
 /* Options as this library knows them, from a program that may have been compiled with fewer. */
 icma_status icma_pack_take_options(const icma_pack_options *options, icma_pack_options *out, icma_error *error) {
-    if (options->size < ICMA_PACK_OPTIONS_LEAST || options->size > sizeof *out)
-        return icma_fail(error, ICMA_E_USAGE, NULL, "pack options of another libicma; start from icma_pack_defaults(), and link the library whose header was compiled");
     icma_pack_options_init(out, sizeof *out);
-    memcpy(out, options, options->size);
-    out->size = sizeof *out;
-    return ICMA_OK;
+    return icma_sized_take(out, sizeof *out, options, ICMA_PACK_OPTIONS_LEAST, "pack options of", "icma_pack_defaults", error);
 }
 
 bool icma_choice_is_network(icma_generator_choice generator) {
