@@ -115,11 +115,7 @@ static icma_status read_options(const add_arguments *a, wishes *w, icma_error *e
     w->change.dry_run = a->dry_run;
     w->change.progress = cli_progress_hooks();
     w->pack = icma_pack_defaults();
-    w->limits = icma_limits_defaults();
-    if (a->decoding.max_output.given)
-        w->limits.max_output = a->decoding.max_output.value;
-    if (a->decoding.max_work.given)
-        w->limits.max_work = a->decoding.max_work.value;
+    w->limits = cli_limits(&a->decoding);
     w->add = icma_add_defaults();
     w->add.change = &w->change;
     w->add.pack = &w->pack;

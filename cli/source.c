@@ -92,19 +92,24 @@ void cli_bundle_explain(const icma_bundle *bundle, const char *path, const cli_d
         cli_detail("device", "%s, as asked for", decoding->scalar ? "reference" : decoding->device);
 }
 
+icma_limits cli_limits(const cli_decoding *decoding) {
+    icma_limits limits = icma_limits_defaults();
+    if (decoding->max_output.given)
+        limits.max_output = decoding->max_output.value;
+    if (decoding->max_work.given)
+        limits.max_work = decoding->max_work.value;
+    return limits;
+}
+
 icma_status cli_bundle_open(const cli_list *operands, const cli_decoding *decoding, icma_bundle **bundle,
                             char **path, icma_error *error) {
     const char *device = decoding->scalar ? "reference" : is_auto(decoding) ? "cpu" : decoding->device;
-    icma_limits limits = icma_limits_defaults();
+    const icma_limits limits = cli_limits(decoding);
     const struct icma_ops *ops = NULL;
     *bundle = NULL;
     *path = NULL;
     if (decoding->scalar && decoding->device)
         return icma_fail(error, ICMA_E_USAGE, NULL, "--scalar computes on the CPU; leave out --device");
-    if (decoding->max_output.given)
-        limits.max_output = decoding->max_output.value;
-    if (decoding->max_work.given)
-        limits.max_work = decoding->max_work.value;
     icma_status status;
     if (operands->count > 0) {
         *path = icma_copy_string(operands->items[0]);

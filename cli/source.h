@@ -25,6 +25,8 @@ typedef struct cli_decoding {
         CLI_ROW(CLI_WHOLE, 0, "max-work", "N", offsetof(type, member.max_work),                              \
                 "refuse an adapter that takes more than N multiply-adds\n(default 2^40)")
 
+/* Those that were given, else the defaults. */
+icma_limits cli_limits(const cli_decoding *decoding);
 /* Opens operands[0] or, without operands, the one .icma file in the current folder, on the device that was
  * named, else on the CPU. *path is owned by the caller (icma_free). */
 icma_status cli_bundle_open(const cli_list *operands, const cli_decoding *decoding, icma_bundle **bundle,

@@ -229,3 +229,19 @@ void support_limit_memory(support_budget *budget) {
     const icma_allocator limited = {spend, release, budget};
     icma_memory_set_allocator(budget ? &limited : NULL);
 }
+
+void support_fail_each_allocation(icma_status (*work)(void), size_t least, size_t most) {
+    for (size_t k = 0; k < most; k++) {
+        support_budget budget = {.left = k};
+        support_limit_memory(&budget);
+        icma_status status = work();
+        support_limit_memory(NULL);
+        assert_int_equal(budget.live, 0);
+        if (status == ICMA_OK) {
+            assert_true(k > least);
+            return;
+        }
+        assert_int_equal(status, ICMA_E_MEMORY);
+    }
+    fail_msg("it never succeeds");
+}

@@ -74,5 +74,8 @@ typedef struct support_budget {
     size_t left, live;
 } support_budget;
 void support_limit_memory(support_budget *budget);
+/* Runs `work` with 0, 1, 2, ... allocations until it succeeds, which takes more than `least` and less than
+ * `most`: before that it fails for want of memory, and it never leaves any behind. */
+void support_fail_each_allocation(icma_status (*work)(void), size_t least, size_t most);
 
 #endif

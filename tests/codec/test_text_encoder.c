@@ -158,19 +158,7 @@ static icma_status whole(void) {
 
 static void test_memory(void **state) {
     (void)state;
-    for (size_t k = 0; k < 5000; k++) {
-        support_budget budget = {.left = k};
-        support_limit_memory(&budget);
-        icma_status status = whole();
-        support_limit_memory(NULL);
-        assert_int_equal(budget.live, 0);
-        if (status == ICMA_OK) {
-            assert_true(k > 100);
-            return;
-        }
-        assert_int_equal(status, ICMA_E_MEMORY);
-    }
-    fail_msg("it never succeeds");
+    support_fail_each_allocation(whole, 100, 5000);
 }
 
 int main(void) {
